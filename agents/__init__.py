@@ -1,0 +1,1 @@
+"""RL algorithms that learn in textenv's environments, one a file."""

@@ -1,0 +1,1 @@
+"""Language models: causal language models with a prefix cache, value heads, and the bundled checkpoint."""
