@@ -1,0 +1,429 @@
+"""Phase 1 of RLHF: pre-train a small causal language model on text files, then fine-tune it on prompts and answers.
+
+Both write a folder in Hugging Face format (safetensors, tokenizer) and can be killed at any moment: started again with
+the same settings they go on from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from textenv.types import IntArray, TextEnvError
+
+__all__ = ["PretrainConfig", "SftConfig", "pretrain", "read_texts", "sft", "train_tokenizer"]
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+_IGNORE = -100  # the label that cross_entropy leaves out
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Input ids, attention mask and next-token labels, each ``(batch, time)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainConfig:
+    """Settings of ``textenv pretrain``.
+
+    Attributes:
+        files: Text to learn: ``.txt`` (documents between blank lines) or ``.jsonl`` (``text``, or ``prompt`` and
+            ``completion``). A file named twice counts twice.
+        out: Folder of the model; checkpoints go into its ``checkpoints``.
+        tokenizer_files: Text that the tokenizer is trained on; the same files if empty.
+        vocab_size: Entries of the byte-level BPE vocabulary, special tokens included.
+        hidden_size: Width of the model.
+        intermediate_size: Width inside its feed-forward layers.
+        layers: Number of blocks.
+        heads: Attention heads a block.
+        context: Tokens a training sequence.
+        max_position: Longest sequence that the model's configuration allows.
+        batch_size: Sequences a step.
+        epochs: Passes over the text.
+        learning_rate: Peak; linear warm-up, then linear decay to zero.
+        warmup: Share of the steps spent warming up.
+        weight_decay: Of the matrices, decoupled (AdamW).
+        precision: ``"bfloat16"`` runs the forward pass in it; ``"auto"`` where the device multiplies it natively.
+        save_dtype: Data type of the saved weights.
+        checkpoint_every: Steps between checkpoints.
+        seed: Seeds the weights and the order of the text.
+        device: Where to train.
+    """
+
+    files: tuple[Path, ...]
+    out: Path
+    tokenizer_files: tuple[Path, ...] = ()
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    intermediate_size: int = 640
+    layers: int = 4
+    heads: int = 4
+    context: int = 128
+    max_position: int = 512
+    batch_size: int = 16
+    epochs: float = 2.0
+    learning_rate: float = 2e-3
+    warmup: float = 0.02
+    weight_decay: float = 0.1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    checkpoint_every: int = 500
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class SftConfig:
+    """Settings of ``textenv sft``: supervised fine-tuning, with the loss on the completion only.
+
+    Attributes:
+        model: Folder or Hugging Face id to start from.
+        files: ``.jsonl`` files with ``prompt`` and ``completion``.
+        out: Folder of the fine-tuned model.
+        validation: ``.jsonl`` file to measure the loss on after each epoch.
+        epochs: Passes over the pairs.
+        batch_size: Pairs a step.
+        learning_rate: Peak; linear warm-up, then linear decay to zero.
+        warmup: Share of the steps spent warming up.
+        weight_decay: Of the matrices, decoupled (AdamW).
+        max_tokens: Pairs are cut after so many tokens.
+        precision: ``"bfloat16"`` runs the forward pass in it; ``"auto"`` where the device multiplies it natively.
+        save_dtype: Data type of the saved weights.
+        checkpoint_every: Steps between checkpoints.
+        seed: Seeds the order of the pairs.
+        device: Where to train.
+    """
+
+    model: str
+    files: tuple[Path, ...]
+    out: Path
+    validation: Path | None = None
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    warmup: float = 0.03
+    weight_decay: float = 0.1
+    max_tokens: int = 256
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    checkpoint_every: int = 200
+    seed: int = 0
+    device: str = "cpu"
+
+
+def read_texts(files: Sequence[Path]) -> Iterator[str]:
+    """Yield the documents of ``.txt`` files (between blank lines) and ``.jsonl`` files (``text``, or a pair).
+
+    Raises:
+        TextEnvError: A file is missing, of another kind, or has a line without these keys.
+    """
+    for path in files:
+        if not path.is_file():
+            raise TextEnvError(f"{path} is not a file; expected .txt or .jsonl files.")
+        content = path.read_text("utf-8")
+        if path.suffix == ".txt":
+            yield from (part.strip() for part in content.split("\n\n") if part.strip())
+        elif path.suffix == ".jsonl":
+            for prompt, completion in _read_pairs(path, content):
+                yield prompt + completion
+        else:
+            raise TextEnvError(f"{path}: cannot read files of kind {path.suffix!r}; expected .txt or .jsonl.")
+
+
+def _read_pairs(path: Path, content: str) -> Iterator[tuple[str, str]]:
+    """Yield prompt and completion of each line; a line with ``text`` has an empty prompt."""
+    for number, line in enumerate(content.splitlines(), start=1):
+        row: Any = json.loads(line) if line.strip() else {"text": ""}
+        if isinstance(row, dict) and isinstance(row.get("text"), str):
+            yield "", row["text"]
+        elif isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
+            yield row["prompt"], row["completion"]
+        else:
+            raise TextEnvError(
+                f"{path}, line {number}: {line[:80]!r}; expected an object with the string 'text', or with the "
+                "strings 'prompt' and 'completion'."
+            )
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer that puts the end-of-sequence token, also its BOS, before every text.
+
+    Args:
+        texts: What to learn the merges from.
+        vocab_size: Entries, the 256 bytes and two special tokens included.
+
+    Raises:
+        TextEnvError: ``vocab_size`` has no room for the bytes.
+    """
+    if vocab_size < 258:
+        raise TextEnvError(f"vocab_size={vocab_size}: a byte-level vocabulary needs at least 258 entries.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train a Llama-shaped model from nothing by next-token prediction, and save it with its tokenizer.
+
+    Documents are joined with the end-of-sequence token between them and cut into sequences of ``context`` tokens.
+
+    Returns:
+        The model's folder, ``config.out``.
+
+    Raises:
+        TextEnvError: The files hold too little text for one batch, or cannot be read.
+    """
+    torch.manual_seed(config.seed)
+    config.out.mkdir(parents=True, exist_ok=True)
+    if (config.out / "tokenizer.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(config.out)
+    else:
+        tokenizer = train_tokenizer(read_texts(config.tokenizer_files or config.files), config.vocab_size)
+        tokenizer.save_pretrained(config.out)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.max_position,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    stream = _token_stream(tokenizer, read_texts(config.files))
+    width = config.context + 1
+    per_epoch = len(stream) // width
+    if per_epoch < config.batch_size:
+        raise TextEnvError(
+            f"The files hold {len(stream):,} tokens, too few for one batch of {config.batch_size} x {width}. "
+            "Give more text, or lower batch_size or context."
+        )
+    steps = int(config.epochs * per_epoch) // config.batch_size
+
+    def batch(step: int) -> Batch:
+        picks = range(step * config.batch_size, (step + 1) * config.batch_size)
+        rows = []
+        for pick in picks:
+            epoch, index = divmod(pick, per_epoch)
+            rng = np.random.default_rng((config.seed, epoch))
+            offset = int(rng.integers(0, len(stream) - per_epoch * width + 1))
+            start = offset + int(_permutation(config.seed, epoch, per_epoch)[index]) * width
+            rows.append(stream[start : start + width])
+        window = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return window[:, :-1], torch.ones_like(window[:, :-1]), window[:, 1:]
+
+    _optimise(model, batch, steps, config, "pretrain")
+    return _save(model, tokenizer, config)
+
+
+def sft(config: SftConfig) -> Path:
+    """Fine-tune a causal language model on prompt/completion pairs, with the loss on the completion only.
+
+    The completion is followed by the end-of-sequence token, which is learnt too. Prompt and completion are encoded
+    apart, as the environment does, so that no token spans the two.
+
+    Returns:
+        The model's folder, ``config.out``.
+
+    Raises:
+        TextEnvError: A file cannot be read or holds no pairs.
+    """
+    torch.manual_seed(config.seed)
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    if tokenizer.eos_token_id is None:
+        raise TextEnvError(f"The tokenizer of {config.model!r} has no end-of-sequence token to teach; set eos_token.")
+    pairs = _encode_pairs(tokenizer, config.files, config.max_tokens)
+    held_out = _encode_pairs(tokenizer, (config.validation,), config.max_tokens) if config.validation else []
+    if not pairs:
+        raise TextEnvError(f"files={[str(path) for path in config.files]}: they hold no prompt/completion pairs.")
+    per_epoch = math.ceil(len(pairs) / config.batch_size)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def batch(step: int) -> Batch:
+        epoch, index = divmod(step, per_epoch)
+        order = _permutation(config.seed, epoch, len(pairs))
+        return _collate([pairs[i] for i in order[index * config.batch_size : (index + 1) * config.batch_size]], pad)
+
+    def after(step: int) -> str:
+        if not held_out or step % per_epoch:
+            return ""
+        batches = [_collate(held_out[i : i + 64], pad) for i in range(0, len(held_out), 64)]
+        return f"validation {_mean_loss(model, batches):.4f}"
+
+    _optimise(model, batch, per_epoch * config.epochs, config, "sft", after)
+    return _save(model, tokenizer, config)
+
+
+def _token_stream(tokenizer: Any, texts: Iterator[str]) -> IntArray:
+    parts: list[IntArray] = []
+    chunk: list[str] = []
+
+    def flush() -> None:  # the tokenizer puts the end-of-sequence token before each document
+        parts.extend(np.asarray(ids, dtype=np.int64) for ids in tokenizer(chunk)["input_ids"])
+        chunk.clear()
+
+    for text in texts:
+        chunk.append(text)
+        if len(chunk) == 1000:
+            flush()
+    if chunk:
+        flush()
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+_PERMUTATIONS: dict[tuple[int, int, int], IntArray] = {}
+
+
+def _permutation(seed: int, epoch: int, size: int) -> IntArray:
+    key = (seed, epoch, size)
+    if key not in _PERMUTATIONS:
+        _PERMUTATIONS.clear()
+        _PERMUTATIONS[key] = np.random.default_rng((seed, epoch, size)).permutation(size)
+    return _PERMUTATIONS[key]
+
+
+def _encode_pairs(tokenizer: Any, files: Sequence[Path], max_tokens: int) -> list[tuple[list[int], int]]:
+    """Return token ids of prompt, completion and end, and how many of them are the prompt's (labels start there)."""
+    encoded = []
+    for path in files:
+        if not path.is_file() or path.suffix != ".jsonl":
+            raise TextEnvError(f"{path}: expected a .jsonl file with 'prompt' and 'completion' on every line.")
+        for prompt, completion in _read_pairs(path, path.read_text("utf-8")):
+            start = tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]
+            rest = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            encoded.append(((start + rest)[:max_tokens], len(start)))
+    return encoded
+
+
+def _collate(pairs: Sequence[tuple[list[int], int]], pad: int) -> Batch:
+    longest = max(len(ids) for ids, _ in pairs)
+    inputs = torch.full((len(pairs), longest - 1), pad)
+    mask = torch.zeros_like(inputs)
+    labels = torch.full_like(inputs, _IGNORE)
+    for row, (ids, prompt_length) in enumerate(pairs):
+        length = len(ids) - 1
+        inputs[row, :length] = torch.tensor(ids[:-1])
+        mask[row, :length] = 1
+        labels[row, prompt_length - 1 : length] = torch.tensor(ids[prompt_length:])
+    return inputs, mask, labels
+
+
+def _loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
+    inputs, mask, labels = (tensor.to(device) for tensor in batch)
+    packed = None if bool(mask.all()) else mask  # without padding the causal kernel needs no mask
+    logits = model(input_ids=inputs, attention_mask=packed, use_cache=False).logits
+    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORE)
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
+    device = next(model.parameters()).device
+    counts = [int((labels != _IGNORE).sum()) for _, _, labels in batches]
+    total = sum(float(_loss(model, batch, device)) * count for batch, count in zip(batches, counts, strict=True))
+    return total / sum(counts)
+
+
+def _optimise(
+    model: nn.Module,
+    batch: Callable[[int], Batch],
+    steps: int,
+    config: PretrainConfig | SftConfig,
+    name: str,
+    after: Callable[[int], str] = lambda step: "",
+) -> None:
+    device = torch.device(config.device)
+    model.to(device).train()
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(0.9, 0.95),
+    )
+    checkpoints = config.out / "checkpoints"
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    done = 0
+    if path := latest_checkpoint(checkpoints):
+        state = load_checkpoint(path, modules={"model": model}, optimizer=optimizer)
+        if state["config"] != settings:
+            changed = sorted(key for key, value in settings.items() if state["config"].get(key) != value)
+            raise TextEnvError(
+                f"{config.out} holds an unfinished run with other settings ({', '.join(changed)} differ). Start it "
+                "again with those it was started with, or give this one another folder."
+            )
+        done = state["step"]
+    half = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies_bfloat16(device))
+    warmup = max(1, int(config.warmup * steps))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
+        task = progress.add_task(name, total=steps, completed=done, note="")
+        average, tokens, started = 0.0, 0, time.perf_counter()
+        for step in range(done, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
+            current = batch(step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss = _loss(model, current, device)
+            if not torch.isfinite(loss):
+                raise TextEnvError(f"The loss is {float(loss)} at step {step}; lower learning_rate and start again.")
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            average += (float(loss.detach()) - average) / min(step - done + 1, 100)
+            tokens += int(current[1].sum())
+            speed = tokens / (time.perf_counter() - started)
+            note = after(step + 1)
+            if note:
+                progress.console.print(f"{name}: step {step + 1}, training loss {average:.4f}, {note}")
+            progress.update(task, advance=1, note=f"loss {average:.3f}, {speed:,.0f} tokens/s")
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+                save_checkpoint(
+                    checkpoints, step + 1, modules={"model": model}, optimizer=optimizer, state={"config": settings}
+                )
+                if not progress.console.is_terminal:
+                    progress.console.print(f"{name}: step {step + 1}/{steps}, loss {average:.4f}, {speed:,.0f} tokens/s")
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features = getattr(torch.cpu, "get_capabilities", dict)()  # torch >= 2.12
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False
+
+
+def _save(model: Any, tokenizer: Any, config: PretrainConfig | SftConfig) -> Path:
+    model.eval().to("cpu", getattr(torch, config.save_dtype)).save_pretrained(config.out)
+    tokenizer.save_pretrained(config.out)
+    return config.out
