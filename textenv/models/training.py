@@ -411,7 +411,9 @@ def _optimise(
                     checkpoints, step + 1, modules={"model": model}, optimizer=optimizer, state={"config": settings}
                 )
                 if not progress.console.is_terminal:
-                    progress.console.print(f"{name}: step {step + 1}/{steps}, loss {average:.4f}, {speed:,.0f} tokens/s")
+                    progress.console.print(
+                        f"{name}: step {step + 1}/{steps}, loss {average:.4f}, {speed:,.0f} tokens/s"
+                    )
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

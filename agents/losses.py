@@ -1,0 +1,122 @@
+"""Losses and advantages as pure functions of tensors; each cites its source and has a numeric oracle in the tests."""
+
+from __future__ import annotations
+
+import torch
+
+from textenv.types import TextEnvError
+
+__all__ = ["approximate_kl", "clip_fraction", "clipped_policy_loss", "clipped_value_loss", "gae", "masked_whiten"]
+
+
+def gae(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    bootstrap: torch.Tensor,
+    *,
+    gamma: float,
+    lam: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16) over episodes padded on the right.
+
+    ``delta_t = r_t + gamma * V_{t+1} - V_t``; ``V`` beyond the last step is ``bootstrap``: 0 where the episode
+    terminated, the value of the last state where it was truncated.
+
+    Args:
+        rewards: Shape ``(batch, time)``.
+        values: ``V(s_t)``, shape ``(batch, time)``.
+        mask: True at real steps, a prefix of each row, shape ``(batch, time)``.
+        bootstrap: Shape ``(batch,)``.
+        gamma: Discount.
+        lam: Bias-variance trade-off, 1 for Monte-Carlo returns.
+
+    Returns:
+        Advantages, and returns (advantage plus value), both ``(batch, time)`` and 0 at padding.
+
+    Raises:
+        TextEnvError: The shapes do not agree.
+    """
+    _same_shape(rewards=rewards, values=values, mask=mask)
+    advantages = torch.zeros_like(rewards)
+    carried = torch.zeros_like(bootstrap)
+    next_value = bootstrap
+    for t in reversed(range(rewards.shape[1])):
+        real = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        carried = torch.where(real, delta + gamma * lam * carried, carried)
+        next_value = torch.where(real, values[:, t], next_value)
+        advantages[:, t] = torch.where(real, carried, 0.0)
+    return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def masked_whiten(values: torch.Tensor, mask: torch.Tensor, *, epsilon: float = 1e-8) -> torch.Tensor:
+    """Shift and scale the masked entries to mean 0 and (population) variance 1; the others become 0.
+
+    Args:
+        values: Any shape.
+        mask: True where an entry counts, the same shape.
+        epsilon: Added to the standard deviation.
+    """
+    _same_shape(values=values, mask=mask)
+    chosen = values[mask]
+    centred = values - chosen.mean()
+    return torch.where(mask, centred / (chosen.std(correction=0) + epsilon), 0.0)
+
+
+def clipped_policy_loss(
+    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7) as a loss for every token.
+
+    Args:
+        log_probs: log pi of the actions now, shape ``(tokens,)``.
+        old_log_probs: log pi when they were drawn, shape ``(tokens,)``.
+        advantages: Shape ``(tokens,)``.
+        clip: Width epsilon of the trust region of the ratio.
+
+    Returns:
+        ``max(-A * ratio, -A * clip(ratio, 1 - epsilon, 1 + epsilon))``, shape ``(tokens,)``.
+    """
+    _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    ratio = (log_probs - old_log_probs).exp()
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+def clipped_value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float | None
+) -> torch.Tensor:
+    """Squared error of the values, pessimistic about moves beyond ``clip`` (Schulman et al. 2016's code), halved.
+
+    Args:
+        values: ``V(s)`` now, shape ``(tokens,)``.
+        old_values: ``V(s)`` when the episode was written, shape ``(tokens,)``.
+        returns: Targets, shape ``(tokens,)``.
+        clip: Width of the range around ``old_values``; None for the plain squared error.
+
+    Returns:
+        ``max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2``, shape ``(tokens,)``.
+    """
+    _same_shape(values=values, old_values=old_values, returns=returns)
+    error = (values - returns) ** 2
+    if clip is not None:
+        clipped = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - returns) ** 2)
+    return 0.5 * error
+
+
+def approximate_kl(log_probs: torch.Tensor, old_log_probs: torch.Tensor) -> torch.Tensor:
+    """KL of the new from the old policy by ``r - 1 - log r`` (Schulman 2020), in nats for every token."""
+    log_ratio = log_probs - old_log_probs
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def clip_fraction(log_probs: torch.Tensor, old_log_probs: torch.Tensor, clip: float) -> torch.Tensor:
+    """Share of the tokens whose ratio lies outside ``1 - clip .. 1 + clip``, a scalar."""
+    return (((log_probs - old_log_probs).exp() - 1).abs() > clip).float().mean()
+
+
+def _same_shape(**tensors: torch.Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) != 1:
+        raise TextEnvError(f"Shapes differ: {shapes}; expected them to be the same.")

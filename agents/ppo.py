@@ -1,0 +1,412 @@
+"""Token-level proximal policy optimisation (Schulman et al. 2017), as RLHF uses it (Ziegler et al. 2019).
+
+An iteration writes one episode in every row of a vector environment, through ``reset`` and ``step`` alone, and then
+makes a few passes over these episodes. The KL penalty is in the reward that the environment pays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import nn
+
+from textenv.agents.losses import (
+    approximate_kl,
+    clip_fraction,
+    clipped_policy_loss,
+    clipped_value_loss,
+    gae,
+    masked_whiten,
+)
+from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from textenv.files import write_atomically
+from textenv.models.causal_lm import CausalLM
+from textenv.models.policy import TextPolicy
+from textenv.rollouts import Rollout, collect, text_env, vectorise
+from textenv.types import IntArray, Observation, TextEnvError
+
+__all__ = ["PPO", "PPOConfig"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+Progress = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PPOConfig:
+    """Settings of PPO.
+
+    Attributes:
+        learning_rate: Of Adam, at the start.
+        lr_schedule: How it falls to zero over ``learn``'s steps: ``"constant"`` (not), ``"linear"`` or ``"cosine"``.
+        adam_epsilon: Of Adam.
+        weight_decay: Decoupled (AdamW).
+        epochs: Passes over the episodes of an iteration.
+        minibatch_size: Episodes an update; None for all.
+        micro_batch_size: Episodes a forward pass, their gradients accumulated; None for the whole minibatch.
+        clip: Width of the trust region of the probability ratio.
+        value: Where values come from: a ``"head"`` on the policy's trunk, a ``"model"`` of its own, or ``"none"``.
+        value_coef: Weight of the value loss.
+        value_clip: Width of the range a value may move before its loss stops rewarding it; None for no limit.
+        entropy_coef: Weight of an entropy bonus.
+        gamma: Discount.
+        lam: Lambda of generalised advantage estimation.
+        whiten_advantages: Shift and scale an iteration's advantages to mean 0 and variance 1.
+        max_grad_norm: Gradients are scaled down to this norm.
+        target_kl: Stop an iteration's passes once the new policy is this far from the old one, in nats a token.
+        precision: ``"bfloat16"`` trains in mixed precision; ``"auto"`` does so on GPUs that have it.
+        seed: Seeds actions, minibatches and the environment.
+    """
+
+    learning_rate: float = 3e-4
+    lr_schedule: Schedule = "linear"
+    adam_epsilon: float = 1e-5
+    weight_decay: float = 0.0
+    epochs: int = 2
+    minibatch_size: int | None = None
+    micro_batch_size: int | None = None
+    clip: float = 0.2
+    value: Literal["head", "model", "none"] = "head"
+    value_coef: float = 0.1
+    value_clip: float | None = 0.2
+    entropy_coef: float = 0.0
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_advantages: bool = True
+    max_grad_norm: float = 1.0
+    target_kl: float | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name in ("learning_rate", "adam_epsilon", "clip", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise TextEnvError(f"{name}={getattr(self, name)}: expected a finite number above 0.")
+        for name in ("weight_decay", "value_coef", "entropy_coef"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TextEnvError(f"{name}={getattr(self, name)}: expected a finite number of at least 0.")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TextEnvError(f"{name}={getattr(self, name)}: expected a number from 0 to 1.")
+        for name in ("epochs", "minibatch_size", "micro_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise TextEnvError(f"{name}={getattr(self, name)}: expected a whole number of at least 1.")
+        for name in ("value_clip", "target_kl"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise TextEnvError(f"{name}={getattr(self, name)}: expected a number above 0, or None.")
+        for name, choices in (("lr_schedule", get_args(Schedule)), ("value", ("head", "model", "none"))):
+            if getattr(self, name) not in choices:
+                raise TextEnvError(f"{name}={getattr(self, name)!r}: expected one of {list(choices)}.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise TextEnvError(f"precision={self.precision!r}: expected 'auto', 'float32' or 'bfloat16'.")
+
+
+class PPO:
+    """Learns to act in a text environment.
+
+    Attributes:
+        policy: What it learns.
+        steps: Tokens written so far.
+        iterations: Iterations done so far.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any], config: PPOConfig | None = None) -> None:
+        """Start from a copy of the environment's reference model.
+
+        Args:
+            env: A text environment: single, or vectorised with ``AutoresetMode.DISABLED``.
+            config: Settings; None for the defaults.
+
+        Raises:
+            TextEnvError: The environment is of another kind.
+        """
+        self.config = config = config or PPOConfig()
+        self.envs = vectorise(env)
+        base = text_env(self.envs)
+        torch.manual_seed(config.seed)
+        self.policy = TextPolicy(base.reference, value=config.value, temperature=base.settings.temperature)
+        device = base.reference.device
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), config.learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay
+        )
+        self.steps = 0
+        self.iterations = 0
+        self._generator = torch.Generator(device).manual_seed(config.seed)
+        self._shuffle = torch.Generator().manual_seed(config.seed)
+        self._seeded = False
+        half = config.precision == "bfloat16" or (
+            config.precision == "auto"
+            and device.type == "cuda"
+            and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+        self._precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
+            (lambda: torch.autocast(device.type, torch.bfloat16)) if half else contextlib.nullcontext
+        )
+
+    def learn(
+        self,
+        total_steps: int,
+        *,
+        progress: Progress | None = None,
+        checkpoints: Path | None = None,
+        checkpoint_every: int = 5,
+    ) -> PPO:
+        """Learn until ``total_steps`` tokens are written, in all calls together.
+
+        Args:
+            total_steps: Tokens; the iteration that reaches them is finished.
+            progress: Called after each iteration with the tokens so far and the metrics.
+            checkpoints: Folder to keep the last checkpoint in; a run that finds one there goes on from it, with the
+                numbers of a run that was never stopped.
+            checkpoint_every: Iterations between checkpoints.
+
+        Returns:
+            Itself.
+        """
+        if total_steps < 1 or checkpoint_every < 1:
+            raise TextEnvError(f"total_steps={total_steps}, checkpoint_every={checkpoint_every}: expected at least 1.")
+        if checkpoints is not None:
+            self.resume(checkpoints, total_steps)
+        while self.steps < total_steps:
+            began = time.perf_counter()
+            rate = self._schedule(self.steps / total_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            seed = None if self._seeded else self.config.seed
+            self._seeded = True
+            rollout = collect(self.envs, self.policy, self._generator, seed=seed)
+            wrote = time.perf_counter()
+            losses = self.update(rollout)
+            self.steps += rollout.tokens
+            self.iterations += 1
+            metrics = {
+                **_describe(rollout),
+                "objective/kl_coef": text_env(self.envs).kl_coef,
+                **losses,
+                "train/learning_rate": rate,
+                "time/iterations": float(self.iterations),
+                "time/tokens_per_second": rollout.tokens / (time.perf_counter() - began),
+                "time/rollout_seconds": wrote - began,
+                "time/update_seconds": time.perf_counter() - wrote,
+            }
+            if progress is not None:
+                progress(self.steps, metrics)
+            if checkpoints is not None and (self.iterations % checkpoint_every == 0 or self.steps >= total_steps):
+                self.checkpoint(checkpoints, total_steps)
+        return self
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Make the passes of an iteration over its episodes.
+
+        Returns:
+            Means over the updates, under the usual names.
+        """
+        config, device = self.config, self.policy.lm.device
+        mask = torch.from_numpy(rollout.mask)
+        advantages, returns = gae(
+            torch.from_numpy(rollout.rewards),
+            torch.from_numpy(rollout.values),
+            mask,
+            torch.from_numpy(rollout.bootstrap),
+            gamma=config.gamma,
+            lam=config.lam,
+        )
+        explained = 1 - (returns - torch.from_numpy(rollout.values))[mask].var() / returns[mask].var().clamp(min=1e-8)
+        if config.whiten_advantages:
+            advantages = masked_whiten(advantages, mask)
+        columns = (torch.from_numpy(rollout.log_probs), torch.from_numpy(rollout.values), advantages, returns)
+        history: list[dict[str, float]] = []
+        for rows in self._minibatches(len(rollout.lengths)):
+            tokens = int(rollout.mask[rows].sum())
+            sums: dict[str, float] = {}
+            for part in _split(rows, config.micro_batch_size):
+                log_probs, values, advantage, target = (column[part][mask[part]].to(device) for column in columns)
+                with self._precision():
+                    now = self.policy.evaluate(*_episodes(rollout, part, device, self.policy.lm.vocab_size))
+                policy_loss = clipped_policy_loss(now.log_probs, log_probs, advantage, config.clip).sum() / tokens
+                value_loss = clipped_value_loss(now.values, values, target, config.value_clip).sum() / tokens
+                entropy = now.entropy.sum() / tokens
+                loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+                loss.backward()  # type: ignore[no-untyped-call]
+                with torch.no_grad():
+                    share = len(log_probs) / tokens
+                    for name, value in (
+                        ("policy_loss", policy_loss),
+                        ("value_loss", value_loss),
+                        ("entropy", entropy),
+                        ("approx_kl", approximate_kl(now.log_probs, log_probs).mean() * share),
+                        ("clip_fraction", clip_fraction(now.log_probs, log_probs, config.clip) * share),
+                        ("ratio", (now.log_probs - log_probs).exp().mean() * share),
+                    ):
+                        sums[name] = sums.get(name, 0.0) + float(value)
+            if not math.isfinite(sums["policy_loss"] + sums["value_loss"]):
+                raise TextEnvError(
+                    f"The losses are {sums} after {self.steps} tokens. Lower learning_rate (now {config.learning_rate}) "
+                    "or clip the reward; the run's last checkpoint is from before."
+                )
+            norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
+            history.append({**sums, "grad_norm": float(norm)})
+            if config.target_kl is not None and sums["approx_kl"] > config.target_kl:
+                self.optimizer.zero_grad(set_to_none=True)
+                break
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        means = {f"train/{name}": sum(row[name] for row in history) / len(history) for name in history[0]}
+        means["train/first_ratio"] = history[0]["ratio"]
+        return {**means, "train/updates": float(len(history)), "train/explained_variance": float(explained)}
+
+    def predict(self, obs: Observation, *, deterministic: bool = True) -> IntArray:
+        """Choose the next token.
+
+        Args:
+            obs: An observation, single or batched.
+            deterministic: Take the likeliest token instead of drawing one.
+
+        Returns:
+            Actions, shape ``(batch,)``, or ``()`` for a single observation.
+        """
+        single = np.asarray(obs["input_ids"]).ndim == 1
+        batch = {name: np.asarray(values)[None] for name, values in obs.items()} if single else obs
+        actions, _ = self.policy.act(batch, generator=None if deterministic else self._generator)
+        return actions[0] if single else actions
+
+    def save(self, folder: str | Path) -> None:
+        """Save the policy as a Hugging Face folder, with its value function and settings."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.policy.save(folder)
+        about = {"agent": "ppo", "steps": self.steps, "config": dataclasses.asdict(self.config)}
+        write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> PPO:
+        """Load an agent that ``save`` wrote, to act in ``env`` or learn on.
+
+        Args:
+            folder: Where it was saved.
+            env: A text environment over the same vocabulary.
+
+        Raises:
+            TextEnvError: The folder holds no such agent, or it does not fit the environment.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "agent.json").read_text("utf-8"))
+            config = PPOConfig(**about["config"])
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise TextEnvError(
+                f"{folder} holds no PPO agent ({error}); expected a folder that PPO.save wrote."
+            ) from error
+        agent = cls(env, config)
+        lm = CausalLM.from_pretrained(folder, device=str(agent.policy.lm.device))
+        if lm.vocab_size != agent.policy.lm.vocab_size:
+            raise TextEnvError(
+                f"The agent in {folder} has a vocabulary of {lm.vocab_size}, the environment one of "
+                f"{agent.policy.lm.vocab_size}; make the environment with the model it was trained from."
+            )
+        agent.policy.model.load_state_dict(lm.model.state_dict())
+        agent.policy.load_values(folder)
+        agent.steps = int(about["steps"])
+        return agent
+
+    def checkpoint(self, folder: Path, total_steps: int) -> None:
+        """Write all that the rest of the run depends on."""
+        save_checkpoint(
+            folder,
+            self.steps,
+            modules={"policy": self.policy},
+            optimizer=self.optimizer,
+            generators={"actions": self._generator, "minibatches": self._shuffle},
+            state={
+                "iterations": self.iterations,
+                "total_steps": total_steps,
+                "config": dataclasses.asdict(self.config),
+                "env": text_env(self.envs).state_dict(),
+            },
+        )
+
+    def resume(self, folder: Path, total_steps: int) -> bool:
+        """Go on from the last checkpoint in ``folder``, if there is one.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            TextEnvError: It was written with other settings.
+        """
+        path = latest_checkpoint(folder)
+        if path is None:
+            return False
+        before = json.loads((path / "state.json").read_text("utf-8"))
+        settings = {"total_steps": total_steps, **dataclasses.asdict(self.config)}
+        earlier = {"total_steps": before["total_steps"], **before["config"]}
+        if changed := sorted(name for name in settings if settings[name] != earlier.get(name)):
+            raise TextEnvError(
+                f"{folder} holds a run with other settings: "
+                + ", ".join(f"{name} was {earlier.get(name)!r}, is {settings[name]!r}" for name in changed)
+                + ". Go on with those it was started with, or take another folder."
+            )
+        state = load_checkpoint(
+            path,
+            modules={"policy": self.policy},
+            optimizer=self.optimizer,
+            generators={"actions": self._generator, "minibatches": self._shuffle},
+        )
+        self.steps, self.iterations, self._seeded = state["step"], state["iterations"], True
+        text_env(self.envs).load_state_dict(state["env"])
+        return True
+
+    def _schedule(self, done: float) -> float:
+        if self.config.lr_schedule == "constant":
+            return self.config.learning_rate
+        left = 1 - done if self.config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.config.learning_rate * left
+
+    def _minibatches(self, episodes: int) -> Iterator[torch.Tensor]:
+        for _ in range(self.config.epochs):
+            order = torch.randperm(episodes, generator=self._shuffle)
+            yield from _split(order, self.config.minibatch_size)
+
+
+def _split(rows: torch.Tensor, size: int | None) -> tuple[torch.Tensor, ...]:
+    return rows.split(size or len(rows))
+
+
+def _episodes(
+    rollout: Rollout, rows: torch.Tensor, device: torch.device, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return the arguments of ``TextPolicy.evaluate`` for some episodes, trimmed to the longest."""
+    picks = rows.numpy()
+    lengths = rollout.lengths[picks]
+    ids = torch.from_numpy(rollout.input_ids[picks, : int(lengths.max())]).to(device)
+    masks = None
+    if rollout.action_masks is not None:
+        packed = rollout.action_masks[picks][rollout.mask[picks]]
+        masks = torch.from_numpy(np.unpackbits(packed, axis=1, count=vocab_size).astype(bool)).to(device)
+    return ids, torch.from_numpy(lengths).to(device), torch.from_numpy(rollout.starts[picks]).to(device), masks
+
+
+def _describe(rollout: Rollout) -> dict[str, float]:
+    finished = rollout.finished
+    means = {
+        "rollout/ep_rew_mean": float(rollout.rewards.sum(axis=1).mean()),
+        "rollout/ep_len_mean": float(rollout.mask.sum(axis=1).mean()),
+    }
+    if finished:
+        means["objective/score"] = float(np.mean([episode.score for episode in finished]))
+        means["objective/kl"] = float(np.mean([math.fsum(episode.kl) for episode in finished]))
+        means["objective/entropy"] = -float(rollout.log_probs[rollout.mask].sum() / len(rollout.lengths))
+        means["rollout/eos_fraction"] = float(np.mean([episode.stop_reason == "eos" for episode in finished]))
+    return means

@@ -1,0 +1,101 @@
+"""What the rewards that wrap other rewards have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+from textenv.types import Reward, TextEnvError
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A reward that remembers something between calls, to be saved with a run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state that ``state_dict`` returned."""
+        ...
+
+
+def check_reward(user: str, reward: object) -> None:
+    """Refuse what cannot be a reward.
+
+    Raises:
+        TextEnvError: If ``reward`` is not callable, or is a class that was not instantiated.
+    """
+    if isinstance(reward, type) or not callable(reward):
+        raise TextEnvError(
+            f"{user} wraps a reward and was given {reward!r}; expected a callable, such as make('vader') returns."
+        )
+
+
+def inner_scores(
+    reward: Reward,
+    *,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    **columns: Sequence[Any],
+) -> list[float]:
+    """Call a wrapped reward and check its scores before they are combined, which could hide a NaN or a missing one.
+
+    Returns:
+        ``n`` finite floats.
+
+    Raises:
+        TextEnvError: If ``reward`` returned anything else.
+    """
+    returned = reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+    try:
+        scores = [float(score) for score in returned]
+    except (TypeError, ValueError) as error:
+        raise TextEnvError(f"The wrapped reward {reward!r} returned {returned!r}; expected numbers.") from error
+    if len(scores) != len(completions):
+        raise TextEnvError(
+            f"The wrapped reward {reward!r} returned {len(scores)} scores for {len(completions)} completions; "
+            "expected one for each."
+        )
+    for score, completion in zip(scores, completions, strict=True):
+        if not math.isfinite(score):
+            raise TextEnvError(
+                f"The wrapped reward {reward!r} scored {completion!r} as {score}; expected a finite number."
+            )
+    return scores
+
+
+def state_of(reward: Reward) -> dict[str, Any]:
+    """Return the state of a wrapped reward: empty if it keeps none."""
+    return reward.state_dict() if isinstance(reward, Stateful) else {}
+
+
+def load_state(reward: Reward, state: object) -> None:
+    """Hand a wrapped reward the state that ``state_of`` returned.
+
+    Raises:
+        TextEnvError: If ``state`` holds something and ``reward`` keeps no state.
+    """
+    if isinstance(reward, Stateful) and isinstance(state, Mapping):
+        reward.load_state_dict(cast("Mapping[str, Any]", state))
+    elif state != {}:
+        raise TextEnvError(
+            f"The saved state {state!r} does not belong to the wrapped reward {reward!r}; "
+            "load it into a reward made from the same specification."
+        )
+
+
+def check_state(user: str, state: Mapping[str, Any], keys: set[str]) -> None:
+    """Refuse a state with other keys than ``keys``.
+
+    Raises:
+        TextEnvError: If they differ.
+    """
+    if set(state) != keys:
+        raise TextEnvError(
+            f"{user}.load_state_dict was given the keys {sorted(state)}; expected {sorted(keys)}, "
+            "as state_dict of a reward made from the same specification returns them."
+        )

@@ -1,0 +1,70 @@
+"""Sentence BLEU against references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from textenv.rewards._references import check_column, references
+from textenv.rewards._require import require
+from textenv.types import TextEnvError
+
+__all__ = ["Bleu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bleu:
+    """Sentence BLEU of the completion against one or more references, from 0 to 1.
+
+    The number is that of ``sacrebleu.sentence_bleu`` divided by 100: exponential smoothing, and no n-grams longer than
+    the completion.
+
+    Papineni et al., 2002: *BLEU: a Method for Automatic Evaluation of Machine Translation*; Post, 2018: *A Call for
+    Clarity in Reporting BLEU Scores*; smoothing: Chen and Cherry, 2014, method 3.
+
+    Attributes:
+        column: The prompts' column with the references: each value a string or a list of strings.
+        tokenize: sacrebleu's tokenizer, such as ``"13a"``, ``"zh"``, ``"char"`` or ``"none"``.
+        lowercase: Whether case is ignored.
+
+    Raises:
+        TextEnvError: If sacrebleu is not installed or has no such tokenizer; when called, if the column is missing or
+            holds anything else.
+    """
+
+    column: str = "reference"
+    tokenize: str = "13a"
+    lowercase: bool = False
+
+    def __post_init__(self) -> None:
+        check_column("Bleu", self.column)
+        _metric(self.tokenize, self.lowercase)
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """Return ``n`` scores from 0 to 1."""
+        metric = _metric(self.tokenize, self.lowercase)
+        targets = references("bleu", self.column, columns, len(completions))
+        # sacrebleu's perfect score is 100.00000000000004.
+        return [
+            min(metric.sentence_score(completion, target).score / 100, 1.0)
+            for completion, target in zip(completions, targets, strict=True)
+        ]
+
+
+@cache
+def _metric(tokenize: str, lowercase: bool) -> Any:
+    library = require("sacrebleu.metrics", user="bleu", install="textenv[metrics]")
+    if tokenize not in library.BLEU.TOKENIZERS:
+        raise TextEnvError(
+            f"Bleu(tokenize={tokenize!r}): expected a tokenizer of sacrebleu: {', '.join(library.BLEU.TOKENIZERS)}."
+        )
+    return library.BLEU(tokenize=tokenize, lowercase=lowercase, effective_order=True)

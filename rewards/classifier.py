@@ -1,0 +1,173 @@
+"""A Hugging Face sequence classifier as a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from textenv.types import TextEnvError
+
+__all__ = ["Classifier"]
+
+
+class Classifier:
+    """How sure a sequence classifier is that a text has a label.
+
+    The classifier reads text through its own tokenizer, so that the policy may use another. Text longer than the
+    classifier reads loses its beginning, never its end. Dropout is off.
+
+    A head with one output (a reward model, a regression) and one for several labels at once have a sigmoid for each
+    output, whose log-odds is the output itself; any other head has a softmax, where the log-odds of label ``k`` is
+    ``z_k - log(sum_{j != k} exp(z_j))``.
+
+    Log-odds suit a policy better than the probability, which levels off where the classifier is sure. A sentiment
+    classifier stands in for people in Ziegler et al., 2019: *Fine-Tuning Language Models from Human Preferences*.
+
+    Args:
+        model: A folder or a hub id, as ``from_pretrained`` takes it.
+        label: The label, by name or index; may be left out where the head has one output.
+        output: ``"log_odds"``, any number, or ``"probability"``, from 0 to 1.
+        include_prompt: Whether the text is the prompt followed by the completion, or the completion alone.
+        batch_size: Texts in one forward pass.
+        max_length: Tokens read of a text; what the tokenizer and the model allow unless given.
+        device: A torch device; the GPU if there is one unless given.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, of the weights; scores are computed in float32.
+
+    Raises:
+        TextEnvError: If an argument is out of range, the model cannot be loaded, or it has no trained head.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        label: str | int | None = None,
+        output: Literal["log_odds", "probability"] = "log_odds",
+        include_prompt: bool = True,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        device: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ) -> None:
+        if output not in {"log_odds", "probability"}:
+            raise TextEnvError(f"Classifier(output={output!r}): expected 'log_odds' or 'probability'.")
+        if dtype not in {"float32", "bfloat16", "float16"}:
+            raise TextEnvError(f"Classifier(dtype={dtype!r}): expected 'float32', 'bfloat16' or 'float16'.")
+        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise TextEnvError(f"Classifier({name}={value!r}): expected a whole number, at least 1.")
+        self.output = output
+        self.include_prompt = include_prompt
+        self.batch_size = batch_size
+        self.model, self.tokenizer = _load(model, dtype)
+        self.label = _label_index(label, self.model.config, model)
+        longest = _longest_input(self.tokenizer, self.model.config)
+        if max_length and longest and max_length > longest:
+            raise TextEnvError(f"Classifier(max_length={max_length}): {model!r} reads {longest} tokens at most.")
+        self.max_length = max_length or longest
+        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # A byte-level tokenizer makes no token of the empty completion, and a model cannot read none.
+        self._blank = "" if self.tokenizer("")["input_ids"] else self.tokenizer.pad_token
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """Return ``n`` log-odds in nats, or probabilities."""
+        texts = list(completions)
+        if self.include_prompt:
+            texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        scores: list[float] = []
+        for start in range(0, len(texts), self.batch_size):
+            scores += self._score(texts[start : start + self.batch_size])
+        return scores
+
+    def _score(self, texts: Sequence[str]) -> list[float]:
+        inputs = self.tokenizer(
+            [text or self._blank for text in texts],
+            padding=True,
+            truncation=self.max_length is not None,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            logits = self.model(**inputs.to(self.model.device)).logits.float()
+            sigmoid = logits.shape[-1] == 1 or self.model.config.problem_type == "multi_label_classification"
+            scores = logits[:, self.label] if sigmoid else log_odds(logits, self.label)
+            if self.output == "probability":
+                scores = scores.sigmoid()
+        return [float(score) for score in scores.tolist()]
+
+
+def log_odds(logits: Tensor, label: int) -> Tensor:
+    """Return ``log p/(1-p)`` of one label of a softmax, without computing ``p``, which would round to 0 or 1.
+
+    Args:
+        logits: Shape ``(batch, labels)``, two labels or more.
+        label: Index of the label.
+
+    Returns:
+        Log-odds in nats, shape ``(batch,)``.
+    """
+    others = [index for index in range(logits.shape[-1]) if index != label]
+    return logits[:, label] - logits[:, others].logsumexp(-1)
+
+
+def _load(name: str, dtype: str) -> tuple[Any, Any]:
+    """Load a classifier without dropout, and a tokenizer that pads on the right and truncates on the left."""
+    # Here, because it takes seconds, and the other rewards do without.
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, truncation_side="left", padding_side="right")
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise TextEnvError(
+            f"Classifier(model={name!r}) cannot be loaded ({error}). Expected a folder or a hub id with a sequence "
+            "classifier and its tokenizer, as save_pretrained writes them."
+        ) from error
+    # from_pretrained fills in what is missing at random: a language model would become a classifier that guesses.
+    if loading["missing_keys"]:
+        raise TextEnvError(
+            f"Classifier(model={name!r}) lacks the weights {sorted(loading['missing_keys'])}: it wasn't trained to "
+            "classify. Train it as a sequence classifier first."
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise TextEnvError(
+                f"Classifier(model={name!r}): its tokenizer has no padding token; set pad_token and save it again."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    # A decoder reads its score at the last token that isn't padding: the two must agree on what that is.
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _label_index(label: str | int | None, config: Any, model: str) -> int:
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if label is None and len(names) == 1:
+        return 0
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    if isinstance(label, int) and 0 <= label < len(names):
+        return label
+    raise TextEnvError(
+        f"Classifier(label={label!r}): expected one of the labels of {model!r}, {', '.join(map(repr, names))}, "
+        f"or an index from 0 to {len(names) - 1}."
+    )
+
+
+def _longest_input(tokenizer: Any, config: Any) -> int | None:
+    """Return the most tokens that both can take, ``None`` if neither has a limit."""
+    limits = (tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None))
+    # A tokenizer without a limit gives one of 1e30.
+    return min((int(limit) for limit in limits if limit and limit < 10**9), default=None)

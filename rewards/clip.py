@@ -1,0 +1,65 @@
+"""Keep a reward within bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from textenv.rewards._inner import check_reward, check_state, inner_scores, load_state, state_of
+from textenv.types import Reward, TextEnvError
+
+__all__ = ["Clip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Another reward's scores, cut to ``[low, high]``.
+
+    NaN is refused and not cut, so that a broken reward shows.
+
+    Attributes:
+        reward: The reward whose scores are cut.
+        low: The lowest score.
+        high: The highest score, above ``low``.
+
+    Raises:
+        TextEnvError: If ``reward`` is none, or the bounds are not finite and in order.
+    """
+
+    reward: Reward
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        check_reward("Clip", self.reward)
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise TextEnvError(f"Clip(low={self.low!r}, high={self.high!r}): expected finite numbers with low < high.")
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """Return ``n`` scores from ``low`` to ``high``."""
+        scores = inner_scores(
+            self.reward, prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
+        )
+        return [min(max(score, self.low), self.high) for score in scores]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped reward's state as JSON values."""
+        return {"reward": state_of(self.reward)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state that ``state_dict`` returned.
+
+        Raises:
+            TextEnvError: If it is another reward's.
+        """
+        check_state("Clip", state, {"reward"})
+        load_state(self.reward, state["reward"])

@@ -1,0 +1,59 @@
+"""A regular expression as a reward."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from textenv.types import TextEnvError
+
+__all__ = ["Pattern"]
+
+Mode = Literal["search", "fullmatch", "count"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Whether, or how often, the completion matches a regular expression.
+
+    Flags are written into the pattern: ``(?i)`` ignores case, ``(?s)`` lets the dot match line breaks.
+
+    Attributes:
+        pattern: The expression, as the module ``re`` reads it.
+        mode: ``"search"`` gives 1 for a match anywhere and 0 otherwise, ``"fullmatch"`` gives 1 if the whole completion
+            matches (a required format) and 0 otherwise, ``"count"`` gives the number of matches that do not overlap.
+
+    Raises:
+        TextEnvError: If the expression does not compile, or ``mode`` is unknown.
+    """
+
+    pattern: str
+    mode: Mode = "search"
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise TextEnvError(f"Pattern(mode={self.mode!r}): expected one of {', '.join(map(repr, get_args(Mode)))}.")
+        try:
+            re.compile(self.pattern)
+        except (re.error, TypeError) as error:
+            raise TextEnvError(
+                f"Pattern(pattern={self.pattern!r}) is not a regular expression ({error}). "
+                "A literal special character needs a backslash: re.escape(text) adds them."
+            ) from error
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """Return ``n`` scores: 0 or 1, or with ``mode="count"`` a number from 0 up."""
+        expression = re.compile(self.pattern)
+        if self.mode == "count":
+            return [float(sum(1 for _ in expression.finditer(completion))) for completion in completions]
+        match = expression.fullmatch if self.mode == "fullmatch" else expression.search
+        return [float(match(completion) is not None) for completion in completions]

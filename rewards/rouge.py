@@ -1,0 +1,71 @@
+"""ROUGE against references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args
+
+from textenv.rewards._references import check_column, references
+from textenv.rewards._require import require
+from textenv.types import TextEnvError
+
+__all__ = ["Rouge"]
+
+Variant = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rouge:
+    """ROUGE F-measure of the completion against one or more references, from 0 to 1.
+
+    The number is that of Google's ``rouge-score``; of several references the best one counts. Its tokenizer keeps
+    ``a-z`` and ``0-9`` alone: text in another script scores 0, for which ``chrf`` is the reward to take.
+
+    Lin, 2004: *ROUGE: A Package for Automatic Evaluation of Summaries*.
+
+    Attributes:
+        variant: ``"rouge1"`` and ``"rouge2"`` count words and pairs of words, ``"rougeL"`` the longest common
+            subsequence of the whole text, ``"rougeLsum"`` that of each line.
+        column: The prompts' column with the references: each value a string or a list of strings.
+        stem: Whether words are reduced to their stems first (Porter).
+
+    Raises:
+        TextEnvError: If rouge-score is not installed or ``variant`` is unknown; when called, if the column is missing
+            or holds anything else.
+    """
+
+    variant: Variant = "rougeL"
+    column: str = "reference"
+    stem: bool = False
+
+    def __post_init__(self) -> None:
+        if self.variant not in get_args(Variant):
+            raise TextEnvError(
+                f"Rouge(variant={self.variant!r}): expected one of {', '.join(map(repr, get_args(Variant)))}."
+            )
+        check_column("Rouge", self.column)
+        _scorer(self.variant, self.stem)
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """Return ``n`` scores from 0 to 1."""
+        scorer = _scorer(self.variant, self.stem)
+        targets = references("rouge", self.column, columns, len(completions))
+        return [
+            float(scorer.score_multi(target, completion)[self.variant].fmeasure)
+            for completion, target in zip(completions, targets, strict=True)
+        ]
+
+
+@cache
+def _scorer(variant: Variant, stem: bool) -> Any:
+    library = require("rouge_score.rouge_scorer", user="rouge", install="textenv[metrics]")
+    return library.RougeScorer([variant], use_stemmer=stem)

@@ -1,0 +1,361 @@
+"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus``.
+
+The only module of ``textenv`` that imports agents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin slow every other process tenfold
+
+import gymnasium as gym
+import numpy as np
+import torch
+import transformers
+import tyro
+from gymnasium.vector import AutoresetMode
+from rich.console import Console
+from rich.table import Table
+
+import textenv
+from textenv.agents.ppo import PPO, PPOConfig
+from textenv.corpora import write_general_corpus, write_review_pairs
+from textenv.doctor import examine
+from textenv.files import write_atomically
+from textenv.models.policy import TextPolicy
+from textenv.models.training import PretrainConfig, SftConfig, pretrain, sft
+from textenv.render import save_html, to_ansi
+from textenv.rollouts import sample_episodes, text_env
+from textenv.settings import TextEnvSettings
+from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
+from textenv.types import Episode, TextEnvError
+
+__all__ = ["main"]
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an agent in a text environment; a run that was cut off goes on where it was.
+
+    Attributes:
+        out: Folder of the run: metrics, checkpoints, the trained policy, before/after samples, the picture.
+        env: Registered id of the environment.
+        agent: Algorithm.
+        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute.
+        model: Reference model and starting point: "bundled", a folder, or a Hugging Face id.
+        prompts: File of prompts (.txt, .jsonl, .csv, .parquet); None for the environment's own.
+        eval_prompts: File of held-out prompts for the before/after comparison; None for the environment's own.
+        eval_episodes: Held-out prompts to compare on, at most.
+        total_steps: Tokens to write in training.
+        num_envs: Episodes written side by side, an iteration's batch.
+        seed: Seeds everything.
+        checkpoint_every: Iterations between checkpoints.
+        threads: Threads that torch computes with; None leaves that to torch.
+        settings: The environment's other settings.
+        ppo: Settings of the agent.
+    """
+
+    out: Path
+    env: str = "textenv/MovieReview-v0"
+    agent: Literal["ppo"] = "ppo"
+    reward: str = "vader"
+    model: str = "bundled"
+    prompts: Path | None = None
+    eval_prompts: Path | None = None
+    eval_episodes: int = 256
+    total_steps: int = 60_000
+    num_envs: int = 64
+    seed: int = 0
+    checkpoint_every: int = 5
+    threads: int | None = None
+    settings: Annotated[TextEnvSettings, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: TextEnvSettings(kl_mode="lump")
+    )
+    ppo: Annotated[PPOConfig, tyro.conf.arg(name="")] = field(default_factory=PPOConfig)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Talk to a trained policy: it continues every line that is typed, or the prompts that are given.
+
+    Attributes:
+        run: Folder of a run of ``textenv train``.
+        prompt: Prompts to continue; none to read them from the terminal.
+        samples: Completions a prompt.
+        greedy: Take the likeliest token every time.
+        seed: Seeds the tokens.
+        html: File to write the episodes to, with every token coloured by its KL.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    prompt: tuple[str, ...] = ()
+    samples: int = 1
+    greedy: bool = False
+    seed: int = 0
+    html: Path | None = None
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check that an environment, its reference model and a policy measure what they claim to.
+
+    Attributes:
+        env: Registered id of the environment.
+        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute.
+        model: Reference model: "bundled", a folder, or a Hugging Face id.
+        prompts: File of prompts; None for the environment's own.
+        num_envs: Rows of the vector environment.
+        seed: Seeds prompts and tokens.
+        settings: The environment's other settings.
+    """
+
+    env: str = "textenv/MovieReview-v0"
+    reward: str = "vader"
+    model: str = "bundled"
+    prompts: Path | None = None
+    num_envs: int = 16
+    seed: int = 0
+    settings: Annotated[TextEnvSettings, tyro.conf.arg(name="")] = field(default_factory=TextEnvSettings)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Fetch and clean the text that the bundled model was trained on.
+
+    Attributes:
+        out: Folder for general.jsonl, reviews-train.jsonl and reviews-validation.jsonl.
+    """
+
+    out: Path
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")]
+    | Annotated[SftConfig, tyro.conf.subcommand("sft")]
+    | Annotated[Corpus, tyro.conf.subcommand("corpus")]
+)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    command: Any = tyro.cli(Command, args=args, prog="textenv", description=__doc__)  # type: ignore[call-overload]
+    try:
+        match command:
+            case Train():
+                _train(command)
+            case Sample():
+                _sample(command)
+            case Doctor():
+                return _doctor(command)
+            case PretrainConfig():
+                console.print(f"The model is in {pretrain(command)}")
+            case SftConfig():
+                console.print(f"The model is in {sft(command)}")
+            case Corpus():
+                sizes = write_general_corpus(command.out / "general.jsonl")
+                console.print(f"{command.out / 'general.jsonl'}: characters {sizes}")
+                console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
+    except TextEnvError as error:
+        console.print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on from the last checkpoint.")
+        return 130
+    return 0
+
+
+def _keywords(command: Train | Doctor) -> dict[str, Any]:
+    """Return the keywords of ``gymnasium.make``: what differs from the environment's own defaults."""
+    defaults = TextEnvSettings()
+    settings = {f.name: getattr(command.settings, f.name) for f in dataclasses.fields(TextEnvSettings)}
+    changed = {name: value for name, value in settings.items() if value != getattr(defaults, name)}
+    changed |= {"reward": json.loads(command.reward) if command.reward.startswith("{") else command.reward}
+    changed |= {"model": command.model} | ({"prompts": str(command.prompts)} if command.prompts else {})
+    return changed
+
+
+def _describe(command: Train) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(command), default=str))
+    del described["out"], described["threads"]
+    return described
+
+
+def _train(command: Train) -> None:
+    out = command.out
+    if (out / "results.json").exists():
+        raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
+    config = _describe(command)
+    if (out / "config.json").exists():
+        earlier = json.loads((out / "config.json").read_text("utf-8"))
+        if changed := _differences(earlier, config):
+            raise TextEnvError(
+                f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Start it again with those "
+                "it was started with, or give this one another folder with --out."
+            )
+    if command.threads:
+        torch.set_num_threads(command.threads)
+    keywords = _keywords(command)
+    envs: Any = gym.make_vec(command.env, num_envs=command.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    agent = PPO(envs, dataclasses.replace(command.ppo, seed=command.seed))
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
+    held_out, prompts = _held_out(command, keywords)
+    before = _evaluate(held_out, TextPolicy(text_env(held_out).reference, temperature=_temperature(held_out)), prompts)
+    checkpoints = out / "checkpoints"
+    resumed = agent.resume(checkpoints, command.total_steps)
+    if resumed:
+        console.print(f"Going on from the checkpoint at {agent.steps:,} of {command.total_steps:,} tokens.")
+    began = time.perf_counter()
+    with RunLogger(out, total_steps=command.total_steps, resume_from=agent.steps) as logger:
+        agent.learn(
+            command.total_steps,
+            progress=logger.log,
+            checkpoints=checkpoints,
+            checkpoint_every=command.checkpoint_every,
+        )
+    seconds = time.perf_counter() - began
+    agent.save(out / "policy")
+    after = _evaluate(held_out, agent.policy, prompts)
+    _report(out, before, after, {"seconds": seconds, "resumed": resumed, "steps": agent.steps})
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name in sorted({*earlier, *now}):
+        old, new = earlier.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new)
+        elif old != new:
+            found.append(f"{prefix}{name} was {old!r}, is {new!r}")
+    return found
+
+
+def _held_out(command: Train, keywords: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Return an environment to compare in, with dense KL of its own, and the prompts to compare on."""
+    keywords = {**keywords, "kl_mode": "lump"}
+    if command.eval_prompts is not None:
+        keywords["prompts"] = str(command.eval_prompts)
+    elif command.prompts is None and command.env == "textenv/MovieReview-v0":
+        keywords["split"] = "heldout"
+    else:
+        console.print("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
+    envs: Any = gym.make_vec(command.env, num_envs=command.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    return envs, [prompt.text for prompt in text_env(envs).prompts[: command.eval_episodes]]
+
+
+def _temperature(envs: Any) -> float:
+    return text_env(envs).settings.temperature
+
+
+def _evaluate(envs: Any, policy: TextPolicy, prompts: list[str]) -> list[Episode]:
+    generator = torch.Generator(policy.lm.device).manual_seed(20_260)
+    return sample_episodes(envs, policy, generator, prompts)
+
+
+def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[str, Any]) -> None:
+    results = {
+        **about,
+        "before": _summary(before),
+        "after": _summary(after),
+        "versions": {
+            "textenv": textenv.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "gymnasium": gym.__version__,
+        },
+    }
+    save_html(out / "samples.html", [e for pair in zip(before[:16], after[:16], strict=True) for e in pair])
+    write_atomically(out / "samples.md", comparison_markdown(before[:16], after[:16]))
+    plot_training({out.name: out}, out / "training.png")
+    console.print(comparison_table(before[:8], after[:8]))
+    table = Table(title=f"{len(after)} fresh completions of held-out prompts")
+    for name in ("", "score", "KL in nats", "tokens"):
+        table.add_column(name, justify="right" if name else "left")
+    for name in ("before", "after"):
+        row = results[name]
+        table.add_row(
+            name, *(f"{row[key]['mean']:.3f} ± {row[key]['stderr']:.3f}" for key in ("score", "kl", "length"))
+        )
+    console.print(table)
+    console.print(f"Trained {about['steps']:,} tokens in {about['seconds']:.0f} s. Picture: {out / 'training.png'}")
+    write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def _summary(episodes: list[Episode]) -> dict[str, Any]:
+    def figures(values: list[float]) -> dict[str, float]:
+        return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
+
+    return {
+        "episodes": len(episodes),
+        "score": figures([episode.score for episode in episodes]),
+        "kl": figures([math.fsum(episode.kl) for episode in episodes]),
+        "length": figures([float(len(episode.completion_ids)) for episode in episodes]),
+    }
+
+
+def _sample(command: Sample) -> None:
+    try:
+        config = json.loads((command.run / "config.json").read_text("utf-8"))
+    except OSError as error:
+        raise TextEnvError(f"{command.run} is no run of 'textenv train' ({error}).") from error
+    settings = {
+        **config["settings"],
+        "kl_mode": "lump",
+        "max_prompt_tokens": config["settings"]["max_prompt_tokens"] or 128,
+    }
+    settings |= {"model": config["model"], "reward": _parsed(config["reward"]), "prompts": ["(typed)"]}
+    envs: Any = gym.make_vec(config["env"], num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    agent = PPO.load(command.run / "policy", envs)
+    generator = None if command.greedy else torch.Generator(agent.policy.lm.device).manual_seed(command.seed)
+    episodes: list[Episode] = []
+    for prompt in command.prompt or _typed():
+        for episode in sample_episodes(envs, agent.policy, generator, [prompt] * command.samples):
+            sys.stdout.write(to_ansi(episode, color=sys.stdout.isatty()) + "\n")
+            episodes.append(episode)
+    if command.html is not None:
+        save_html(command.html, episodes)
+
+
+def _parsed(reward: str) -> Any:
+    return json.loads(reward) if reward.startswith("{") else reward
+
+
+def _typed() -> Any:
+    while True:
+        try:
+            line = input("prompt> ")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def _doctor(command: Doctor) -> int:
+    table = Table("check", "", "figures", title=f"{command.env}, model {command.model}, reward {command.reward}")
+    healthy = True
+    for finding in examine(command.env, _keywords(command), num_envs=command.num_envs, seed=command.seed):
+        healthy &= finding.ok
+        table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[bold red]FAILS[/]", finding.detail)
+    console.print(table)
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

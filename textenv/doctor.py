@@ -1,0 +1,147 @@
+"""Checks that an environment and the policy in it measure what they claim to: ``textenv doctor``."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from scipy import stats
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from textenv.models.policy import TextPolicy
+from textenv.rollouts import collect, text_env
+from textenv.types import TextEnvError
+
+__all__ = ["Finding", "examine"]
+
+_DRAWS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it holds.
+        detail: The figures.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: int = 0) -> Iterator[Finding]:
+    """Check an environment with a fresh policy, a copy of its reference; yields a finding a check.
+
+    Args:
+        env_id: A registered id.
+        settings: Keywords of ``gymnasium.make``.
+        num_envs: Rows of the vector environment.
+        seed: Seeds prompts and tokens.
+    """
+    yield _guard(
+        "gymnasium check_env", lambda: _warning_free(lambda: check_env(gym.make(env_id, **settings).unwrapped))
+    )
+    yield _guard(
+        "stable-baselines3 check_env", lambda: _warning_free(lambda: sb3_check_env(gym.make(env_id, **settings)))
+    )
+    envs: Any = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    base = text_env(envs)
+    policy = TextPolicy(base.reference, temperature=base.settings.temperature)
+    generator = torch.Generator(policy.lm.device).manual_seed(seed)
+    began = time.perf_counter()
+    rollout = collect(envs, policy, generator, seed=seed)
+    seconds = time.perf_counter() - began
+
+    kl = max(abs(value) for episode in rollout.finished for value in episode.kl)
+    yield Finding("KL of the untrained policy is 0", kl <= 1e-4, f"largest |KL_t| {kl:.1e} nats")
+
+    worst = max(abs(sum(e.token_rewards) - (e.score - _coef(base) * sum(e.kl))) for e in rollout.finished)
+    yield Finding("rewards add up to score - beta * KL", worst <= 1e-5, f"largest difference {worst:.1e}")
+
+    masks = None
+    if rollout.action_masks is not None:
+        bits = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=policy.lm.vocab_size)
+        masks = torch.from_numpy(bits.astype(bool))
+    with torch.no_grad():
+        now = policy.evaluate(
+            torch.from_numpy(rollout.input_ids),
+            torch.from_numpy(rollout.lengths),
+            torch.from_numpy(rollout.starts),
+            masks,
+        )
+    ratio = (now.log_probs.cpu() - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()
+    off = float((ratio - 1).abs().max())
+    yield Finding("training forward agrees with the sampler (ratio 1)", off <= 1e-4, f"largest |ratio - 1| {off:.1e}")
+
+    yield _ends(base.reference)
+    yield _draws(policy, envs, generator, seed)
+    speed = rollout.tokens / seconds
+    yield Finding(
+        "throughput", True, f"{speed:,.0f} tokens/s, {num_envs} rows, {rollout.tokens} tokens, values recorded"
+    )
+
+
+def _coef(base: Any) -> float:
+    return float(base.settings.kl_coef)
+
+
+def _warning_free(check: Callable[[], object]) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check()
+    return "no warnings"
+
+
+def _guard(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except Exception as error:
+        return Finding(name, False, f"{type(error).__name__}: {error}")
+
+
+def _ends(lm: Any) -> Finding:
+    """An end token must end a text and padding must not matter, also where the two share an id."""
+    ids = np.array([lm.encode("The film")], dtype=np.int64)
+    length = np.array([ids.shape[1]])
+    padded = np.concatenate([ids, np.full((1, 3), lm.pad_id)], axis=1)
+    other = np.concatenate([ids, np.full((1, 3), lm.eos_ids[0])], axis=1)
+    logits = [lm.next_token_logits(tokens, length) for tokens in (ids, padded, other)]
+    same = max(float((logits[0] - row).abs().max()) for row in logits[1:])
+    shared = "pad shares an id with it" if lm.pad_id in lm.eos_ids else f"pad {lm.pad_id}"
+    return Finding(
+        "padding is not read", same <= 1e-4, f"end of sequence {lm.eos_ids}, {shared}, difference {same:.1e}"
+    )
+
+
+def _draws(policy: TextPolicy, envs: Any, generator: torch.Generator, seed: int) -> Finding:
+    """Tokens must be drawn with the probabilities that are reported of them (chi-squared test)."""
+    obs, infos = envs.reset(seed=seed)
+    row = np.zeros(1, dtype=np.int64)
+    masks = infos["action_mask"].astype(bool) if "action_mask" in infos else None
+    counts = np.zeros(policy.lm.vocab_size)
+    repeated = {name: np.repeat(values[:1], _DRAWS, axis=0) for name, values in obs.items()}
+    allowed = None if masks is None else np.repeat(masks[:1], _DRAWS, axis=0)
+    policy.forget()
+    np.add.at(counts, policy.act(repeated, generator=generator, masks=allowed)[0], 1)
+    policy.act(obs, generator=None, rows=row, masks=masks)
+    expected = np.exp(policy.action_log_probs()[0].astype(np.float64)) * _DRAWS
+    common = expected >= 5
+    observed = [*counts[common], counts[~common].sum()]
+    wanted = np.array([*expected[common], expected[~common].sum()])
+    if len(wanted) < 2 or wanted[-1] == 0:
+        observed, wanted = observed[:-1], wanted[:-1]
+    if len(wanted) < 2:
+        raise TextEnvError("the policy gives one token all probability; nothing to test")
+    p = float(stats.chisquare(observed, wanted * (sum(observed) / wanted.sum())).pvalue)
+    return Finding("tokens are drawn as often as reported", p > 1e-4, f"chi-squared p = {p:.3f}, {_DRAWS} draws")

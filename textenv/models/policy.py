@@ -1,0 +1,233 @@
+"""A language model that acts: token-level policy and value function over the environment's observations."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from textenv.models.causal_lm import CausalLM
+from textenv.types import FloatArray, IntArray, Observation, TextEnvError
+
+__all__ = ["Evaluation", "TextPolicy", "observation_arrays"]
+
+
+class Evaluation(NamedTuple):
+    """What a training forward says of every token written, packed row by row, each of shape ``(tokens,)``."""
+
+    log_probs: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor
+
+
+def observation_arrays(obs: Observation) -> tuple[IntArray, IntArray]:
+    """Return token ids ``(batch, time)`` and lengths ``(batch,)`` of an observation, single ones as a batch of one."""
+    ids, mask = np.asarray(obs["input_ids"]), np.asarray(obs["attention_mask"])
+    if ids.ndim == 1:
+        ids, mask = ids[None], mask[None]
+    return ids.astype(np.int64, copy=False), mask.sum(axis=1, dtype=np.int64)
+
+
+class TextPolicy(nn.Module):
+    """A causal language model as ``pi(a|s)``, with ``V(s)`` read off its last hidden state.
+
+    Both are read at the same position: the token before the action. The value head starts at zero, so that the first
+    advantages are the returns.
+
+    Attributes:
+        lm: The language model that acts.
+        value_lm: The trunk of a value model of its own, or None where the value head sits on the policy's trunk.
+        value_head: Maps hidden states to values, ``(hidden_size) -> 1``.
+        temperature: Divides the logits, when acting and when training alike.
+    """
+
+    def __init__(
+        self, lm: CausalLM, *, value: Literal["head", "model", "none"] = "head", temperature: float = 1.0
+    ) -> None:
+        """Make a policy that starts as a copy of ``lm``.
+
+        Args:
+            lm: The model to start from; it stays as it is.
+            value: ``"head"`` on the policy's trunk, ``"model"`` of its own, or ``"none"``: values are 0.
+            temperature: That of the environment.
+        """
+        super().__init__()
+        self.lm = _trainable_copy(lm)
+        self.model = self.lm.model  # registers the parameters
+        self.value_lm = _trainable_copy(lm) if value == "model" else None
+        self.value_model = self.value_lm.model.base_model if self.value_lm is not None else None
+        self.value_head = nn.Linear(lm.hidden_size, 1, device=lm.device) if value != "none" else None
+        if self.value_head is not None:
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+        self.temperature = temperature
+        self._rows: IntArray = np.zeros(0, dtype=np.int64)
+        self._batch = 0
+        self._log_probs = torch.zeros(0)
+
+    def train(self, mode: bool = True) -> TextPolicy:
+        """Do nothing: dropout stays off, or the ratio of new to old policy would not start at 1."""
+        return self
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Observation,
+        *,
+        generator: torch.Generator | None = None,
+        rows: IntArray | None = None,
+        masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[IntArray, FloatArray]:
+        """Choose the next token of each row.
+
+        Args:
+            obs: Observations, batched.
+            generator: Source of randomness; None for the likeliest token.
+            rows: The rows to act in; the others get token 0, cost nothing, and have log pi = 0.
+            masks: Which tokens may be drawn, shape ``(batch, vocab_size)``; the rest is renormalised.
+
+        Returns:
+            Actions and the values of the states, both of shape ``(batch,)``.
+        """
+        ids, lengths = observation_arrays(obs)
+        rows = np.arange(len(lengths)) if rows is None else rows
+        hidden = self.lm.last_hidden(ids[rows], lengths[rows], rows=rows)
+        logits = self.lm.head(hidden)
+        if masks is not None:
+            logits = logits.masked_fill(~torch.from_numpy(masks[rows]).to(logits.device), -torch.inf)
+        self._rows, self._batch = rows, len(lengths)
+        self._log_probs = torch.log_softmax(logits / self.temperature, dim=-1)
+        tokens = self._log_probs.argmax(dim=-1) if generator is None else _draw(self._log_probs, generator)
+        actions = np.zeros(len(lengths), dtype=np.int64)
+        actions[rows] = tokens.cpu().numpy()
+        values = np.zeros(len(lengths), dtype=np.float32)
+        values[rows] = self._value(ids[rows], lengths[rows], rows, hidden).cpu().numpy()
+        return actions, values
+
+    def action_log_prob(self, actions: IntArray) -> FloatArray:
+        """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
+        result = np.zeros(self._batch, dtype=np.float32)
+        chosen = torch.from_numpy(np.asarray(actions, dtype=np.int64)[self._rows]).to(self._log_probs.device)
+        result[self._rows] = self._log_probs.gather(1, chosen[:, None])[:, 0].cpu().numpy()
+        return result
+
+    def action_log_probs(self) -> FloatArray:
+        """Return log pi of the whole vocabulary at those states, shape ``(batch, vocab_size)``."""
+        result = np.zeros((self._batch, self.lm.vocab_size), dtype=np.float32)
+        result[self._rows] = self._log_probs.cpu().numpy()
+        return result
+
+    @torch.no_grad()
+    def values(self, obs: Observation, rows: IntArray) -> FloatArray:
+        """Return ``V(s)`` of ``rows``, shape ``(len(rows),)``."""
+        ids, lengths = observation_arrays(obs)
+        hidden = self.lm.last_hidden(ids[rows], lengths[rows], rows=rows)
+        found: FloatArray = self._value(ids[rows], lengths[rows], rows, hidden).cpu().numpy()
+        return found
+
+    def evaluate(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        starts: torch.Tensor,
+        masks: torch.Tensor | None = None,
+    ) -> Evaluation:
+        """Evaluate whole episodes in one forward each, with gradients; logits at response positions only.
+
+        Args:
+            input_ids: Prompts and completions, padded on the right, shape ``(batch, time)``.
+            lengths: Tokens of each row, shape ``(batch,)``.
+            starts: Tokens of each row's prompt, shape ``(batch,)``.
+            masks: Which tokens could be drawn, packed, shape ``(tokens, vocab_size)``.
+
+        Returns:
+            Log-probabilities and entropies in nats, and values, at every token written.
+        """
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
+        acting = (places >= starts[:, None] - 1) & (places < lengths[:, None] - 1)  # the token before each action
+        hidden = self.lm.hidden_states(input_ids, lengths)[acting]
+        logits = self.lm.head(hidden)
+        if masks is not None:
+            logits = logits.masked_fill(~masks, -torch.inf)
+        log_probs = torch.log_softmax(logits / self.temperature, dim=-1)
+        actions = input_ids[:, 1:][acting[:, :-1]]
+        chosen = log_probs.gather(1, actions[:, None])[:, 0]
+        weighted = torch.where(log_probs.isfinite(), log_probs.exp() * log_probs, 0.0)  # no 0 * -inf
+        if self.value_lm is not None:
+            hidden = self.value_lm.hidden_states(input_ids, lengths)[acting]
+        values = torch.zeros_like(chosen) if self.value_head is None else self._read(hidden)
+        return Evaluation(chosen, -weighted.sum(dim=-1), values)
+
+    def forget(self) -> None:
+        """Empty the prefix caches, so that what follows does not depend, in its last bits, on what was before."""
+        for lm in (self.lm, self.value_lm):
+            if lm is not None:
+                lm.forget()
+
+    def save(self, folder: Path) -> None:
+        """Save the language model in Hugging Face format, and the value function beside it, as safetensors."""
+        self.model.save_pretrained(folder)
+        self.lm.tokenizer.save_pretrained(folder)
+        if self.value_head is not None:
+            tensors = {f"value_head.{name}": tensor for name, tensor in self.value_head.state_dict().items()}
+            if self.value_model is not None:
+                tensors |= {f"value_model.{name}": tensor for name, tensor in self.value_model.named_parameters()}
+            safetensors.torch.save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / _VALUE_FILE)
+
+    def load_values(self, folder: Path) -> None:
+        """Read the value function that ``save`` wrote.
+
+        Raises:
+            TextEnvError: It is not there or does not fit.
+        """
+        if self.value_head is None:
+            return
+        try:
+            tensors = safetensors.torch.load_file(folder / _VALUE_FILE)
+        except OSError as error:
+            raise TextEnvError(
+                f"{folder / _VALUE_FILE}: cannot be read ({error}); was the agent saved there?"
+            ) from error
+        parameters = {f"value_head.{name}": tensor for name, tensor in self.value_head.named_parameters()}
+        if self.value_model is not None:
+            parameters |= {f"value_model.{name}": tensor for name, tensor in self.value_model.named_parameters()}
+        for name, parameter in parameters.items():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise TextEnvError(f"{folder / _VALUE_FILE} holds no {name} of shape {tuple(parameter.shape)}.")
+            with torch.no_grad():
+                parameter.copy_(tensors[name])
+
+    def _value(self, ids: IntArray, lengths: IntArray, rows: IntArray, hidden: torch.Tensor) -> torch.Tensor:
+        if self.value_head is None:
+            return torch.zeros(len(lengths))
+        if self.value_lm is not None:
+            hidden = self.value_lm.last_hidden(ids, lengths, rows=rows)
+        return self._read(hidden)
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self.value_head is not None
+        values: torch.Tensor = self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0]
+        return values.float()
+
+
+_VALUE_FILE = "value.safetensors"
+
+
+def _trainable_copy(lm: CausalLM) -> CausalLM:
+    model: Any = copy.deepcopy(lm.model)
+    return CausalLM(model.requires_grad_(True), lm.tokenizer)
+
+
+def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw from ``(rows, vocab_size)`` log-probabilities by the inverse of the distribution function."""
+    cumulative = log_probs.exp().cumsum(dim=-1)
+    uniform = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device)
+    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    last = (log_probs > -torch.inf).long().mul(torch.arange(log_probs.shape[1], device=log_probs.device)).amax(dim=-1)
+    return torch.minimum(drawn, last)  # rounding may not lead beyond the last possible token

@@ -1,0 +1,5 @@
+from typing import Any
+
+
+def to_ansi(episode: Any, *, color: bool = True, finished: bool = True) -> str:
+    return ""

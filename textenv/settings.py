@@ -1,0 +1,95 @@
+"""The settings of a text environment: declared once, checked at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from textenv.types import KLEstimator, KLMode, TextEnvError
+
+__all__ = ["TextEnvSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEnvSettings:
+    """Keywords of ``gymnasium.make("textenv/Text-v0", ...)``.
+
+    Attributes:
+        model: The reference model, which also gives the vocabulary: ``"bundled"``, a folder, a Hugging Face id, or a
+            ``CausalLM``. Agents start from a copy of it.
+        prompts: A list of texts or of mappings with ``prompt`` and further columns for the reward, a ``.txt``,
+            ``.jsonl``, ``.csv`` or ``.parquet`` file, or a ``datasets.Dataset``; None for the bundled openings of
+            movie reviews.
+        reward: A name, a JSON mapping with ``name`` and arguments, ``"package.module:attribute"``, or a callable
+            (see ``textenv.types.Reward``).
+        max_new_tokens: Token budget of an episode.
+        max_prompt_tokens: Room for the prompt; None for that of the longest prompt. Longer ones are refused.
+        kl_coef: Weight of the KL penalty, beta.
+        kl_estimator: ``"k1"``, ``"k2"``, ``"k3"`` or ``"full"`` (see ``textenv.kl``).
+        kl_mode: ``"dense"`` pays the KL at every token; ``"lump"`` pays an episode's KL at its end, which takes one
+            forward of the reference an episode instead of one a token.
+        kl_target: KL of an episode, in nats, that ``kl_coef`` is adapted towards; None keeps it fixed.
+        kl_horizon: Episodes over which it adapts.
+        temperature: Divides the logits of the reference; the policy must sample with the same.
+        stop: Strings that end the episode when they appear in the completion; the scored text stops before them.
+        missing_eos_penalty: Subtracted from the score of an episode that the token budget ended.
+        top_k: Put an ``action_mask`` of the reference's ``k`` likeliest tokens into ``info``.
+        top_p: The same, of the fewest tokens that hold this probability.
+    """
+
+    model: Any = "bundled"
+    prompts: Any = None
+    reward: Any = "vader"
+    max_new_tokens: int = 24
+    max_prompt_tokens: int | None = None
+    kl_coef: float = 0.05
+    kl_estimator: KLEstimator = "k1"
+    kl_mode: KLMode = "dense"
+    kl_target: float | None = None
+    kl_horizon: int = 10_000
+    temperature: float = 1.0
+    stop: tuple[str, ...] = ()
+    missing_eos_penalty: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> TextEnvSettings:
+        """Make settings from keywords.
+
+        Raises:
+            TextEnvError: A keyword is unknown, or its value is not what is expected.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in keywords:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise TextEnvError(f"Unknown setting {name!r}.{hint} Expected some of: {', '.join(names)}.")
+        return cls(**keywords)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, choices in (("kl_estimator", get_args(KLEstimator)), ("kl_mode", get_args(KLMode))):
+            if getattr(self, name) not in choices:
+                raise TextEnvError(f"{name}={getattr(self, name)!r}: expected one of {list(choices)}.")
+        if not 0 < self.temperature < math.inf:
+            raise TextEnvError(f"temperature={self.temperature}: expected a finite number above 0.")
+        if not math.isfinite(self.missing_eos_penalty):
+            raise TextEnvError(f"missing_eos_penalty={self.missing_eos_penalty}: expected a finite number.")
+        for name in ("max_new_tokens", "max_prompt_tokens", "top_k"):
+            value = getattr(self, name)
+            if value is None and name != "max_new_tokens":
+                continue
+            if isinstance(value, bool) or int(value) != value or value < 1:
+                raise TextEnvError(f"{name}={value!r}: expected a whole number of at least 1.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise TextEnvError(f"top_p={self.top_p}: expected a probability above 0 and at most 1, or None.")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(string, str) and string for string in stop):
+            raise TextEnvError(f"stop={self.stop!r}: expected strings that are not empty.")
+        object.__setattr__(self, "stop", stop)

@@ -1,0 +1,635 @@
+"""The Markov decision process of writing text, batched: the one implementation, ``TextEnv`` is its batch of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from textenv import kl as kl_module
+from textenv.handle import unwrap, with_handles
+from textenv.models.causal_lm import CausalLM, log_softmax
+from textenv.prompts import PromptSource, movie_openings, read_prompts
+from textenv.render import to_ansi
+from textenv.scoring import resolve_reward, score
+from textenv.settings import TextEnvSettings
+from textenv.types import (
+    ActionLogProb,
+    Episode,
+    FullDistribution,
+    IntArray,
+    Observation,
+    Prompt,
+    StopReason,
+    TextEnvError,
+)
+
+__all__ = ["TextVectorEnv", "movie_review"]
+
+RenderMode = Literal["ansi", "human"]
+_INT8, _INT64 = np.int8, np.int64
+
+
+class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
+    """Writes one text a row, token by token, and is paid by a reward model less the KL from a reference model.
+
+    ======================  =============================================================================
+    Observation             ``Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))``: the
+                            prompt and the tokens written so far, padded on the right
+    Action                  ``Discrete(V)``: the next token; every id is legal
+    Reward                  ``-kl_coef * KL_t``, and at the last token the score on top
+    Termination             an end-of-sequence token, a stop string, or the token budget;
+                            ``info["stop_reason"]`` is ``"eos"``, ``"stop"`` or ``"length"``
+    Truncation              never by this environment
+    ======================  =============================================================================
+
+    ``V`` is the width of the model's logits, ``L`` is ``max_prompt_tokens + max_new_tokens``.
+
+    The KL needs log pi of the action, which ``step`` does not see: attach the policy that acts
+    (``attach_policy``). Without one the behaviour is taken as deterministic, log pi = 0, and the reward is
+    ``score + kl_coef * log pi_ref``, a function of state and action alone; an agent with an entropy bonus of
+    ``kl_coef`` then optimises the same objective.
+
+    ``info`` holds, a step, ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` not before
+    the end), ``action_mask`` with ``top_k`` or ``top_p``, and ``prompt`` after a reset. At the end of an episode come
+    ``score``, ``stop_reason``, ``completion``, ``completion_ids``, ``token_kl`` and ``token_rewards``, the last being
+    what each token earned also where ``kl_mode="lump"`` pays it all at the end.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: RenderMode | None = None,
+        **settings: Any,
+    ) -> None:
+        """Make the environment.
+
+        Args:
+            num_envs: Number of texts written side by side.
+            autoreset_mode: What follows the end of an episode. In ``DISABLED`` a finished row ignores its actions, at
+                no cost, until ``reset(options={"reset_mask": ...})``.
+            render_mode: ``"ansi"`` has ``render`` return coloured text, ``"human"`` prints every finished episode.
+            **settings: Those of ``textenv.settings.TextEnvSettings``.
+
+        Raises:
+            TextEnvError: An argument is not what is expected.
+        """
+        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+            raise TextEnvError(f"num_envs={num_envs!r}: expected a whole number of at least 1.")
+        if render_mode not in (None, *get_args(RenderMode)):
+            raise TextEnvError(f"render_mode={render_mode!r}: expected 'ansi', 'human' or None.")
+        self.num_envs = int(num_envs)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
+        self.kl_controller = kl_module.AdaptiveKL(float(given.kl_coef), given.kl_target, given.kl_horizon)
+        self.reference = given.model if isinstance(given.model, CausalLM) else CausalLM.from_pretrained(given.model)
+        self.reward = resolve_reward(given.reward)
+        self.prompts = self._encode(movie_openings("train") if given.prompts is None else given.prompts)
+        longest = max(self.prompts, key=lambda prompt: len(prompt.ids))
+        self.max_prompt_tokens = given.max_prompt_tokens or len(longest.ids)
+        self._check_prompt(longest)
+        self._width = self.max_prompt_tokens + given.max_new_tokens
+        limit = self.reference.max_positions
+        if limit is not None and self._width > limit:
+            raise TextEnvError(
+                f"max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={given.max_new_tokens} make "
+                f"{self._width} tokens, but the model takes {limit}; lower one of them."
+            )
+
+        vocab = self.reference.vocab_size
+        self.single_observation_space = spaces.Dict(
+            input_ids=spaces.Box(0, vocab - 1, (self._width,), _INT64),
+            attention_mask=spaces.Box(0, 1, (self._width,), _INT8),
+        )
+        self.single_action_space = spaces.Discrete(vocab)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+        n, budget = self.num_envs, given.max_new_tokens
+        self._generators: list[np.random.Generator | None] = [None] * n
+        self._row_prompts: list[Prompt] = [self.prompts[0]] * n
+        self._finished: list[Episode | None] = [None] * n
+        self._ids = np.full((n, self._width), self.reference.pad_id, dtype=_INT64)
+        self._mask = np.zeros((n, self._width), dtype=_INT8)
+        self._lengths = np.zeros(n, dtype=_INT64)
+        self._starts = np.zeros(n, dtype=_INT64)  # where the completion begins
+        self._done = np.ones(n, dtype=bool)
+        self._begun = np.zeros(n, dtype=bool)
+        self._coefs = np.zeros(n)  # kl_coef as it was when the row's episode began
+        self._token_kl, self._log_probs, self._ref_log_probs = (np.zeros((n, budget)) for _ in range(3))
+        self._policy: ActionLogProb | None = None
+        self._next_ref: NDArray[np.float32] | None = None  # the reference's log-probabilities at this state, (n, V)
+        self._next_mask: NDArray[np.bool_] | None = None
+
+    # -- what surrounds the process ------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """The spec it was made from, its live objects in handles."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: EnvSpec | None) -> None:
+        self._spec = with_handles(value)
+
+    _spec: EnvSpec | None = None
+
+    @property
+    def kl_coef(self) -> float:
+        """Weight of the KL penalty in the episodes that begin now."""
+        return self.kl_controller.coef
+
+    @property
+    def has_action_masks(self) -> bool:
+        """Whether ``top_k`` or ``top_p`` masks actions."""
+        return self.settings.top_k is not None or self.settings.top_p is not None
+
+    def attach_policy(self, policy: ActionLogProb | None) -> None:
+        """Tell the environment which policy acts in it, so that the reward can hold its KL from the reference.
+
+        Args:
+            policy: Its ``action_log_prob(actions)`` is asked in every ``step`` for log pi of the actions it has just
+                chosen, in nats, shape ``(num_envs,)``; with ``kl_estimator="full"`` also ``action_log_probs()``. None
+                goes back to a behaviour taken as deterministic.
+
+        Raises:
+            TextEnvError: The policy lacks the method.
+        """
+        if policy is not None and not isinstance(policy, ActionLogProb):
+            raise TextEnvError(
+                f"{type(policy).__name__} has no method action_log_prob(actions), which the reward needs."
+            )
+        if policy is not None and self.settings.kl_estimator == "full" and not isinstance(policy, FullDistribution):
+            raise TextEnvError(
+                f"kl_estimator='full' needs {type(policy).__name__}.action_log_probs(), log pi of the whole "
+                "vocabulary; add it or use kl_estimator='k1'."
+            )
+        self._policy = policy
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which tokens ``top_k``/``top_p`` leave, shape ``(num_envs, V)``; all of them without either."""
+        if self._next_mask is None:
+            return np.ones((self.num_envs, self.reference.vocab_size), dtype=bool)
+        return self._next_mask.copy()
+
+    def use_generator(self, row: int, generator: np.random.Generator) -> None:
+        """Draw the prompts of ``row`` from ``generator``."""
+        self._generators[row] = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next episodes depend on, as JSON values: generators, KL coefficient, the reward's state.
+
+        It is taken between episodes: after ``load_state_dict`` comes a ``reset``.
+        """
+        state = getattr(self.reward, "state_dict", None)
+        return {
+            "generators": [None if g is None else g.bit_generator.state for g in self._generators],
+            "kl_coef": self.kl_controller.coef,
+            "reward": state() if callable(state) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state that ``state_dict`` returned.
+
+        Raises:
+            TextEnvError: It comes from another number of rows.
+        """
+        if len(state["generators"]) != self.num_envs:
+            raise TextEnvError(
+                f"The state is of {len(state['generators'])} rows, this environment has {self.num_envs}."
+            )
+        for row, saved in enumerate(state["generators"]):
+            if saved is not None:
+                self._generators[row], _ = seeding.np_random(0)
+                self._generator(row).bit_generator.state = saved
+        self.kl_controller.coef = float(state["kl_coef"])
+        if state["reward"] is not None:
+            self.reward.load_state_dict(state["reward"])  # type: ignore[attr-defined]
+        self._done[:], self._begun[:] = True, False
+
+    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Return each row as coloured text (``"ansi"``) or print it (``"human"``): its episode so far, or just over."""
+        if self.render_mode is None:
+            return None
+        frames = tuple(
+            to_ansi(self._finished[row] or self._episode(row), finished=self._finished[row] is not None)
+            for row in range(self.num_envs)
+        )
+        if self.render_mode == "human":
+            print("\n".join(frames))
+            return None
+        return frames
+
+    @property
+    def last_episodes(self) -> tuple[Episode | None, ...]:
+        """Of each row, the episode that ended in the last ``step``, or None."""
+        return tuple(self._finished)
+
+    # -- the process ---------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin new episodes.
+
+        Args:
+            seed: Row ``i`` is seeded with ``seed + i``, or the ``i``-th of a list; what it then does depends on
+                neither the other rows nor their number.
+            options: ``reset_mask``, which rows begin anew, booleans ``(num_envs,)``; ``prompt``, a text for all rows
+                or one for each, in place of a drawn one; ``prompt_index``, the same by place in the data set.
+
+        Returns:
+            Observations and infos, which hold each row's ``prompt``.
+
+        Raises:
+            TextEnvError: An option is not what is expected.
+        """
+        options = dict(options or {})
+        chosen = options.pop("reset_mask", None)
+        mask = np.ones(self.num_envs, dtype=bool) if chosen is None else np.asarray(chosen)
+        if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
+            raise TextEnvError(f"reset_mask={chosen!r}: expected {self.num_envs} booleans, at least one of them True.")
+        if not (mask | self._begun).all():
+            raise TextEnvError("reset_mask leaves rows out that have never begun; reset all rows first.")
+        seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise TextEnvError(f"seed={seed!r}: expected one number, or {self.num_envs} of them.")
+        for row, value in enumerate(seeds or ()):
+            if value is not None and mask[row]:
+                self._generators[row], _ = seeding.np_random(int(value))
+        wanted = self._wanted_prompts(options)
+        if options:
+            raise TextEnvError(
+                f"options={sorted(options)}: expected 'reset_mask', 'prompt' or 'prompt_index', not both of the last."
+            )
+        rows = np.flatnonzero(mask)
+        for row in rows:
+            self._finished[row] = None
+        self._begin(rows, wanted)
+        infos: dict[str, Any] = {}
+        self._add_reset_infos(infos, rows)
+        return self._observation(), infos
+
+    def step(self, actions: IntArray) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Append a token to every row.
+
+        Args:
+            actions: Token ids, shape ``(num_envs,)``.
+
+        Returns:
+            Observations, rewards, terminations, truncations and infos, as Gymnasium describes them.
+
+        Raises:
+            TextEnvError: The actions are no token ids, or nothing was reset yet.
+        """
+        if not self._begun.all():
+            raise TextEnvError("step before reset: call reset() first.")
+        tokens = self._checked(actions)
+        rewards = np.zeros(self.num_envs)
+        infos: dict[str, Any] = {}
+        ended = np.flatnonzero(self._done)
+        active = np.flatnonzero(~self._done)
+        self._finished = [None] * self.num_envs
+        final: dict[int, dict[str, Any]] = {}
+        if len(active):
+            rewards[active], final = self._advance(active, tokens[active], tokens)
+        terminations = self._done.copy()
+        going = active[~self._done[active]]
+        if self.settings.kl_mode == "dense" and len(going):
+            self._add_token_infos(infos, going)
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            terminations[ended] = False
+            if len(ended):
+                self._begin(ended)
+                self._add_reset_infos(infos, ended)
+        if final and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            for row, info in final.items():
+                last = {"input_ids": self._ids[row].copy(), "attention_mask": self._mask[row].copy()}
+                infos = self._add_info(infos, {"final_obs": last, "final_info": info}, row)
+            over = np.fromiter(final, dtype=_INT64)
+            self._begin(over)
+            self._add_reset_infos(infos, over)
+        else:
+            for row, info in final.items():
+                infos = self._add_info(infos, info, row)
+        if self.has_action_masks and len(going):
+            self._look_ahead(going)
+            self._add_mask_infos(infos, going)
+        if self.render_mode == "human":
+            for episode in self._finished:
+                if episode is not None:
+                    print(to_ansi(episode))
+        return self._observation(), rewards, terminations, np.zeros(self.num_envs, dtype=bool), infos
+
+    def _advance(
+        self, rows: IntArray, tokens: IntArray, all_tokens: IntArray
+    ) -> tuple[NDArray[np.float64], dict[int, dict[str, Any]]]:
+        """Append ``tokens`` to ``rows``; return their rewards, and the infos of those whose episode ends."""
+        at = self._lengths[rows] - self._starts[rows]
+        self._log_probs[rows, at] = self._behaviour(rows, all_tokens)
+        each_step = self.settings.kl_mode == "dense" or self.settings.kl_estimator == "full" or self.has_action_masks
+        if each_step:
+            if not self.has_action_masks:  # with masks, the last step or reset has looked already
+                self._look_ahead(rows)
+            assert self._next_ref is not None
+            self._ref_log_probs[rows, at] = self._next_ref[rows, tokens]
+            self._token_kl[rows, at] = self._divergence(rows, at)
+        self._ids[rows, self._lengths[rows]] = tokens
+        self._mask[rows, self._lengths[rows]] = 1
+        self._lengths[rows] += 1
+        reasons = [self._stop_reason(row) for row in rows]
+        over = rows[[reason is not None for reason in reasons]]
+        rewards = np.zeros(len(rows))
+        if self.settings.kl_mode == "dense":
+            rewards = -self._coefs[rows] * self._token_kl[rows, at]
+        if not len(over):
+            return rewards, {}
+        if not each_step:
+            self._read_back(over)
+        scores = self._score(over, [reason for reason in reasons if reason is not None])
+        written = np.arange(self.settings.max_new_tokens) < (self._lengths[over] - self._starts[over])[:, None]
+        totals = np.where(written, self._token_kl[over], 0.0).sum(axis=1)
+        place = np.searchsorted(rows, over)
+        if self.settings.kl_mode == "lump":
+            rewards[place] = -self._coefs[over] * totals
+        rewards[place] += scores
+        self._done[over] = True
+        self.kl_controller.update(float(totals.mean()), len(over))
+        final: dict[int, dict[str, Any]] = {}
+        for row, value in zip(over.tolist(), scores.tolist(), strict=True):
+            reason = reasons[int(np.searchsorted(rows, row))]
+            episode = self._finished[row] = self._episode(row, value, reason)
+            final[row] = self._final_info(row, episode)
+        return rewards, final
+
+    def _begin(self, rows: IntArray, wanted: Mapping[int, Prompt] | None = None) -> None:
+        for row in rows.tolist():
+            if wanted and row in wanted:
+                prompt = wanted[row]
+            else:
+                prompt = self.prompts[int(self._generator(row).integers(len(self.prompts)))]
+            self._row_prompts[row] = prompt
+            size = len(prompt.ids)
+            self._ids[row] = self.reference.pad_id
+            self._ids[row, :size] = prompt.ids
+            self._mask[row] = np.arange(self._width) < size
+            self._lengths[row] = self._starts[row] = size
+        self._coefs[rows] = self.kl_controller.coef
+        self._done[rows], self._begun[rows] = False, True
+        self.reference.forget(rows)
+        if self.has_action_masks:
+            self._look_ahead(rows)
+
+    def _behaviour(self, rows: IntArray, tokens: IntArray) -> NDArray[np.float64]:
+        """Return log pi of the rows' actions: the attached policy's, or 0 for a behaviour taken as deterministic."""
+        if self._policy is None:
+            return np.zeros(len(rows))
+        given = np.asarray(self._policy.action_log_prob(tokens), dtype=np.float64)
+        name = type(self._policy).__name__
+        if given.shape != (self.num_envs,):
+            raise TextEnvError(f"{name}.action_log_prob returned shape {given.shape}; expected ({self.num_envs},).")
+        if not np.isfinite(given[rows]).all():
+            raise TextEnvError(f"{name}.action_log_prob returned {given[rows].tolist()}; expected finite numbers.")
+        return given[rows]
+
+    def _divergence(self, rows: IntArray, at: IntArray) -> NDArray[np.float64]:
+        log_probs, ref = self._log_probs[rows, at], self._ref_log_probs[rows, at]
+        if self.settings.kl_estimator != "full":
+            return kl_module.kl_estimate(log_probs, ref, self.settings.kl_estimator)
+        if self._policy is None:  # all mass on the action: the sum has one term
+            return kl_module.kl_estimate(log_probs, ref, "k1")
+        assert isinstance(self._policy, FullDistribution)
+        assert self._next_ref is not None
+        whole = np.asarray(self._policy.action_log_probs())
+        if whole.shape != self._next_ref.shape:
+            raise TextEnvError(
+                f"{type(self._policy).__name__}.action_log_probs returned shape {whole.shape}; expected "
+                f"{self._next_ref.shape}."
+            )
+        return kl_module.full_kl(whole[rows], self._next_ref[rows])
+
+    def _look_ahead(self, rows: IntArray) -> None:
+        """Compute the reference's log-probabilities, and the action mask, at the present state of ``rows``."""
+        logits = self.reference.next_token_logits(self._ids[rows], self._lengths[rows], rows=rows)
+        log_probs = log_softmax(logits, self.settings.temperature)
+        if self._next_ref is None:
+            self._next_ref = np.zeros((self.num_envs, self.reference.vocab_size), dtype=np.float32)
+        if self.has_action_masks:
+            if self._next_mask is None:
+                self._next_mask = np.ones(self._next_ref.shape, dtype=bool)
+            allowed = _likeliest(log_probs, self.settings.top_k, self.settings.top_p)
+            self._next_mask[rows] = allowed
+            # Within the mask the reference is renormalised, as a masked policy is. A token outside stays legal and
+            # keeps its plain log-probability: finite, so that its reward is.
+            mass = np.log(np.where(allowed, np.exp(log_probs), 0.0).sum(axis=1, keepdims=True))
+            log_probs = np.where(allowed, log_probs - mass, log_probs)
+        self._next_ref[rows] = log_probs
+
+    def _read_back(self, rows: IntArray) -> None:
+        """Score whole episodes by the reference in one forward (lump KL)."""
+        lengths = self._lengths[rows]
+        width = int(lengths.max())
+        log_probs = self.reference.token_log_probs(self._ids[rows, :width], lengths, self.settings.temperature)
+        for place, row in enumerate(rows.tolist()):
+            start, end = int(self._starts[row]), int(lengths[place])
+            self._ref_log_probs[row, : end - start] = log_probs[place, start - 1 : end - 1]
+            self._token_kl[row, : end - start] = kl_module.kl_estimate(
+                self._log_probs[row, : end - start], self._ref_log_probs[row, : end - start], self.settings.kl_estimator
+            )
+
+    def _score(self, rows: IntArray, reasons: list[StopReason]) -> NDArray[np.float64]:
+        prompts = [self._row_prompts[row] for row in rows]
+        names = sorted({name for prompt in prompts for name in prompt.columns})
+        scores = score(
+            self.reward,
+            prompts=[prompt.text for prompt in prompts],
+            completions=[self._completion(row) for row in rows],
+            completion_ids=[self._completion_ids(row) for row in rows],
+            columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
+        ).astype(np.float64)
+        unfinished = np.array([reason == "length" for reason in reasons])
+        return np.asarray(scores - self.settings.missing_eos_penalty * unfinished)
+
+    def _stop_reason(self, row: int) -> StopReason | None:
+        length = int(self._lengths[row])
+        if int(self._ids[row, length - 1]) in self.reference.eos_ids:
+            return "eos"
+        if self.settings.stop and self._cut(row) is not None:
+            return "stop"
+        return "length" if length - int(self._starts[row]) == self.settings.max_new_tokens else None
+
+    def _cut(self, row: int) -> int | None:
+        """Return where in the completion's text the first stop string begins, or None."""
+        text = self.reference.decode(self._completion_ids(row))
+        found = [place for place in (text.find(string) for string in self.settings.stop) if place >= 0]
+        return min(found, default=None)
+
+    def _completion(self, row: int) -> str:
+        text = self.reference.decode(self._completion_ids(row))
+        return text[: self._cut(row)] if self.settings.stop else text
+
+    def _completion_ids(self, row: int) -> list[int]:
+        ids: list[int] = self._ids[row, self._starts[row] : self._lengths[row]].tolist()
+        return ids
+
+    def _episode(self, row: int, value: float = 0.0, reason: StopReason | None = None) -> Episode:
+        ids = self._completion_ids(row)
+        kl = (
+            self._token_kl[row, : len(ids)].tolist() if self.settings.kl_mode == "dense" or reason else [0.0] * len(ids)
+        )
+        rewards = [-float(self._coefs[row]) * token for token in kl]
+        if reason is not None:
+            rewards[-1] += value
+        prompt = self._row_prompts[row]
+        return Episode(
+            prompt=prompt.text,
+            completion=self._completion(row),
+            prompt_ids=prompt.ids,
+            completion_ids=tuple(ids),
+            completion_tokens=self.reference.token_texts(ids),
+            kl=tuple(kl),
+            token_rewards=tuple(rewards),
+            score=value,
+            stop_reason=reason or "length",
+        )
+
+    # -- infos ---------------------------------------------------------------------------------------------------
+
+    def _final_info(self, row: int, episode: Episode) -> dict[str, Any]:
+        last = len(episode.completion_ids) - 1
+        return {
+            "kl": episode.kl[-1],
+            "logprob": float(self._log_probs[row, last]),
+            "ref_logprob": float(self._ref_log_probs[row, last]),
+            "score": episode.score,
+            "stop_reason": episode.stop_reason,
+            "prompt": episode.prompt,
+            "completion": episode.completion,
+            "completion_ids": episode.completion_ids,
+            "token_kl": episode.kl,
+            "token_rewards": episode.token_rewards,
+        }
+
+    def _add_token_infos(self, infos: dict[str, Any], rows: IntArray) -> None:
+        at = self._lengths[rows] - self._starts[rows] - 1
+        present = np.zeros(self.num_envs, dtype=bool)
+        present[rows] = True
+        for name, values in (
+            ("kl", self._token_kl), ("logprob", self._log_probs), ("ref_logprob", self._ref_log_probs)
+        ):  # fmt: skip
+            infos[name] = np.zeros(self.num_envs)
+            infos[name][rows] = values[rows, at]
+            infos[f"_{name}"] = present.copy()
+
+    def _add_reset_infos(self, infos: dict[str, Any], rows: IntArray) -> None:
+        for row in rows.tolist():
+            self._add_info(infos, {"prompt": self._row_prompts[row].text}, row)
+        if self.has_action_masks:
+            self._add_mask_infos(infos, rows)
+
+    def _add_mask_infos(self, infos: dict[str, Any], rows: IntArray) -> None:
+        assert self._next_mask is not None
+        if "action_mask" not in infos:
+            infos["action_mask"] = np.zeros(self._next_mask.shape, dtype=_INT8)
+            infos["_action_mask"] = np.zeros(self.num_envs, dtype=bool)
+        infos["action_mask"][rows] = self._next_mask[rows]
+        infos["_action_mask"][rows] = True
+
+    def _observation(self) -> Observation:
+        return {"input_ids": self._ids.copy(), "attention_mask": self._mask.copy()}
+
+    # -- arguments -----------------------------------------------------------------------------------------------
+
+    def _generator(self, row: int) -> np.random.Generator:
+        generator = self._generators[row]
+        if generator is None:  # never seeded: fresh entropy, through the generator that Gymnasium gives every env
+            generator, _ = seeding.np_random(int(self.np_random.integers(2**63 - 1)))
+            self._generators[row] = generator
+        return generator
+
+    def _checked(self, actions: Any) -> IntArray:
+        tokens = np.asarray(actions)
+        if tokens.shape != (self.num_envs,) or not np.issubdtype(tokens.dtype, np.integer):
+            raise TextEnvError(
+                f"actions of shape {tokens.shape} and type {tokens.dtype}: expected {self.num_envs} token ids, integers."
+            )
+        live = tokens[~self._done]
+        if len(live) and not (int(live.min()) >= 0 and int(live.max()) < self.reference.vocab_size):
+            raise TextEnvError(
+                f"actions={tokens.tolist()}: expected token ids from 0 to {self.reference.vocab_size - 1}."
+            )
+        return tokens.astype(_INT64)
+
+    def _encode(self, source: PromptSource) -> list[Prompt]:
+        texts, columns = read_prompts(source)
+        rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        encoded = self.reference.encode_many(texts)
+        return [
+            Prompt(text, ids, row) for text, ids, row in zip(texts, encoded, rows or [{}] * len(texts), strict=True)
+        ]
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        if len(prompt.ids) > self.max_prompt_tokens:
+            raise TextEnvError(
+                f"The prompt {prompt.text[:80]!r} takes {len(prompt.ids)} tokens, max_prompt_tokens is "
+                f"{self.max_prompt_tokens}; raise it, or leave the prompt out."
+            )
+
+    def _wanted_prompts(self, options: dict[str, Any]) -> dict[int, Prompt]:
+        if "prompt" in options:
+            texts = self._one_each(options.pop("prompt"), str, "prompt", "a text")
+            prompts = [Prompt(text, ids) for text, ids in zip(texts, self.reference.encode_many(texts), strict=True)]
+        elif "prompt_index" in options:
+            indices = self._one_each(options.pop("prompt_index"), (int, np.integer), "prompt_index", "a number")
+            if not all(0 <= index < len(self.prompts) for index in indices):
+                raise TextEnvError(f"prompt_index={indices}: expected numbers from 0 to {len(self.prompts) - 1}.")
+            prompts = [self.prompts[index] for index in indices]
+        else:
+            return {}
+        for prompt in prompts:
+            self._check_prompt(prompt)
+        return dict(enumerate(prompts))
+
+    def _one_each(self, value: Any, kind: Any, name: str, what: str) -> list[Any]:
+        values = [value] * self.num_envs if isinstance(value, kind) else list(value)
+        if len(values) != self.num_envs or not all(isinstance(item, kind) for item in values):
+            raise TextEnvError(f"options[{name!r}]={value!r}: expected {what}, or {self.num_envs} of them.")
+        return values
+
+
+def movie_review(num_envs: int = 1, *, split: Literal["train", "heldout"] = "train", **settings: Any) -> TextVectorEnv:
+    """Make ``textenv/MovieReview-v0``, vectorised: continue the first words of a movie review so that it is liked.
+
+    Args:
+        num_envs: Number of texts written side by side.
+        split: Which half of the bundled openings to draw from; ``"heldout"`` is for measuring.
+        **settings: Those of ``textenv.settings.TextEnvSettings``.
+    """
+    return TextVectorEnv(num_envs, **{"prompts": list(movie_openings(split)), **settings})
+
+
+def _likeliest(log_probs: NDArray[np.float32], top_k: int | None, top_p: float | None) -> NDArray[np.bool_]:
+    """Return the ``top_k`` likeliest tokens and, of them, the fewest that hold ``top_p`` of the probability."""
+    order = np.argsort(-log_probs, axis=1, kind="stable")
+    ranked = np.ones(log_probs.shape, dtype=bool)
+    if top_k is not None:
+        ranked[:, top_k:] = False
+    if top_p is not None:
+        probabilities = np.exp(np.take_along_axis(log_probs, order, axis=1).astype(np.float64))
+        ranked &= np.cumsum(probabilities, axis=1) - probabilities < top_p
+    allowed = np.zeros_like(ranked)
+    np.put_along_axis(allowed, order, ranked, axis=1)
+    return allowed
