@@ -50,6 +50,8 @@ class PPOConfig:
     Attributes:
         learning_rate: Of Adam, at the start.
         lr_schedule: How it falls to zero over ``learn``'s steps: ``"constant"`` (not), ``"linear"`` or ``"cosine"``.
+        lr_warmup: Share of the steps over which it first rises from zero. Adam's first steps are as long as its rate
+            whatever the gradient, so without it the policy leaves the reference before it knows where to go.
         adam_epsilon: Of Adam.
         weight_decay: Decoupled (AdamW).
         epochs: Passes over the episodes of an iteration.
@@ -71,6 +73,7 @@ class PPOConfig:
 
     learning_rate: float = 3e-4
     lr_schedule: Schedule = "linear"
+    lr_warmup: float = 0.1
     adam_epsilon: float = 1e-5
     weight_decay: float = 0.0
     epochs: int = 2
@@ -97,7 +100,7 @@ class PPOConfig:
         for name in ("weight_decay", "value_coef", "entropy_coef"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a finite number of at least 0.")
-        for name in ("gamma", "lam"):
+        for name in ("gamma", "lam", "lr_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a number from 0 to 1.")
         for name in ("epochs", "minibatch_size", "micro_batch_size"):
@@ -146,11 +149,8 @@ class PPO:
         self._generator = torch.Generator(device).manual_seed(config.seed)
         self._shuffle = torch.Generator().manual_seed(config.seed)
         self._seeded = False
-        half = config.precision == "bfloat16" or (
-            config.precision == "auto"
-            and device.type == "cuda"
-            and torch.cuda.is_bf16_supported(including_emulation=False)
-        )
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        half = config.precision == "bfloat16" or (config.precision == "auto" and native)
         self._precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
             (lambda: torch.autocast(device.type, torch.bfloat16)) if half else contextlib.nullcontext
         )
@@ -181,13 +181,13 @@ class PPO:
             self.resume(checkpoints, total_steps)
         while self.steps < total_steps:
             began = time.perf_counter()
-            rate = self._schedule(self.steps / total_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
             seed = None if self._seeded else self.config.seed
             self._seeded = True
             rollout = collect(self.envs, self.policy, self._generator, seed=seed)
             wrote = time.perf_counter()
+            rate = self._rate(self.steps / total_steps, (self.steps + rollout.tokens) / total_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
             losses = self.update(rollout)
             self.steps += rollout.tokens
             self.iterations += 1
@@ -253,8 +253,8 @@ class PPO:
                         sums[name] = sums.get(name, 0.0) + float(value)
             if not math.isfinite(sums["policy_loss"] + sums["value_loss"]):
                 raise TextEnvError(
-                    f"The losses are {sums} after {self.steps} tokens. Lower learning_rate (now {config.learning_rate}) "
-                    "or clip the reward; the run's last checkpoint is from before."
+                    f"The losses are {sums} after {self.steps} tokens. Lower learning_rate (now "
+                    f"{config.learning_rate}) or clip the reward; the run's last checkpoint is from before."
                 )
             norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
             history.append({**sums, "grad_norm": float(norm)})
@@ -368,11 +368,12 @@ class PPO:
         text_env(self.envs).load_state_dict(state["env"])
         return True
 
-    def _schedule(self, done: float) -> float:
-        if self.config.lr_schedule == "constant":
-            return self.config.learning_rate
-        left = 1 - done if self.config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        return self.config.learning_rate * left
+    def _rate(self, before: float, after: float) -> float:
+        """Return the learning rate of the iteration between two shares of the steps."""
+        config = self.config
+        warm = min(1.0, after / config.lr_warmup) if config.lr_warmup else 1.0
+        falls = {"constant": 1.0, "linear": 1 - before, "cosine": 0.5 * (1 + math.cos(math.pi * before))}
+        return config.learning_rate * warm * falls[config.lr_schedule]
 
     def _minibatches(self, episodes: int) -> Iterator[torch.Tensor]:
         for _ in range(self.config.epochs):

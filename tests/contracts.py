@@ -12,8 +12,10 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from textenv.types import Reward
@@ -101,3 +103,71 @@ class RewardContract:
     def near(self, scores: list[float]) -> Any:
         """Return what compares equal to scores within the tolerance."""
         return pytest.approx(scores, rel=self.tolerance, abs=self.tolerance)
+
+
+class AgentContract:
+    """What every agent must do. Subclass it, and name the subclass ``Test...``.
+
+    ``make_env`` returns a vector environment with ``AutoresetMode.DISABLED``, ``make_agent`` an agent in it, and
+    ``load_agent`` one that was saved.
+    """
+
+    steps: ClassVar[int] = 60
+
+    def make_env(self) -> Any:
+        raise NotImplementedError
+
+    def make_agent(self, env: Any) -> Any:
+        raise NotImplementedError
+
+    def load_agent(self, folder: Path, env: Any) -> Any:
+        raise NotImplementedError
+
+    def test_learn_takes_at_least_its_steps_and_returns_the_agent(self) -> None:
+        env = self.make_env()
+        agent = self.make_agent(env)
+        assert agent.learn(self.steps) is agent
+        assert agent.steps >= self.steps
+
+    def test_learning_twice_from_one_seed_gives_the_same_actions(self) -> None:
+        actions = []
+        for _ in range(2):
+            env = self.make_env()
+            agent = self.make_agent(env).learn(self.steps)
+            obs, _ = env.reset(seed=5)
+            actions.append(agent.predict(obs))
+        assert np.array_equal(actions[0], actions[1])
+
+    def test_predict_returns_actions_of_the_space_batched_and_single(self) -> None:
+        env = self.make_env()
+        agent = self.make_agent(env)
+        obs, _ = env.reset(seed=1)
+        batch = agent.predict(obs)
+        assert env.action_space.contains(np.asarray(batch))
+        single = agent.predict({name: values[0] for name, values in obs.items()})
+        assert env.single_action_space.contains(np.int64(single))
+        assert int(single) == int(batch[0])
+
+    def test_predict_is_repeatable_and_can_explore(self) -> None:
+        env = self.make_env()
+        agent = self.make_agent(env)
+        obs, _ = env.reset(seed=1)
+        assert np.array_equal(agent.predict(obs), agent.predict(obs))
+        drawn = {tuple(agent.predict(obs, deterministic=False)) for _ in range(20)}
+        assert len(drawn) > 1
+
+    def test_saved_and_loaded_it_acts_alike(self, tmp_path: Path) -> None:
+        env = self.make_env()
+        agent = self.make_agent(env).learn(self.steps)
+        agent.save(tmp_path / "agent")
+        files = [path.suffix for path in (tmp_path / "agent").rglob("*") if path.is_file()]
+        assert set(files) <= {".json", ".safetensors", ".txt", ".jinja", ".model"}  # nothing that is unpickled
+        again = self.load_agent(tmp_path / "agent", self.make_env())
+        obs, _ = env.reset(seed=2)
+        assert np.array_equal(agent.predict(obs), again.predict(obs))
+
+    def test_learning_goes_on_after_loading(self, tmp_path: Path) -> None:
+        agent = self.make_agent(self.make_env()).learn(self.steps)
+        agent.save(tmp_path / "agent")
+        again = self.load_agent(tmp_path / "agent", self.make_env())
+        assert again.learn(agent.steps + self.steps).steps >= agent.steps + self.steps

@@ -24,7 +24,8 @@ def make_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(" "), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    wrap: Any = PreTrainedTokenizerFast  # transformers doesn't type its constructor
+    return cast(PreTrainedTokenizerFast, wrap(tokenizer_object=tokenizer, **special))
 
 
 def make_model(dropout: float = 0.0) -> LlamaForCausalLM:
@@ -39,9 +40,10 @@ def make_model(dropout: float = 0.0) -> LlamaForCausalLM:
         max_position_embeddings=16,
         initializer_range=0.5,
         attention_dropout=dropout,
-        attn_implementation="eager",
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.train(False)
+    return model
 
 
 def token_by_token(model: LlamaForCausalLM, texts: list[str], *, bos: int, eos: int) -> float:
@@ -114,12 +116,12 @@ def test_nothing_to_measure(texts: list[str], settings: dict[str, Any], message:
 
 
 def test_no_token_that_ends_a_text() -> None:
-    with pytest.raises(TextEnvError, match="eos_token_id=None: pass the eos_token_id"):
+    with pytest.raises(TextEnvError, match="eos_token_id is None; expected"):
         bits_per_character(make_model(), make_tokenizer(), TEXTS)
 
 
 def test_broken_weights_are_no_figure() -> None:
     model = make_model()
     torch.nn.init.constant_(cast(torch.Tensor, model.lm_head.weight), math.nan)
-    with pytest.raises(TextEnvError, match="nan nats: check its weights"):
+    with pytest.raises(TextEnvError, match="gives the texts nan nats"):
         bits_per_character(model, make_tokenizer(eos_token=END), TEXTS)

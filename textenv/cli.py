@@ -12,10 +12,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin slow every other process tenfold
 
@@ -44,6 +44,30 @@ from textenv.types import Episode, TextEnvError
 __all__ = ["main"]
 
 console = Console()
+
+
+def _flags(settings: type[Any], without: Sequence[str], **defaults: Any) -> type[Any]:
+    """Return a dataclass of the fields of ``settings``, and their help, but for those the command line has itself."""
+    hints = get_type_hints(settings)
+    fields = [
+        (f.name, hints[f.name], field(default=defaults.get(f.name, f.default)))
+        for f in dataclasses.fields(settings)
+        if f.name not in without
+    ]
+    made = dataclasses.make_dataclass(settings.__name__, fields, frozen=True)
+    made.__doc__ = settings.__doc__
+    return made
+
+
+_HERE = ("model", "prompts", "reward")
+if TYPE_CHECKING:
+    EnvFlags = TextEnvSettings
+    TrainEnvFlags = TextEnvSettings
+    PPOFlags = PPOConfig
+else:
+    EnvFlags = _flags(TextEnvSettings, _HERE)
+    TrainEnvFlags = _flags(TextEnvSettings, _HERE, kl_mode="lump")
+    PPOFlags = _flags(PPOConfig, ["seed"])
 
 
 @dataclass(frozen=True)
@@ -81,10 +105,8 @@ class Train:
     seed: int = 0
     checkpoint_every: int = 5
     threads: int | None = None
-    settings: Annotated[TextEnvSettings, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: TextEnvSettings(kl_mode="lump")
-    )
-    ppo: Annotated[PPOConfig, tyro.conf.arg(name="")] = field(default_factory=PPOConfig)
+    settings: Annotated[TrainEnvFlags, tyro.conf.arg(name="")] = field(default_factory=TrainEnvFlags)
+    ppo: Annotated[PPOFlags, tyro.conf.arg(name="")] = field(default_factory=PPOFlags)
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,7 @@ class Doctor:
     prompts: Path | None = None
     num_envs: int = 16
     seed: int = 0
-    settings: Annotated[TextEnvSettings, tyro.conf.arg(name="")] = field(default_factory=TextEnvSettings)
+    settings: Annotated[EnvFlags, tyro.conf.arg(name="")] = field(default_factory=EnvFlags)
 
 
 @dataclass(frozen=True)
@@ -183,11 +205,10 @@ def main(args: list[str] | None = None) -> int:
 def _keywords(command: Train | Doctor) -> dict[str, Any]:
     """Return the keywords of ``gymnasium.make``: what differs from the environment's own defaults."""
     defaults = TextEnvSettings()
-    settings = {f.name: getattr(command.settings, f.name) for f in dataclasses.fields(TextEnvSettings)}
-    changed = {name: value for name, value in settings.items() if value != getattr(defaults, name)}
-    changed |= {"reward": json.loads(command.reward) if command.reward.startswith("{") else command.reward}
-    changed |= {"model": command.model} | ({"prompts": str(command.prompts)} if command.prompts else {})
-    return changed
+    given = dataclasses.asdict(command.settings)
+    changed = {name: value for name, value in given.items() if value != getattr(defaults, name)}
+    changed |= {"reward": _parsed(command.reward), "model": command.model}
+    return changed | ({"prompts": str(command.prompts)} if command.prompts else {})
 
 
 def _describe(command: Train) -> dict[str, Any]:
@@ -212,7 +233,7 @@ def _train(command: Train) -> None:
         torch.set_num_threads(command.threads)
     keywords = _keywords(command)
     envs: Any = gym.make_vec(command.env, num_envs=command.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
-    agent = PPO(envs, dataclasses.replace(command.ppo, seed=command.seed))
+    agent = PPO(envs, PPOConfig(**dataclasses.asdict(command.ppo), seed=command.seed))
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
     held_out, prompts = _held_out(command, keywords)

@@ -49,12 +49,8 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
         num_envs: Rows of the vector environment.
         seed: Seeds prompts and tokens.
     """
-    yield _guard(
-        "gymnasium check_env", lambda: _warning_free(lambda: check_env(gym.make(env_id, **settings).unwrapped))
-    )
-    yield _guard(
-        "stable-baselines3 check_env", lambda: _warning_free(lambda: sb3_check_env(gym.make(env_id, **settings)))
-    )
+    yield _checker("gymnasium check_env", lambda: check_env(gym.make(env_id, **settings).unwrapped))
+    yield _checker("stable-baselines3 check_env", lambda: sb3_check_env(gym.make(env_id, **settings)))
     envs: Any = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **settings)
     base = text_env(envs)
     policy = TextPolicy(base.reference, temperature=base.settings.temperature)
@@ -66,20 +62,17 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     kl = max(abs(value) for episode in rollout.finished for value in episode.kl)
     yield Finding("KL of the untrained policy is 0", kl <= 1e-4, f"largest |KL_t| {kl:.1e} nats")
 
-    worst = max(abs(sum(e.token_rewards) - (e.score - _coef(base) * sum(e.kl))) for e in rollout.finished)
+    beta = base.settings.kl_coef
+    worst = max(abs(sum(e.token_rewards) - (e.score - beta * sum(e.kl))) for e in rollout.finished)
     yield Finding("rewards add up to score - beta * KL", worst <= 1e-5, f"largest difference {worst:.1e}")
 
     masks = None
     if rollout.action_masks is not None:
         bits = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=policy.lm.vocab_size)
         masks = torch.from_numpy(bits.astype(bool))
+    episodes = (torch.from_numpy(column) for column in (rollout.input_ids, rollout.lengths, rollout.starts))
     with torch.no_grad():
-        now = policy.evaluate(
-            torch.from_numpy(rollout.input_ids),
-            torch.from_numpy(rollout.lengths),
-            torch.from_numpy(rollout.starts),
-            masks,
-        )
+        now = policy.evaluate(*episodes, masks)
     ratio = (now.log_probs.cpu() - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()
     off = float((ratio - 1).abs().max())
     yield Finding("training forward agrees with the sampler (ratio 1)", off <= 1e-4, f"largest |ratio - 1| {off:.1e}")
@@ -92,20 +85,12 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     )
 
 
-def _coef(base: Any) -> float:
-    return float(base.settings.kl_coef)
-
-
-def _warning_free(check: Callable[[], object]) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check()
-    return "no warnings"
-
-
-def _guard(name: str, check: Callable[[], str]) -> Finding:
+def _checker(name: str, check: Callable[[], object]) -> Finding:
     try:
-        return Finding(name, True, check())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check()
+        return Finding(name, True, "no warnings")
     except Exception as error:
         return Finding(name, False, f"{type(error).__name__}: {error}")
 

@@ -54,33 +54,27 @@ def bits_per_character(
             ends a text, or the model gives no finite probability.
     """
     if not texts or batch_size < 1:
-        raise TextEnvError(f"{len(texts)} texts, batch_size={batch_size}: expected at least one text and one a batch.")
+        raise TextEnvError(f"{len(texts)} texts, batch_size={batch_size}: expected at least 1 of both.")
     eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
     if not isinstance(eos, int):
         raise TextEnvError(
-            f"{type(tokenizer).__name__} has eos_token_id={eos!r}: pass the eos_token_id that ends a text."
+            f"The tokenizer's eos_token_id is {eos!r}; expected the id of the token that ends a text: pass one."
         )
     bos = tokenizer.bos_token_id if bos_token_id is None else bos_token_id
     start = bos if isinstance(bos, int) else eos
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)[
-        "input_ids"
-    ]
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     sequences = sorted(([start, *ids, eos] for ids in encoded), key=len, reverse=True)  # little padding, longest first
     _check_context(model, longest=len(sequences[0]) - 1)
+    starts = track(range(0, len(sequences), batch_size), "bits per character", transient=True, disable=not progress)
     training = model.training
-    model.eval()
-    nats = 0.0
+    model.train(False)
     try:
-        for first in track(
-            range(0, len(sequences), batch_size), "bits per character", transient=True, disable=not progress
-        ):
-            nats += _nats(model, sequences[first : first + batch_size], padding=eos)
+        nats = sum(_nats(model, sequences[first : first + batch_size], padding=eos) for first in starts)
     finally:
         model.train(training)
     if not math.isfinite(nats):
-        raise TextEnvError(
-            f"{model.config.name_or_path or type(model).__name__} gives the texts {nats} nats: check its weights."
-        )
+        name = model.config.name_or_path or type(model).__name__
+        raise TextEnvError(f"{name} gives the texts {nats} nats; expected a finite number. Check its weights.")
     return nats / math.log(2) / sum(len(text) + 1 for text in texts)
 
 

@@ -1,0 +1,137 @@
+"""The command line, run as people run it, on the bundled model with tiny budgets."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from textenv.cli import main
+from textenv.tracking import read_metrics
+
+TINY = ["--total-steps", "250", "--num-envs", "4", "--eval-episodes", "4", "--max-new-tokens", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "x"
+    assert main(["train", "--out", str(out), "--seed", "7", *TINY]) == 0
+    return out
+
+
+def test_a_run_leaves_everything_it_promises(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "config.json", "metrics.csv", "metrics.jsonl", "tensorboard", "policy", "results.json", "samples.html",
+        "samples.md", "training.png", "checkpoints",
+    } <= names  # fmt: skip
+    usual = {
+        "rollout/ep_rew_mean", "rollout/ep_len_mean", "objective/score", "objective/kl", "objective/kl_coef",
+        "train/clip_fraction", "train/approx_kl", "train/policy_loss", "train/value_loss", "train/learning_rate",
+        "time/tokens_per_second",
+    }  # fmt: skip
+    rows = read_metrics(run)
+    assert all(usual <= row.keys() for row in rows)
+    assert rows[-1]["step"] >= 250
+
+
+def test_results_compare_before_and_after(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert results["before"]["episodes"] == results["after"]["episodes"] == 4
+    assert results["before"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-4)  # the reference itself
+    assert results["steps"] >= 250
+
+
+def test_a_finished_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(run), "--seed", "7", *TINY]) == 1
+    assert "finished run" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 1}))
+    assert main(["train", "--out", str(tmp_path), *TINY]) == 1
+    assert "seed was 1, is 0" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_sample_continues_prompts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "x.html"
+    arguments = [str(run), "--prompt", "The actors", "A plot", "--samples", "2", "--html", str(page)]
+    assert main(["sample", *arguments]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "score" in line]
+    assert [line.startswith("The actors") for line in lines] == [True, True, False, False]
+    assert page.read_text().count("<article>") == 4
+
+
+def test_sample_reads_from_the_terminal(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = iter(["It", " "])
+
+    def read(question: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    assert main(["sample", str(run)]) == 0
+    assert capsys.readouterr().out.count("score") == 1
+
+
+def test_sample_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(tmp_path)]) == 1
+    assert "no run of 'textenv train'" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--top-k", "50", "--temperature", "0.8"]])
+def test_doctor_finds_a_healthy_environment(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--num-envs", "4", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert out.count("ok") >= 8
+    assert "FAILS" not in out
+
+
+def test_doctor_tells_what_is_wrong(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from textenv.models.policy import TextPolicy
+
+    honest = TextPolicy.action_log_prob
+
+    def lie(self: TextPolicy, actions: Any) -> Any:
+        return honest(self, actions) + 0.1
+
+    monkeypatch.setattr(TextPolicy, "action_log_prob", lie)
+    assert main(["doctor", "--num-envs", "4"]) == 1
+    assert "FAILS" in capsys.readouterr().out
+
+
+def test_errors_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(tmp_path / "x"), "--reward", "vadr"]) == 1
+    out = capsys.readouterr().out
+    assert "vader" in out
+    assert "Traceback" not in out
+    assert not (tmp_path / "x").exists()
+
+
+def test_pretrain_and_sft_make_a_model_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"The film number {i} is good, and the plot is number {i % 7}." for i in range(300)))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(json.dumps({"prompt": "The film", "completion": f" is good {i % 3}."}) for i in range(32)))
+    small = ["--vocab-size", "300", "--hidden-size", "16", "--intermediate-size", "32", "--layers", "1", "--heads", "2"]
+    small += ["--context", "16", "--epochs", "0.5", "--batch-size", "4"]
+    assert main(["pretrain", "--files", str(text), "--out", str(tmp_path / "base"), *small]) == 0
+    tuned = ["--model", str(tmp_path / "base"), "--files", str(pairs), "--out", str(tmp_path / "tuned"), "--epochs", "1"]
+    assert main(["sft", *tuned]) == 0
+    assert main(["doctor", "--model", str(tmp_path / "tuned"), "--num-envs", "2"]) == 0
+    assert "FAILS" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_module_runs_and_every_setting_has_help() -> None:
+    for command in ("train", "pretrain", "sft", "sample", "doctor", "corpus"):
+        done = subprocess.run(
+            [sys.executable, "-m", "textenv", command, "--help"], check=True, capture_output=True, text=True
+        )
+        options = done.stdout.count("--")
+        assert options >= 1
+        assert "(default" in done.stdout or "(required)" in done.stdout
