@@ -64,7 +64,9 @@ def test_sample_continues_prompts(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert page.read_text().count("<article>") == 4
 
 
-def test_sample_reads_from_the_terminal(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_reads_from_the_terminal(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     typed = iter(["It", " "])
 
     def read(question: str) -> str:
@@ -116,11 +118,22 @@ def test_pretrain_and_sft_make_a_model_to_train_on(tmp_path: Path, capsys: pytes
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"The film number {i} is good, and the plot is number {i % 7}." for i in range(300)))
     pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("\n".join(json.dumps({"prompt": "The film", "completion": f" is good {i % 3}."}) for i in range(32)))
+    pairs.write_text(
+        "\n".join(json.dumps({"prompt": "The film", "completion": f" is good {i % 3}."}) for i in range(32))
+    )
     small = ["--vocab-size", "300", "--hidden-size", "16", "--intermediate-size", "32", "--layers", "1", "--heads", "2"]
     small += ["--context", "16", "--epochs", "0.5", "--batch-size", "4"]
     assert main(["pretrain", "--files", str(text), "--out", str(tmp_path / "base"), *small]) == 0
-    tuned = ["--model", str(tmp_path / "base"), "--files", str(pairs), "--out", str(tmp_path / "tuned"), "--epochs", "1"]
+    tuned = [
+        "--model",
+        str(tmp_path / "base"),
+        "--files",
+        str(pairs),
+        "--out",
+        str(tmp_path / "tuned"),
+        "--epochs",
+        "1",
+    ]
     assert main(["sft", *tuned]) == 0
     assert main(["doctor", "--model", str(tmp_path / "tuned"), "--num-envs", "2"]) == 0
     assert "FAILS" not in capsys.readouterr().out

@@ -135,7 +135,9 @@ def test_approximate_kl_is_k3_and_agrees_with_the_kl_in_expectation() -> None:
     expected = float((old.exp() * (old - new)).sum())
     assert float((old.exp() * approximate_kl(new, old)).sum()) == pytest.approx(expected)
     assert (approximate_kl(new, old) >= 0).all()
-    assert float(approximate_kl(torch.tensor([0.1]), torch.tensor([0.0]))) == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
+    assert float(approximate_kl(torch.tensor([0.1]), torch.tensor([0.0]))) == pytest.approx(
+        math.exp(0.1) - 1 - 0.1, rel=1e-3
+    )
 
 
 def test_clip_fraction_by_hand() -> None:

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def test_learns(tiny_lm: CausalLM) -> None:
     envs = make_envs(tiny_lm, 32, kl_coef=0.0)
     agent = PPO(envs, PPOConfig(learning_rate=1e-2, seed=1, lr_schedule="constant"))
     history: list[dict[str, float]] = []
-    agent.learn(3000, progress=lambda steps, metrics: history.append(dict(metrics)))
+    agent.learn(6000, progress=lambda steps, metrics: history.append(dict(metrics)))
     scores = [row["objective/score"] for row in history]
     assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 0.5
     assert history[-1]["objective/kl"] > 1  # nothing holds it back

@@ -29,7 +29,9 @@ def test_rows_are_in_all_three_places(tmp_path: Path) -> None:
     with (tmp_path / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert rows == read_metrics(tmp_path)
-    assert [float(row["objective/score"]) for row in table] == [row["objective/score"] for row in rows] == [0.1, 0.2, 0.3]
+    assert (
+        [float(row["objective/score"]) for row in table] == [row["objective/score"] for row in rows] == [0.1, 0.2, 0.3]
+    )
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()  # type: ignore[no-untyped-call]
     assert [event.step for event in board.Scalars("objective/kl")] == [1, 2, 3]  # type: ignore[no-untyped-call]
     assert [event.value for event in board.Scalars("objective/kl")] == [2.0, 4.0, 6.0]  # type: ignore[no-untyped-call]

@@ -302,7 +302,9 @@ def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[
             "gymnasium": gym.__version__,
         },
     }
-    save_html(out / "samples.html", [e for pair in zip(before[:16], after[:16], strict=True) for e in pair])
+    pairs = [episode for pair in zip(before[:16], after[:16], strict=True) for episode in pair]
+    title = "Completions of held-out prompts, before and after training"
+    save_html(out / "samples.html", pairs, title=title, captions=["before", "after"] * (len(pairs) // 2))
     write_atomically(out / "samples.md", comparison_markdown(before[:16], after[:16]))
     plot_training({out.name: out}, out / "training.png")
     console.print(comparison_table(before[:8], after[:8]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from textenv.files import write_atomically
 from textenv.types import Episode
 
-__all__ = ["save_html", "to_ansi", "to_html"]
+__all__ = ["save_html", "to_ansi", "to_html", "total_kl", "visible"]
 
 _FULL_COLOUR = 4.0  # nats at which a token's colour is strongest
 _RESET = "\x1b[0m"
@@ -37,29 +37,32 @@ def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True) -> s
     return f"{prompt}{''.join(tokens)}  [{_figures(episode, finished)}]"
 
 
-def to_html(episodes: Sequence[Episode], *, title: str = "Episodes") -> str:
+def to_html(episodes: Sequence[Episode], *, title: str = "Episodes", captions: Sequence[str] = ()) -> str:
     """Return a self-contained page of finished episodes; pointing at a token tells its figures.
 
     Args:
         episodes: What to show, in order.
         title: Heading of the page.
+        captions: A word on each episode, such as who wrote it; none, or as many as episodes.
     """
-    scale = "".join(
-        f'<span style="{_style(kl)}">{kl:+.0f}</span>' for kl in (-_FULL_COLOUR, -2.0, 0.0, 2.0, _FULL_COLOUR)
-    )
-    articles = "\n".join(_article(episode) for episode in episodes)
+    scale = "".join(f'<span style="{_style(kl)}">{kl:g}</span>' for kl in (-_FULL_COLOUR, -2.0, 0.0, 2.0, _FULL_COLOUR))
+    named = zip(episodes, captions or [""] * len(episodes), strict=True)
+    articles = "\n".join(_article(episode, caption) for episode, caption in named)
     return _PAGE.format(title=html.escape(title), scale=scale, articles=articles, count=len(episodes))
 
 
-def save_html(path: str | Path, episodes: Sequence[Episode], *, title: str = "Episodes") -> None:
+def save_html(
+    path: str | Path, episodes: Sequence[Episode], *, title: str = "Episodes", captions: Sequence[str] = ()
+) -> None:
     """Write ``to_html`` to a file, whole or not at all.
 
     Args:
         path: The file; its folder exists.
         episodes: What to show, in order.
         title: Heading of the page.
+        captions: A word on each episode.
     """
-    write_atomically(Path(path), to_html(episodes, title=title))
+    write_atomically(Path(path), to_html(episodes, title=title, captions=captions))
 
 
 def visible(text: str) -> str:
@@ -72,8 +75,13 @@ def visible(text: str) -> str:
     )
 
 
+def total_kl(episode: Episode) -> float:
+    """Return an episode's KL in nats, rounded for people (and never ``-0.00``)."""
+    return round(math.fsum(episode.kl), 2) + 0.0
+
+
 def _figures(episode: Episode, finished: bool) -> str:
-    kl = f"KL {math.fsum(episode.kl):.2f} nats"
+    kl = f"KL {total_kl(episode):.2f} nats"
     if not finished:
         return f"{kl}, unfinished"
     return f"score {episode.score:+.3f}, {kl}, {len(episode.completion_ids)} tokens, {episode.stop_reason}"
@@ -95,7 +103,7 @@ def _style(kl: float) -> str:
     return f"background:rgba({red},{green},{blue},{0.7 * _strength(kl):.2f})"
 
 
-def _article(episode: Episode) -> str:
+def _article(episode: Episode, caption: str) -> str:
     tokens = "".join(
         f'<span class="t" style="{_style(kl)}" title="token {token}&#10;KL {kl:+.3f} nats&#10;reward {reward:+.4f}">'
         f"{html.escape(visible(text))}</span>"
@@ -105,9 +113,9 @@ def _article(episode: Episode) -> str:
     )
     return (
         f'<article><p dir="ltr"><span class="prompt">{html.escape(visible(episode.prompt))}</span>{tokens}</p>'
-        f"<footer><b>{episode.score:+.3f}</b> score<b>{math.fsum(episode.kl):.2f}</b> nats KL"
-        f"<b>{len(episode.completion_ids)}</b> tokens<b>{html.escape(episode.stop_reason)}</b> ended it</footer>"
-        "</article>"
+        f"<footer><b>{episode.score:+.3f}</b> score<b>{total_kl(episode):.2f}</b> nats KL"
+        f"<b>{len(episode.completion_ids)}</b> tokens<b>{html.escape(episode.stop_reason)}</b> ended it"
+        f"<i>{html.escape(caption)}</i></footer></article>"
     )
 
 
@@ -122,7 +130,7 @@ _PAGE = """<!doctype html>
   body {{ font: 17px/1.7 Georgia, "Times New Roman", serif; max-width: 46rem; margin: 2.5rem auto; padding: 0 1.2rem; }}
   h1 {{ font-size: 1.5rem; margin: 0 0 .3rem; }}
   .legend, footer {{ font: 13px/1.6 system-ui, sans-serif; color: GrayText; }}
-  .legend span {{ padding: .15rem .45rem; color: CanvasText; }}
+  .legend span {{ padding: .15rem .45rem; color: CanvasText; white-space: nowrap; }}
   article {{ border-top: 1px solid var(--line); padding: .9rem 0; }}
   article p {{ margin: 0 0 .3rem; overflow-wrap: anywhere; white-space: pre-wrap; }}
   .prompt {{ color: GrayText; }}
@@ -130,6 +138,7 @@ _PAGE = """<!doctype html>
   .t:hover {{ outline: 2px solid var(--soft); }}
   footer b {{ color: CanvasText; margin-right: .3em; }}
   footer b:not(:first-child) {{ margin-left: 1.2em; }}
+  footer i {{ float: right; }}
 </style>
 <h1>{title}</h1>
 <p class="legend">{count} episodes. The prompt is grey; each token is coloured by its KL from the reference model:

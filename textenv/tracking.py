@@ -20,7 +20,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from textenv.files import write_atomically
-from textenv.render import visible
+from textenv.render import total_kl, visible
 from textenv.types import Episode, TextEnvError
 
 __all__ = ["RunLogger", "comparison_markdown", "comparison_table", "plot_training", "read_metrics"]
@@ -163,7 +163,7 @@ def comparison_table(before: Sequence[Episode], after: Sequence[Episode]) -> Tab
         table.add_column(name, justify="right" if name in {"score", "KL"} else "left", no_wrap=name in {"score", "KL"})
     for old, new in zip(before, after, strict=True):
         cells = (visible(old.prompt), visible(old.completion), f"{old.score:+.2f}")
-        table.add_row(*map(_plain, (*cells, visible(new.completion), f"{new.score:+.2f}", f"{math.fsum(new.kl):.1f}")))
+        table.add_row(*map(_plain, (*cells, visible(new.completion), f"{new.score:+.2f}", f"{total_kl(new):.1f}")))
     return table
 
 
@@ -176,7 +176,7 @@ def comparison_markdown(before: Sequence[Episode], after: Sequence[Episode]) -> 
             for text in (old.prompt, old.completion, new.completion)
         ]
         lines.append(
-            f"| {texts[0]} | {texts[1]} | {old.score:+.2f} | {texts[2]} | {new.score:+.2f} | {math.fsum(new.kl):.1f} |"
+            f"| {texts[0]} | {texts[1]} | {old.score:+.2f} | {texts[2]} | {new.score:+.2f} | {total_kl(new):.1f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,87 @@
+"""Fixtures that test modules share: tiny language models with random weights, made in a fraction of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from textenv.models.causal_lm import CausalLM
+from textenv.models.training import train_tokenizer
+
+VOCABULARY = 300
+
+torch.set_num_threads(1)
+settings.register_profile("textenv", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("textenv")
+
+
+def _tokenizer() -> Any:
+    return train_tokenizer(iter(["the film was a great film, and the plot of it was thin. "] * 20), VOCABULARY)
+
+
+def _llama() -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            initializer_range=0.3,  # far from uniform, so that mistakes show
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=1,
+        )
+    )
+
+
+def _gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            initializer_range=0.2,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=1,
+        )
+    )
+
+
+_ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {"llama": _llama, "gpt2": _gpt2}
+
+
+def build_lm(architecture: str = "llama", seed: int = 0) -> CausalLM:
+    """Return a new tiny model: two layers of width 32, random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = _ARCHITECTURES[architecture]()
+    return CausalLM(model.requires_grad_(False), _tokenizer())
+
+
+@pytest.fixture
+def make_lm() -> Callable[..., CausalLM]:
+    """``make_lm(architecture="llama", seed=0)``: a tiny model of the test's own, to change as it likes."""
+    return build_lm
+
+
+@pytest.fixture(scope="session")
+def tiny_lm() -> CausalLM:
+    """A tiny Llama that tests share; its weights stay as they are."""
+    return build_lm()
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2() -> CausalLM:
+    """A tiny GPT-2 that tests share; its weights stay as they are."""
+    return build_lm("gpt2")
