@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -239,7 +239,7 @@ class PPO:
                 value_loss = clipped_value_loss(now.values, values, target, config.value_clip).sum() / tokens
                 entropy = now.entropy.sum() / tokens
                 loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 with torch.no_grad():
                     share = len(log_probs) / tokens
                     for name, value in (
@@ -381,8 +381,8 @@ class PPO:
             yield from _split(order, self.config.minibatch_size)
 
 
-def _split(rows: torch.Tensor, size: int | None) -> tuple[torch.Tensor, ...]:
-    return rows.split(size or len(rows))
+def _split(rows: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
+    return torch.split(rows, size or len(rows))
 
 
 def _episodes(

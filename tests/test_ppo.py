@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def test_target_kl_stops_the_passes(tiny_lm: CausalLM) -> None:
 def test_schedules(tiny_lm: CausalLM) -> None:
     rates: dict[str, list[float]] = {}
     for schedule in ("constant", "linear", "cosine"):
-        agent = PPO(make_envs(tiny_lm), PPOConfig(learning_rate=1e-3, lr_schedule=schedule, lr_warmup=0.0))  # type: ignore[arg-type]
+        agent = PPO(make_envs(tiny_lm), PPOConfig(learning_rate=1e-3, lr_schedule=schedule, lr_warmup=0.0))
         seen: list[tuple[int, float]] = []
         agent.learn(200, progress=lambda steps, m, s=seen: s.append((steps, m["train/learning_rate"])))  # type: ignore[misc]
         rates[schedule] = [rate for _, rate in seen]
@@ -226,14 +226,13 @@ def test_a_killed_run_resumes_with_the_numbers_of_one_that_was_not(tiny_lm: Caus
         return [sys.executable, "-m", "textenv", "train", "--out", str(tmp_path / out), *arguments]
 
     subprocess.run(command("whole"), check=True, capture_output=True)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
     for _ in range(3):
-        process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        metrics = tmp_path / "killed" / "metrics.jsonl"
         before = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-        while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < before + 3):
-            pass
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < before + 3):
+                time.sleep(0.01)
+            process.kill()
     done = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
     assert "Going on from the checkpoint" in done.stdout
 
@@ -248,7 +247,7 @@ def test_a_killed_run_resumes_with_the_numbers_of_one_that_was_not(tiny_lm: Caus
 
 def test_save_and_load_keep_the_policy_and_its_values(tiny_lm: CausalLM, tmp_path: Path) -> None:
     for value in ("head", "model"):
-        agent = PPO(make_envs(tiny_lm), PPOConfig(learning_rate=1e-2, value=value))  # type: ignore[arg-type]
+        agent = PPO(make_envs(tiny_lm), PPOConfig(learning_rate=1e-2, value=value))
         agent.learn(100)
         agent.save(tmp_path / value)
         again = PPO.load(tmp_path / value, make_envs(tiny_lm))

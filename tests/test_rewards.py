@@ -427,8 +427,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save(config: Any, tokenizer: Tokenizer, special: dict[str, str], folder: Path) -> Path:
     torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return folder
 
 
@@ -521,7 +521,7 @@ class TestClassifierHeads:
     def test_refuses_a_tokenizer_that_cannot_pad(self, gpt2: Path, tmp_path: Path) -> None:
         AutoModelForSequenceClassification.from_pretrained(gpt2).save_pretrained(tmp_path)
         bare = Tokenizer.from_file(str(gpt2 / "tokenizer.json"))
-        PreTrainedTokenizerFast(tokenizer_object=bare).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
+        PreTrainedTokenizerFast(tokenizer_object=bare).save_pretrained(tmp_path)
         with pytest.raises(TextEnvError, match="its tokenizer has no padding token"):
             Classifier(str(tmp_path))
 

@@ -32,9 +32,9 @@ def test_rows_are_in_all_three_places(tmp_path: Path) -> None:
     assert (
         [float(row["objective/score"]) for row in table] == [row["objective/score"] for row in rows] == [0.1, 0.2, 0.3]
     )
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()  # type: ignore[no-untyped-call]
-    assert [event.step for event in board.Scalars("objective/kl")] == [1, 2, 3]  # type: ignore[no-untyped-call]
-    assert [event.value for event in board.Scalars("objective/kl")] == [2.0, 4.0, 6.0]  # type: ignore[no-untyped-call]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("objective/kl")] == [1, 2, 3]
+    assert [event.value for event in board.Scalars("objective/kl")] == [2.0, 4.0, 6.0]
 
 
 @given(killed=st.integers(0, 9), checkpoint=st.integers(0, 9), torn=st.integers(0, 30))

@@ -176,7 +176,7 @@ Command = (
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    command: Any = tyro.cli(Command, args=args, prog="textenv", description=__doc__)  # type: ignore[call-overload]
+    command: Any = tyro.cli(Command, args=args, prog="textenv", description=__doc__)
     try:
         match command:
             case Train():

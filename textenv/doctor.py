@@ -70,9 +70,9 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     if rollout.action_masks is not None:
         bits = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=policy.lm.vocab_size)
         masks = torch.from_numpy(bits.astype(bool))
-    episodes = (torch.from_numpy(column) for column in (rollout.input_ids, rollout.lengths, rollout.starts))
+    ids, lengths, starts = (torch.from_numpy(column) for column in (rollout.input_ids, rollout.lengths, rollout.starts))
     with torch.no_grad():
-        now = policy.evaluate(*episodes, masks)
+        now = policy.evaluate(ids, lengths, starts, masks)
     ratio = (now.log_probs.cpu() - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()
     off = float((ratio - 1).abs().max())
     yield Finding("training forward agrees with the sampler (ratio 1)", off <= 1e-4, f"largest |ratio - 1| {off:.1e}")

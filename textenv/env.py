@@ -47,10 +47,11 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self.render_mode = render_mode
         self.observation_space = self._batch.single_observation_space
         self.action_space = self._batch.single_action_space
+        self._batch.use_generator(0, self.np_random)  # from the start, so that load_state_dict reaches it
         self._running = False
 
     @property
-    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
         """The spec it was made from, its live objects in handles."""
         return self._spec
 
@@ -130,7 +131,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self._running = not bool(terminations[0])
         return _first(obs), float(rewards[0]), bool(terminations[0]), False, _first_info(infos)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the episode as coloured text (``"ansi"``) or print it (``"human"``)."""
         frames = self._batch.render()
         return frames[0] if frames else None

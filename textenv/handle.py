@@ -7,6 +7,8 @@ spec of our environments holds it in a handle whose copy is itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
@@ -34,10 +36,18 @@ def unwrap(value: Any) -> Any:
 
 
 def with_handles(spec: EnvSpec | None) -> EnvSpec | None:
-    """Put the live objects among a spec's keywords into handles."""
+    """Put the live objects among a spec's keywords into handles; write paths and enumerations as JSON can hold them."""
     if spec is not None:
-        spec.kwargs = {key: value if _is_plain(value) else Handle(value) for key, value in spec.kwargs.items()}
+        spec.kwargs = {key: _storable(value) for key, value in spec.kwargs.items()}
     return spec
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    return value if _is_plain(value) else Handle(value)
 
 
 def _is_plain(value: Any) -> bool:

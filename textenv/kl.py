@@ -1,8 +1,8 @@
 """Estimators of the KL divergence from a reference model, and the controllers of its coefficient.
 
 All figures are in nats and per token. With ``r = pi_ref(a|s) / pi(a|s)`` (Schulman, "Approximating KL divergence",
-2020): k1 = -log r is unbiased and can be negative; k2 = (log r)^2 / 2 is biased with low variance; k3 = r - 1 - log r is
-unbiased and never negative. ``full`` sums over the vocabulary, so that only the states are sampled.
+2020): k1 = -log r is unbiased and can be negative; k2 = (log r)^2 / 2 is biased with low variance; k3 = r - 1 - log r
+is unbiased and never negative. ``full`` sums over the vocabulary, so that only the states are sampled.
 
 k1 or full belong into a reward: the expectation of the gradient of k2 or k3 there is not that of the KL's.
 """
@@ -81,8 +81,8 @@ class AdaptiveKL:
         """Check the settings."""
         if not np.isfinite(self.coef) or self.coef < 0:
             raise TextEnvError(f"kl_coef={self.coef}: expected a finite number of at least 0.")
-        if self.target is not None and not self.target > 0:
-            raise TextEnvError(f"kl_target={self.target}: expected a KL per episode above 0 nats, or None.")
+        if self.target is not None and not 0 < self.target < np.inf:
+            raise TextEnvError(f"kl_target={self.target}: expected a finite KL per episode above 0 nats, or None.")
         if self.target is not None and self.coef == 0:
             raise TextEnvError("kl_coef=0 with kl_target set: a coefficient of 0 stays 0; give a starting value.")
         if self.horizon < 1:
@@ -91,10 +91,12 @@ class AdaptiveKL:
     def update(self, mean_kl: float, episodes: int) -> None:
         """Move the coefficient by ``coef *= 1 + clip(KL / target - 1, -0.2, 0.2) * episodes / horizon``.
 
+        More episodes than the horizon count as the horizon, or the coefficient could become negative.
+
         Args:
             mean_kl: KL summed over an episode, in nats, mean over the episodes.
             episodes: How many episodes it was measured on.
         """
         if self.target is not None:
             error = min(max(mean_kl / self.target - 1.0, -0.2), 0.2)
-            self.coef *= 1.0 + error * episodes / self.horizon
+            self.coef *= 1.0 + error * min(episodes / self.horizon, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -32,7 +33,9 @@ def read_prompts(source: PromptSource) -> tuple[list[str], dict[str, list[Any]]]
     """
     if isinstance(source, (str, Path)):
         rows, name = _read_file(Path(source)), f"{source}"
-    elif isinstance(source, Iterable) and not isinstance(source, Mapping):
+    elif hasattr(source, "iterrows"):  # iterating over a data frame gives the names of its columns
+        raise TextEnvError(f"prompts ({type(source).__name__}): a data frame; give its rows, df.to_dict('records').")
+    elif isinstance(source, Iterable) and not isinstance(source, (Mapping, bytes)):
         rows, name = list(source), f"prompts ({type(source).__name__})"
     else:
         raise TextEnvError(
@@ -43,6 +46,8 @@ def read_prompts(source: PromptSource) -> tuple[list[str], dict[str, list[Any]]]
         raise TextEnvError(f"{name}: no prompts in it; expected at least one.")
     texts: list[str] = []
     names = list(rows[0]) if isinstance(rows[0], Mapping) else []
+    if not all(isinstance(column, str) for column in names):
+        raise TextEnvError(f"{name}: columns {names}; expected names that are texts.")
     columns: dict[str, list[Any]] = {column: [] for column in names if column != "prompt"}
     for number, row in enumerate(rows):
         values = {"prompt": row} if isinstance(row, str) else row
@@ -52,7 +57,7 @@ def read_prompts(source: PromptSource) -> tuple[list[str], dict[str, list[Any]]]
             )
         if (set(values) - {"prompt"}) != set(columns):
             raise TextEnvError(
-                f"{name}, row {number}: columns {sorted(set(values) - {'prompt'})}, but the first row has "
+                f"{name}, row {number}: columns {sorted(map(str, set(values) - {'prompt'}))}, but the first row has "
                 f"{sorted(columns)}; expected the same in every row."
             )
         texts.append(values["prompt"])
@@ -81,19 +86,24 @@ def movie_openings(half: Literal["train", "heldout"]) -> tuple[str, ...]:
 
 
 def _read_file(path: Path) -> list[Any]:
-    if path.suffix not in _KINDS:
+    kind = path.suffix.lower()
+    if kind not in _KINDS:
         raise TextEnvError(f"prompts={str(path)!r}: expected a list of prompts, or a file of kind {', '.join(_KINDS)}.")
     if not path.is_file():
         raise TextEnvError(f"prompts={str(path)!r}: no such file (looked in {Path.cwd()}).")
-    if path.suffix == ".parquet":
+    if kind == ".parquet":
         return _read_parquet(path)
-    text = path.read_text("utf-8")
-    if path.suffix == ".txt":
-        return [line for line in text.splitlines() if line.strip()]
-    if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True)))
+    try:
+        text = path.read_text("utf-8-sig")  # spreadsheets write a byte-order mark, which is no part of the first cell
+    except UnicodeDecodeError as error:
+        raise TextEnvError(f"{path}: not UTF-8 ({error}); convert it, e.g. with iconv.") from error
+    if kind == ".csv":
+        return _read_csv(path, text)
+    lines = text.split("\n")  # splitlines would also split at U+2028 and its like, which JSON strings may hold
+    if kind == ".txt":
+        return [line for line in lines if line.strip()]
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -102,12 +112,23 @@ def _read_file(path: Path) -> list[Any]:
     return rows
 
 
+def _read_csv(path: Path, text: str) -> list[Any]:
+    header, *rows = [cells for cells in csv.reader(io.StringIO(text)) if cells] or [[]]
+    for number, cells in enumerate(rows):
+        if len(cells) != len(header):
+            raise TextEnvError(f"{path}, row {number}: {len(cells)} cells under {len(header)} headings {header}.")
+    return [dict(zip(header, cells, strict=True)) for cells in rows]
+
+
 def _read_parquet(path: Path) -> list[Any]:
     try:
         from pyarrow import parquet  # noqa: PLC0415 (an optional dependency)
     except ImportError as error:
         raise TextEnvError(f"{path}: reading parquet needs pyarrow; run: pip install 'textenv[data]'") from error
-    rows: list[Any] = parquet.read_table(path).to_pylist()
+    try:
+        rows: list[Any] = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise TextEnvError(f"{path}: not a parquet file ({error}).") from error
     return rows
 
 

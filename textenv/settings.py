@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, get_args
 
 from textenv.types import KLEstimator, KLMode, TextEnvError
@@ -77,19 +78,26 @@ class TextEnvSettings:
         for name, choices in (("kl_estimator", get_args(KLEstimator)), ("kl_mode", get_args(KLMode))):
             if getattr(self, name) not in choices:
                 raise TextEnvError(f"{name}={getattr(self, name)!r}: expected one of {list(choices)}.")
-        if not 0 < self.temperature < math.inf:
-            raise TextEnvError(f"temperature={self.temperature}: expected a finite number above 0.")
-        if not math.isfinite(self.missing_eos_penalty):
-            raise TextEnvError(f"missing_eos_penalty={self.missing_eos_penalty}: expected a finite number.")
-        for name in ("max_new_tokens", "max_prompt_tokens", "top_k"):
+        for name in ("max_new_tokens", "max_prompt_tokens", "kl_horizon", "top_k"):
             value = getattr(self, name)
-            if value is None and name != "max_new_tokens":
+            if value is None and name in ("max_prompt_tokens", "top_k"):
                 continue
-            if isinstance(value, bool) or int(value) != value or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise TextEnvError(f"{name}={value!r}: expected a whole number of at least 1.")
+        for name in ("kl_coef", "kl_target", "temperature", "missing_eos_penalty", "top_p"):
+            value = getattr(self, name)
+            if value is None and name in ("kl_target", "top_p"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                raise TextEnvError(f"{name}={value!r}: expected a finite number.")
+        if self.kl_coef < 0:
+            raise TextEnvError(f"kl_coef={self.kl_coef}: expected a number of at least 0.")
+        if not self.temperature > 0:
+            raise TextEnvError(f"temperature={self.temperature}: expected a number above 0.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise TextEnvError(f"top_p={self.top_p}: expected a probability above 0 and at most 1, or None.")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        given: Any = self.stop
+        stop = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
         if not all(isinstance(string, str) and string for string in stop):
-            raise TextEnvError(f"stop={self.stop!r}: expected strings that are not empty.")
+            raise TextEnvError(f"stop={given!r}: expected strings that are not empty.")
         object.__setattr__(self, "stop", stop)

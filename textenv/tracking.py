@@ -84,7 +84,7 @@ class RunLogger:
         with self._csv.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._columns, restval="", lineterminator="\n").writerow(row)
         for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(name, value, step)
         note = ", ".join(f"{label} {metrics[name]:{form}}" for label, name, form in _SHOWN if name in metrics)
         if self._bar is not None:
             self._bar.update(self._task, completed=min(step, self._total), note=note)
@@ -95,7 +95,7 @@ class RunLogger:
 
     def close(self) -> None:
         """Close the files and the bar."""
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -63,7 +63,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     what each token earned also where ``kl_mode="lump"`` pays it all at the end.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
 
     def __init__(
         self,
@@ -90,6 +90,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if render_mode not in (None, *get_args(RenderMode)):
             raise TextEnvError(f"render_mode={render_mode!r}: expected 'ansi', 'human' or None.")
         self.num_envs = int(num_envs)
+        modes = [mode.value for mode in AutoresetMode]
+        if autoreset_mode not in (*AutoresetMode, *modes):
+            raise TextEnvError(f"autoreset_mode={autoreset_mode!r}: expected an AutoresetMode, or one of {modes}.")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -121,7 +124,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         n, budget = self.num_envs, given.max_new_tokens
         self._generators: list[np.random.Generator | None] = [None] * n
         self._row_prompts: list[Prompt] = [self.prompts[0]] * n
-        self._finished: list[Episode | None] = [None] * n
+        self._finished: NDArray[np.object_] = np.full(n, None, dtype=object)  # of each row, an Episode or None
         self._ids = np.full((n, self._width), self.reference.pad_id, dtype=_INT64)
         self._mask = np.zeros((n, self._width), dtype=_INT8)
         self._lengths = np.zeros(n, dtype=_INT64)
@@ -137,7 +140,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     # -- what surrounds the process ------------------------------------------------------------------------------
 
     @property
-    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
         """The spec it was made from, its live objects in handles."""
         return self._spec
 
@@ -212,15 +215,14 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 f"The state is of {len(state['generators'])} rows, this environment has {self.num_envs}."
             )
         for row, saved in enumerate(state["generators"]):
-            if saved is not None:
-                self._generators[row], _ = seeding.np_random(0)
+            if saved is not None:  # into the generator that is there: it may be the np_random of a TextEnv
                 self._generator(row).bit_generator.state = saved
         self.kl_controller.coef = float(state["kl_coef"])
         if state["reward"] is not None:
             self.reward.load_state_dict(state["reward"])  # type: ignore[attr-defined]
         self._done[:], self._begun[:] = True, False
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """Return each row as coloured text (``"ansi"``) or print it (``"human"``): its episode so far, or just over."""
         if self.render_mode is None:
             return None
@@ -235,7 +237,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @property
     def last_episodes(self) -> tuple[Episode | None, ...]:
-        """Of each row, the episode that ended in the last ``step``, or None."""
+        """Of each row, the episode that ended in the last ``step``, or after which it waits for a reset; else None."""
         return tuple(self._finished)
 
     # -- the process ---------------------------------------------------------------------------------------------
@@ -264,20 +266,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             raise TextEnvError(f"reset_mask={chosen!r}: expected {self.num_envs} booleans, at least one of them True.")
         if not (mask | self._begun).all():
             raise TextEnvError("reset_mask leaves rows out that have never begun; reset all rows first.")
-        seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
-        if seeds is not None and len(seeds) != self.num_envs:
-            raise TextEnvError(f"seed={seed!r}: expected one number, or {self.num_envs} of them.")
-        for row, value in enumerate(seeds or ()):
-            if value is not None and mask[row]:
-                self._generators[row], _ = seeding.np_random(int(value))
+        seeds = self._seeds(seed)
         wanted = self._wanted_prompts(options)
         if options:
             raise TextEnvError(
                 f"options={sorted(options)}: expected 'reset_mask', 'prompt' or 'prompt_index', not both of the last."
             )
         rows = np.flatnonzero(mask)
-        for row in rows:
-            self._finished[row] = None
+        for row in rows.tolist():
+            if (value := seeds[row]) is not None:
+                self._generators[row], _ = seeding.np_random(value)
+        self._finished[rows] = None
         self._begin(rows, wanted)
         infos: dict[str, Any] = {}
         self._add_reset_infos(infos, rows)
@@ -302,7 +301,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         infos: dict[str, Any] = {}
         ended = np.flatnonzero(self._done)
         active = np.flatnonzero(~self._done)
-        self._finished = [None] * self.num_envs
+        self._finished[active] = None
         final: dict[int, dict[str, Any]] = {}
         if len(active):
             rewards[active], final = self._advance(active, tokens[active], tokens)
@@ -312,6 +311,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._add_token_infos(infos, going)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             terminations[ended] = False
+            self._finished[ended] = None
             if len(ended):
                 self._begin(ended)
                 self._add_reset_infos(infos, ended)
@@ -329,9 +329,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._look_ahead(going)
             self._add_mask_infos(infos, going)
         if self.render_mode == "human":
-            for episode in self._finished:
-                if episode is not None:
-                    print(to_ansi(episode))
+            for row in final:
+                print(to_ansi(self._finished[row]))
         return self._observation(), rewards, terminations, np.zeros(self.num_envs, dtype=bool), infos
 
     def _advance(
@@ -350,8 +349,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._ids[rows, self._lengths[rows]] = tokens
         self._mask[rows, self._lengths[rows]] = 1
         self._lengths[rows] += 1
-        reasons = [self._stop_reason(row) for row in rows]
-        over = rows[[reason is not None for reason in reasons]]
+        reasons = self._stop_reasons(rows)
+        over = np.fromiter(reasons, dtype=_INT64, count=len(reasons))
         rewards = np.zeros(len(rows))
         if self.settings.kl_mode == "dense":
             rewards = -self._coefs[rows] * self._token_kl[rows, at]
@@ -359,7 +358,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             return rewards, {}
         if not each_step:
             self._read_back(over)
-        scores = self._score(over, [reason for reason in reasons if reason is not None])
+        self._begun[over] = False  # a reward that raises leaves rows that are neither going on nor over
+        scores = self._score(over, list(reasons.values()))
+        self._begun[over] = True
         written = np.arange(self.settings.max_new_tokens) < (self._lengths[over] - self._starts[over])[:, None]
         totals = np.where(written, self._token_kl[over], 0.0).sum(axis=1)
         place = np.searchsorted(rows, over)
@@ -370,8 +371,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.kl_controller.update(float(totals.mean()), len(over))
         final: dict[int, dict[str, Any]] = {}
         for row, value in zip(over.tolist(), scores.tolist(), strict=True):
-            reason = reasons[int(np.searchsorted(rows, row))]
-            episode = self._finished[row] = self._episode(row, value, reason)
+            episode = self._finished[row] = self._episode(row, value, reasons[row])
             final[row] = self._final_info(row, episode)
         return rewards, final
 
@@ -463,13 +463,18 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         unfinished = np.array([reason == "length" for reason in reasons])
         return np.asarray(scores - self.settings.missing_eos_penalty * unfinished)
 
-    def _stop_reason(self, row: int) -> StopReason | None:
-        length = int(self._lengths[row])
-        if int(self._ids[row, length - 1]) in self.reference.eos_ids:
-            return "eos"
-        if self.settings.stop and self._cut(row) is not None:
-            return "stop"
-        return "length" if length - int(self._starts[row]) == self.settings.max_new_tokens else None
+    def _stop_reasons(self, rows: IntArray) -> dict[int, StopReason]:
+        """Return why the episodes of some of the ``rows``, in their order, ended with the last token."""
+        lengths = self._lengths[rows]
+        said_so = np.isin(self._ids[rows, lengths - 1], self.reference.eos_ids)
+        spent = lengths - self._starts[rows] == self.settings.max_new_tokens
+        stopped = np.zeros(len(rows), dtype=bool)
+        if self.settings.stop:
+            stopped[:] = [self._cut(row) is not None for row in rows.tolist()]
+        found: dict[int, StopReason] = {}
+        for place in np.flatnonzero(said_so | stopped | spent).tolist():
+            found[int(rows[place])] = "eos" if said_so[place] else "stop" if stopped[place] else "length"
+        return found
 
     def _cut(self, row: int) -> int | None:
         """Return where in the completion's text the first stop string begins, or None."""
@@ -564,7 +569,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         tokens = np.asarray(actions)
         if tokens.shape != (self.num_envs,) or not np.issubdtype(tokens.dtype, np.integer):
             raise TextEnvError(
-                f"actions of shape {tokens.shape} and type {tokens.dtype}: expected {self.num_envs} token ids, integers."
+                f"actions of shape {tokens.shape} and type {tokens.dtype}: expected integers, a token id for each of "
+                f"{self.num_envs} rows."
             )
         live = tokens[~self._done]
         if len(live) and not (int(live.min()) >= 0 and int(live.max()) < self.reference.vocab_size):
@@ -572,6 +578,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 f"actions={tokens.tolist()}: expected token ids from 0 to {self.reference.vocab_size - 1}."
             )
         return tokens.astype(_INT64)
+
+    def _seeds(self, seed: Any) -> list[int | None]:
+        """Return a seed for each row, None for a row that keeps its generator."""
+        if seed is None:
+            return [None] * self.num_envs
+        values = [seed + row for row in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
+        seeds = list(values) if isinstance(values, Iterable) else []
+        known = all(value is None or (isinstance(value, (int, np.integer)) and value >= 0) for value in seeds)
+        if len(seeds) != self.num_envs or not known:
+            raise TextEnvError(f"seed={seed!r}: expected one number of at least 0, or {self.num_envs} of them.")
+        return [None if value is None else int(value) for value in seeds]
 
     def _encode(self, source: PromptSource) -> list[Prompt]:
         texts, columns = read_prompts(source)
@@ -604,7 +621,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return dict(enumerate(prompts))
 
     def _one_each(self, value: Any, kind: Any, name: str, what: str) -> list[Any]:
-        values = [value] * self.num_envs if isinstance(value, kind) else list(value)
+        values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * self.num_envs
         if len(values) != self.num_envs or not all(isinstance(item, kind) for item in values):
             raise TextEnvError(f"options[{name!r}]={value!r}: expected {what}, or {self.num_envs} of them.")
         return values

@@ -1,0 +1,28 @@
+"""The examples run, with small budgets."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+ARGUMENTS = {
+    "best_of_n.py": (["--n", "2", "--prompts", "2"], "best of 2: mean score"),
+    "own_reward.py": (["--total-steps", "150", "--num-envs", "4"], "What begins as"),
+}
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    arguments, expected = ARGUMENTS[name]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
