@@ -375,7 +375,8 @@ def _numbers(value: Any) -> Iterator[float]:
 def _equal(one: Trace, other: Trace) -> bool:
     """Return whether two traces are equal to the last bit."""
     arrays = zip(one.observations, other.observations, strict=True)
-    return (
-        all(np.array_equal(mine[name], yours[name]) for mine, yours in arrays for name in mine | yours)
-        and (one.rewards, one.terminations, one.info) == (other.rewards, other.terminations, other.info)
-    )
+    return all(np.array_equal(mine[name], yours[name]) for mine, yours in arrays for name in mine | yours) and (
+        one.rewards,
+        one.terminations,
+        one.info,
+    ) == (other.rewards, other.terminations, other.info)

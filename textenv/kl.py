@@ -56,11 +56,10 @@ def full_kl(log_probs: NDArray[Any], ref_log_probs: NDArray[Any]) -> NDArray[np.
     Returns:
         The divergence in nats, shape ``(...)``.
     """
-    log_probs = np.asarray(log_probs, dtype=np.float64)
+    log_probs, ref_log_probs = np.asarray(log_probs, dtype=np.float64), np.asarray(ref_log_probs, dtype=np.float64)
     possible = np.isfinite(log_probs)
-    difference = np.where(possible, log_probs - np.asarray(ref_log_probs, dtype=np.float64), 0.0)
-    weights = np.exp(np.where(possible, log_probs, -np.inf))
-    return np.asarray((weights * difference).sum(axis=-1), dtype=np.float64)
+    difference = np.where(possible, log_probs, 0.0) - np.where(possible, ref_log_probs, 0.0)
+    return np.asarray((np.exp(log_probs) * difference).sum(axis=-1), dtype=np.float64)
 
 
 @dataclass(slots=True)
