@@ -79,9 +79,3 @@ def make_lm() -> Callable[..., CausalLM]:
 def tiny_lm() -> CausalLM:
     """A tiny Llama that tests share; its weights stay as they are."""
     return build_lm()
-
-
-@pytest.fixture(scope="session")
-def tiny_gpt2() -> CausalLM:
-    """A tiny GPT-2 that tests share; its weights stay as they are."""
-    return build_lm("gpt2")

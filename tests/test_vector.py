@@ -1,4 +1,4 @@
-"""Many texts side by side: equal to Gymnasium's own vector of single ones, and to a model of the process in plain Python."""
+"""Many texts side by side: equal to Gymnasium's own vector, and to a model of the process in plain Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import DictInfoToList, NumpyToTorch, RecordEpisodeStatistics
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.conftest import build_lm
@@ -262,7 +263,7 @@ def test_prompts_are_drawn_evenly_and_go_on_where_the_last_reset_left_them(
     envs = make_envs(200)
     drawn = [list(envs.reset(seed=0 if not number else None)[1]["prompt"]) for number in range(3)]
     assert drawn[0] != drawn[1] != drawn[2]
-    counts = [sum(drawn, []).count(prompt) for prompt in PROMPTS]
+    counts = [sum(prompts.count(prompt) for prompts in drawn) for prompt in PROMPTS]
     assert sum(counts) == 600
     assert min(counts) > 150
 
@@ -345,6 +346,26 @@ def test_lump_reads_an_episode_once_and_dense_once_a_token(make_lm: Callable[...
     assert rows == {"lump": 2, "dense": 10}
 
 
+@pytest.mark.parametrize("mode", ["dense", "lump"])
+def test_another_architecture_with_padding_that_is_an_end_token(make_lm: Callable[..., CausalLM], mode: str) -> None:
+    lm = make_lm("gpt2")
+    lm.tokenizer.pad_token = lm.tokenizer.eos_token
+    lm = CausalLM(lm.model, lm.tokenizer)
+    assert lm.pad_id == EOS
+    envs = TextVectorEnv(4, autoreset_mode=AutoresetMode.DISABLED, **keywords(lm, kl_mode=mode))
+    policy = TextPolicy(lm)
+    envs.attach_policy(policy)
+    obs, _ = envs.reset(options={"prompt": [*PROMPTS, "the"]})
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        obs, *_ = envs.step(policy.act(obs, generator=generator)[0])
+    episodes = [episode for episode in envs.last_episodes if episode is not None]
+    assert len(episodes) == 4
+    for row, episode in enumerate(episodes):
+        assert episode.kl == pytest.approx([0.0] * len(episode.kl), abs=1e-5)
+        assert obs["attention_mask"][row].sum() == len(episode.prompt_ids) + len(episode.completion_ids)
+
+
 # -- wrappers -----------------------------------------------------------------------------------------------------
 
 
@@ -379,11 +400,15 @@ class NumbersOnly(VectorWrapper[Any, Any, Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         *rest, infos = self.env.step(actions)
-        return (*rest, self._numbers(infos))  # type: ignore[return-value]
+        return (*rest, self._numbers(infos))
 
     @staticmethod
     def _numbers(infos: dict[str, Any]) -> dict[str, Any]:
-        return {name: values for name, values in infos.items() if getattr(values, "dtype", object) != object}
+        return {
+            name: values
+            for name, values in infos.items()
+            if isinstance(values, np.ndarray) and values.dtype.kind != "O"
+        }
 
 
 def test_numpy_to_torch_hands_over_tensors(make_envs: Callable[..., TextVectorEnv], tiny_lm: CausalLM) -> None:

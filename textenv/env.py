@@ -56,7 +56,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return self._spec
 
     @spec.setter
-    def spec(self, value: EnvSpec | None) -> None:
+    def spec(self, value: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._spec = with_handles(value)
 
     _spec: EnvSpec | None = None

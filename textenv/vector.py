@@ -145,7 +145,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return self._spec
 
     @spec.setter
-    def spec(self, value: EnvSpec | None) -> None:
+    def spec(self, value: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._spec = with_handles(value)
 
     _spec: EnvSpec | None = None
