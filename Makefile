@@ -34,7 +34,7 @@ bundled-model: $(STAMP)
 	$(BIN)/textenv corpus --out runs/corpus
 	$(BIN)/textenv pretrain --out runs/base --epochs 1 --tokenizer-files runs/corpus/reviews-train.jsonl \
 	  --files runs/corpus/general.jsonl runs/corpus/reviews-train.jsonl runs/corpus/reviews-train.jsonl
-	$(BIN)/textenv sft --model runs/base --out runs/bundled --epochs 2 --save-dtype float16 \
+	$(BIN)/textenv sft --model runs/base --out runs/bundled --save-dtype float16 \
 	  --files runs/corpus/reviews-train.jsonl --validation runs/corpus/reviews-validation.jsonl
 	$(BIN)/python benchmarks/bits_per_character.py --model runs/bundled
 

@@ -234,18 +234,18 @@ class PPO:
             for part in _split(rows, config.micro_batch_size):
                 log_probs, values, advantage, target = (column[part][mask[part]].to(device) for column in columns)
                 with self._precision():
-                    now = self.policy.evaluate(*_episodes(rollout, part, device, self.policy.lm.vocab_size))
+                    episodes = _episodes(rollout, part, device, self.policy.lm.vocab_size)
+                    now = self.policy.evaluate(*episodes, entropy=config.entropy_coef > 0)
                 policy_loss = clipped_policy_loss(now.log_probs, log_probs, advantage, config.clip).sum() / tokens
                 value_loss = clipped_value_loss(now.values, values, target, config.value_clip).sum() / tokens
-                entropy = now.entropy.sum() / tokens
-                loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+                loss = policy_loss + config.value_coef * value_loss
+                loss = loss - config.entropy_coef * now.entropy.sum() / tokens
                 loss.backward()
                 with torch.no_grad():
                     share = len(log_probs) / tokens
                     for name, value in (
                         ("policy_loss", policy_loss),
                         ("value_loss", value_loss),
-                        ("entropy", entropy),
                         ("approx_kl", approximate_kl(now.log_probs, log_probs).mean() * share),
                         ("clip_fraction", clip_fraction(now.log_probs, log_probs, config.clip) * share),
                         ("ratio", (now.log_probs - log_probs).exp().mean() * share),

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from textenv.models.causal_lm import CausalLM
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
@@ -137,6 +138,8 @@ class TextPolicy(nn.Module):
         lengths: torch.Tensor,
         starts: torch.Tensor,
         masks: torch.Tensor | None = None,
+        *,
+        entropy: bool = True,
     ) -> Evaluation:
         """Evaluate whole episodes in one forward each, with gradients; logits at response positions only.
 
@@ -145,6 +148,7 @@ class TextPolicy(nn.Module):
             lengths: Tokens of each row, shape ``(batch,)``.
             starts: Tokens of each row's prompt, shape ``(batch,)``.
             masks: Which tokens could be drawn, packed, shape ``(tokens, vocab_size)``.
+            entropy: Compute entropies; without, they are 0 and two passes over the vocabulary are saved.
 
         Returns:
             Log-probabilities and entropies in nats, and values, at every token written.
@@ -155,14 +159,15 @@ class TextPolicy(nn.Module):
         logits = self.lm.head(hidden)
         if masks is not None:
             logits = logits.masked_fill(~masks, -torch.inf)
-        log_probs = torch.log_softmax(logits / self.temperature, dim=-1)
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
         actions = input_ids[:, 1:][acting[:, :-1]]
-        chosen = log_probs.gather(1, actions[:, None])[:, 0]
-        weighted = torch.where(log_probs.isfinite(), log_probs.exp() * log_probs, 0.0)  # no 0 * -inf
+        chosen = -functional.cross_entropy(logits, actions, reduction="none")
+        entropies = _entropy(logits) if entropy else torch.zeros_like(chosen)
         if self.value_lm is not None:
             hidden = self.value_lm.hidden_states(input_ids, lengths)[acting]
         values = torch.zeros_like(chosen) if self.value_head is None else self._read(hidden)
-        return Evaluation(chosen, -weighted.sum(dim=-1), values)
+        return Evaluation(chosen, entropies, values)
 
     def forget(self) -> None:
         """Empty the prefix caches, so that what follows does not depend, in its last bits, on what was before."""
@@ -222,6 +227,13 @@ _VALUE_FILE = "value.safetensors"
 def _trainable_copy(lm: CausalLM) -> CausalLM:
     model: Any = copy.deepcopy(lm.model)
     return CausalLM(model.requires_grad_(True), lm.tokenizer)
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the entropies in nats of ``(..., vocab_size)`` logits, some of which may be ``-inf``."""
+    possible = logits > -torch.inf
+    log_probs = torch.log_softmax(logits, dim=-1).masked_fill(~possible, 0.0)  # before exp, so that no 0 * inf appears
+    return -torch.where(possible, log_probs.exp() * log_probs, 0.0).sum(dim=-1)
 
 
 def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
