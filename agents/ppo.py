@@ -48,7 +48,9 @@ class PPOConfig:
     """Settings of PPO.
 
     Attributes:
-        learning_rate: Of Adam, at the start.
+        learning_rate: Of Adam, at its peak.
+        value_learning_rate: That of the value head. It starts at zero and is a linear readout of finished features, so
+            it can and must learn faster: a baseline that comes late leaves the policy to noise.
         lr_schedule: How it falls to zero over ``learn``'s steps: ``"constant"`` (not), ``"linear"`` or ``"cosine"``.
         lr_warmup: Share of the steps over which it first rises from zero. Adam's first steps are as long as its rate
             whatever the gradient, so without it the policy leaves the reference before it knows where to go.
@@ -72,6 +74,7 @@ class PPOConfig:
     """
 
     learning_rate: float = 3e-4
+    value_learning_rate: float = 3e-3
     lr_schedule: Schedule = "linear"
     lr_warmup: float = 0.1
     adam_epsilon: float = 1e-5
@@ -94,7 +97,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name in ("learning_rate", "adam_epsilon", "clip", "max_grad_norm"):
+        for name in ("learning_rate", "value_learning_rate", "adam_epsilon", "clip", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a finite number above 0.")
         for name in ("weight_decay", "value_coef", "entropy_coef"):
@@ -141,9 +144,10 @@ class PPO:
         torch.manual_seed(config.seed)
         self.policy = TextPolicy(base.reference, value=config.value, temperature=base.settings.temperature)
         device = base.reference.device
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), config.learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay
-        )
+        head = [] if self.policy.value_head is None else list(self.policy.value_head.parameters())
+        rest = [p for p in self.policy.parameters() if not any(p is other for other in head)]
+        groups = [{"params": rest, "peak": config.learning_rate}, {"params": head, "peak": config.value_learning_rate}]
+        self.optimizer = torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay)
         self.steps = 0
         self.iterations = 0
         self._generator = torch.Generator(device).manual_seed(config.seed)
@@ -187,7 +191,7 @@ class PPO:
             wrote = time.perf_counter()
             rate = self._rate(self.steps / total_steps, (self.steps + rollout.tokens) / total_steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = group["peak"] * rate
             losses = self.update(rollout)
             self.steps += rollout.tokens
             self.iterations += 1
@@ -195,7 +199,7 @@ class PPO:
                 **_describe(rollout),
                 "objective/kl_coef": text_env(self.envs).kl_coef,
                 **losses,
-                "train/learning_rate": rate,
+                "train/learning_rate": self.config.learning_rate * rate,
                 "time/iterations": float(self.iterations),
                 "time/tokens_per_second": rollout.tokens / (time.perf_counter() - began),
                 "time/rollout_seconds": wrote - began,
@@ -369,11 +373,11 @@ class PPO:
         return True
 
     def _rate(self, before: float, after: float) -> float:
-        """Return the learning rate of the iteration between two shares of the steps."""
+        """Return the learning rate, as a share of its peak, of the iteration between two shares of the steps."""
         config = self.config
         warm = min(1.0, after / config.lr_warmup) if config.lr_warmup else 1.0
         falls = {"constant": 1.0, "linear": 1 - before, "cosine": 0.5 * (1 + math.cos(math.pi * before))}
-        return config.learning_rate * warm * falls[config.lr_schedule]
+        return warm * falls[config.lr_schedule]
 
     def _minibatches(self, episodes: int) -> Iterator[torch.Tensor]:
         for _ in range(self.config.epochs):

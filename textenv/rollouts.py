@@ -111,7 +111,7 @@ def collect(
         The episodes.
 
     Raises:
-        TextEnvError: A wrapper changed rewards that are paid in a lump.
+        TextEnvError: A wrapper changed rewards that are paid in a lump, or kept them from being paid.
     """
     base = text_env(envs)
     base.attach_policy(policy)
@@ -137,6 +137,11 @@ def collect(
         for row in np.flatnonzero(alive & terminations):
             episodes[row] = base.last_episodes[row]
         cut = np.flatnonzero(alive & truncations & ~terminations)
+        if len(cut) and base.settings.kl_mode == "lump":
+            raise TextEnvError(
+                "A wrapper truncated an episode whose KL is paid in a lump at its end, so it would never be paid. Use "
+                "kl_mode='dense', where every token is paid at once."
+            )
         if len(cut):
             bootstrap[cut] = policy.values(obs, cut)
         alive &= ~(terminations | truncations)

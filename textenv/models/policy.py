@@ -10,10 +10,11 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 
-from textenv.models.causal_lm import CausalLM
+from textenv.models.causal_lm import CausalLM, quiet
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
 __all__ = ["Evaluation", "TextPolicy", "observation_arrays"]
@@ -95,13 +96,19 @@ class TextPolicy(nn.Module):
 
         Returns:
             Actions and the values of the states, both of shape ``(batch,)``.
+
+        Raises:
+            TextEnvError: A mask allows no token.
         """
         ids, lengths = observation_arrays(obs)
         rows = np.arange(len(lengths)) if rows is None else rows
         hidden = self.lm.last_hidden(ids[rows], lengths[rows], rows=rows)
         logits = self.lm.head(hidden)
         if masks is not None:
-            logits = logits.masked_fill(~torch.from_numpy(masks[rows]).to(logits.device), -torch.inf)
+            allowed = masks[rows].astype(bool)
+            if not allowed.any(axis=1).all():
+                raise TextEnvError(f"masks allow no token in rows {rows[~allowed.any(axis=1)].tolist()}.")
+            logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
         self._rows, self._batch = rows, len(lengths)
         self._log_probs = torch.log_softmax(logits / self.temperature, dim=-1)
         tokens = self._log_probs.argmax(dim=-1) if generator is None else _draw(self._log_probs, generator)
@@ -177,13 +184,12 @@ class TextPolicy(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Save the language model in Hugging Face format, and the value function beside it, as safetensors."""
-        self.model.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
         self.lm.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
-            tensors = {f"value_head.{name}": tensor for name, tensor in self.value_head.state_dict().items()}
-            if self.value_model is not None:
-                tensors |= {f"value_model.{name}": tensor for name, tensor in self.value_model.named_parameters()}
-            safetensors.torch.save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / _VALUE_FILE)
+            tensors = {name: tensor.detach().contiguous() for name, tensor in self._value_parameters().items()}
+            safetensors.torch.save_file(tensors, folder / _VALUE_FILE)
 
     def load_values(self, folder: Path) -> None:
         """Read the value function that ``save`` wrote.
@@ -195,18 +201,30 @@ class TextPolicy(nn.Module):
             return
         try:
             tensors = safetensors.torch.load_file(folder / _VALUE_FILE)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise TextEnvError(
                 f"{folder / _VALUE_FILE}: cannot be read ({error}); was the agent saved there?"
             ) from error
-        parameters = {f"value_head.{name}": tensor for name, tensor in self.value_head.named_parameters()}
-        if self.value_model is not None:
-            parameters |= {f"value_model.{name}": tensor for name, tensor in self.value_model.named_parameters()}
-        for name, parameter in parameters.items():
-            if name not in tensors or tensors[name].shape != parameter.shape:
-                raise TextEnvError(f"{folder / _VALUE_FILE} holds no {name} of shape {tuple(parameter.shape)}.")
-            with torch.no_grad():
+        parameters = self._value_parameters()
+        for name in sorted(tensors.keys() | parameters.keys()):
+            found, wanted = (tuple(them[name].shape) if name in them else None for them in (tensors, parameters))
+            if found != wanted:
+                raise TextEnvError(
+                    f"{folder / _VALUE_FILE}: {name} has shape {found}, expected {wanted} (None: not there). Load it "
+                    "into a policy of the same model and the same kind of value function."
+                )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
+
+    def _value_parameters(self) -> dict[str, torch.Tensor]:
+        parts = {"value_head": self.value_head, "value_model": self.value_model}
+        return {
+            f"{part}.{name}": parameter
+            for part, module in parts.items()
+            if module is not None
+            for name, parameter in module.named_parameters()
+        }
 
     def _value(self, ids: IntArray, lengths: IntArray, rows: IntArray, hidden: torch.Tensor) -> torch.Tensor:
         if self.value_head is None:
@@ -231,9 +249,10 @@ def _trainable_copy(lm: CausalLM) -> CausalLM:
 
 def _entropy(logits: torch.Tensor) -> torch.Tensor:
     """Return the entropies in nats of ``(..., vocab_size)`` logits, some of which may be ``-inf``."""
-    possible = logits > -torch.inf
-    log_probs = torch.log_softmax(logits, dim=-1).masked_fill(~possible, 0.0)  # before exp, so that no 0 * inf appears
-    return -torch.where(possible, log_probs.exp() * log_probs, 0.0).sum(dim=-1)
+    log_probs = torch.log_softmax(logits, dim=-1)
+    # Their terms become 1 * 0 before they are multiplied: a mask after it would still send 0 * inf backwards.
+    log_probs = log_probs.masked_fill(logits == -torch.inf, 0.0)
+    return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 
 def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
