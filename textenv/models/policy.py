@@ -258,7 +258,8 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
 def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Draw from ``(rows, vocab_size)`` log-probabilities by the inverse of the distribution function."""
     cumulative = log_probs.exp().cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
     uniform = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
-    last = (log_probs > -torch.inf).long().mul(torch.arange(log_probs.shape[1], device=log_probs.device)).amax(dim=-1)
-    return torch.minimum(drawn, last)  # rounding may not lead beyond the last possible token
+    drawn = torch.searchsorted(cumulative, uniform * total, right=True)
+    last = torch.searchsorted(cumulative, total)  # rounding may not lead beyond the last possible token
+    return torch.minimum(drawn, last)[:, 0]

@@ -6,9 +6,13 @@ the same settings they go on from their last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,15 +25,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from textenv.files import write_atomically
+from textenv.models.causal_lm import CausalLM, quiet
 from textenv.types import IntArray, TextEnvError
 
 __all__ = ["PretrainConfig", "SftConfig", "pretrain", "read_texts", "sft", "train_tokenizer"]
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 _IGNORE = -100  # the label that cross_entropy leaves out
+_SETTINGS_FILE = "training.json"
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Input ids, attention mask and next-token labels, each ``(batch, time)``."""
@@ -84,13 +91,23 @@ class PretrainConfig:
     seed: int = 0
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check(self, "hidden_size", "intermediate_size", "layers", "heads", "context", "max_position")
+        if self.hidden_size % (2 * self.heads):
+            raise TextEnvError(
+                f"hidden_size={self.hidden_size}, heads={self.heads}: expected heads of one even width each."
+            )
+        if self.context > self.max_position:
+            raise TextEnvError(f"context={self.context} exceeds max_position={self.max_position}.")
+
 
 @dataclass(frozen=True, slots=True)
 class SftConfig:
     """Settings of ``textenv sft``: supervised fine-tuning, with the loss on the completion only.
 
     Attributes:
-        model: Folder or Hugging Face id to start from.
+        model: ``"bundled"``, a folder or a Hugging Face id to start from.
         files: ``.jsonl`` files with ``prompt`` and ``completion``.
         out: Folder of the fine-tuned model.
         validation: ``.jsonl`` file to measure the loss on after each epoch.
@@ -99,7 +116,7 @@ class SftConfig:
         learning_rate: Peak; linear warm-up, then linear decay to zero.
         warmup: Share of the steps spent warming up.
         weight_decay: Of the matrices, decoupled (AdamW).
-        max_tokens: Pairs are cut after so many tokens.
+        max_tokens: Pairs are cut after so many tokens, or as many as the model takes.
         precision: ``"bfloat16"`` runs the forward pass in it; ``"auto"`` where the device multiplies it natively.
         save_dtype: Data type of the saved weights.
         checkpoint_every: Steps between checkpoints.
@@ -123,17 +140,37 @@ class SftConfig:
     seed: int = 0
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check(self, "max_tokens")
+
+
+def _check(config: PretrainConfig | SftConfig, *more: str) -> None:
+    for name in ("batch_size", "checkpoint_every", *more):
+        if getattr(config, name) < 1:
+            raise TextEnvError(f"{name}={getattr(config, name)}: expected a whole number of at least 1.")
+    for name in ("epochs", "learning_rate"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise TextEnvError(f"{name}={getattr(config, name)}: expected a finite number above 0.")
+    if not 0 <= config.warmup <= 1 or not 0 <= config.weight_decay < math.inf or config.seed < 0:
+        raise TextEnvError(
+            f"warmup={config.warmup}, weight_decay={config.weight_decay}, seed={config.seed}: expected a share from 0 "
+            "to 1, a finite number and a whole number, none of them negative."
+        )
+    for name in ("precision", "save_dtype"):
+        choices = ("auto", "float32", "bfloat16") if name == "precision" else ("float32", "float16", "bfloat16")
+        if getattr(config, name) not in choices:
+            raise TextEnvError(f"{name}={getattr(config, name)!r}: expected one of {list(choices)}.")
+
 
 def read_texts(files: Sequence[Path]) -> Iterator[str]:
     """Yield the documents of ``.txt`` files (between blank lines) and ``.jsonl`` files (``text``, or a pair).
 
     Raises:
-        TextEnvError: A file is missing, of another kind, or has a line without these keys.
+        TextEnvError: A file is missing, of another kind, not UTF-8, or has a line without these keys.
     """
     for path in files:
-        if not path.is_file():
-            raise TextEnvError(f"{path} is not a file; expected .txt or .jsonl files.")
-        content = path.read_text("utf-8")
+        content = _read(path)
         if path.suffix == ".txt":
             yield from (part.strip() for part in content.split("\n\n") if part.strip())
         elif path.suffix == ".jsonl":
@@ -143,17 +180,31 @@ def read_texts(files: Sequence[Path]) -> Iterator[str]:
             raise TextEnvError(f"{path}: cannot read files of kind {path.suffix!r}; expected .txt or .jsonl.")
 
 
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise TextEnvError(f"{path} is not a file; expected .txt or .jsonl files.")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextEnvError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
+
+
 def _read_pairs(path: Path, content: str) -> Iterator[tuple[str, str]]:
-    """Yield prompt and completion of each line; a line with ``text`` has an empty prompt."""
-    for number, line in enumerate(content.splitlines(), start=1):
-        row: Any = json.loads(line) if line.strip() else {"text": ""}
+    """Yield prompt and completion of each line that is not blank; a line with ``text`` has an empty prompt."""
+    for number, line in enumerate(content.split("\n"), start=1):  # splitlines also cuts at U+0085 and U+2028
+        if not line.strip():
+            continue
+        try:
+            row: Any = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
         if isinstance(row, dict) and isinstance(row.get("text"), str):
             yield "", row["text"]
         elif isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
             yield row["prompt"], row["completion"]
         else:
             raise TextEnvError(
-                f"{path}, line {number}: {line[:80]!r}; expected an object with the string 'text', or with the "
+                f"{path}, line {number}: {line[:80]!r}; expected a JSON object with the string 'text', or with the "
                 "strings 'prompt' and 'completion'."
             )
 
@@ -195,15 +246,19 @@ def pretrain(config: PretrainConfig) -> Path:
         The model's folder, ``config.out``.
 
     Raises:
-        TextEnvError: The files hold too little text for one batch, or cannot be read.
+        TextEnvError: The files hold too little text for one batch, or cannot be read, or the folder holds a run with
+            other settings.
     """
-    torch.manual_seed(config.seed)
-    config.out.mkdir(parents=True, exist_ok=True)
-    if (config.out / "tokenizer.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(config.out)
+    begun = _begun(config, "pretrain")
+    with _seeded(config):
+        return _pretrain(config, begun)
+
+
+def _pretrain(config: PretrainConfig, begun: bool) -> Path:
+    if begun:
+        tokenizer: Any = AutoTokenizer.from_pretrained(config.out)
     else:
         tokenizer = train_tokenizer(read_texts(config.tokenizer_files or config.files), config.vocab_size)
-        tokenizer.save_pretrained(config.out)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -227,6 +282,8 @@ def pretrain(config: PretrainConfig) -> Path:
             "Give more text, or lower batch_size or context."
         )
     steps = int(config.epochs * per_epoch) // config.batch_size
+    if not steps:
+        raise TextEnvError(f"epochs={config.epochs} of {per_epoch} sequences are less than one batch; give more.")
 
     def batch(step: int) -> Batch:
         picks = range(step * config.batch_size, (step + 1) * config.batch_size)
@@ -240,7 +297,9 @@ def pretrain(config: PretrainConfig) -> Path:
         window = torch.from_numpy(np.stack(rows).astype(np.int64))
         return window[:, :-1], torch.ones_like(window[:, :-1]), window[:, 1:]
 
-    _optimise(model, batch, steps, config, "pretrain")
+    if not begun:
+        _publish(config.out, tokenizer)
+    _optimise(model, batch, steps, config, name="pretrain")
     return _save(model, tokenizer, config)
 
 
@@ -254,19 +313,23 @@ def sft(config: SftConfig) -> Path:
         The model's folder, ``config.out``.
 
     Raises:
-        TextEnvError: A file cannot be read or holds no pairs.
+        TextEnvError: The model cannot be loaded, a file cannot be read or holds no pairs, a prompt leaves no room for
+            its completion, or the folder holds a run with other settings.
     """
-    torch.manual_seed(config.seed)
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-    if tokenizer.eos_token_id is None:
-        raise TextEnvError(f"The tokenizer of {config.model!r} has no end-of-sequence token to teach; set eos_token.")
-    pairs = _encode_pairs(tokenizer, config.files, config.max_tokens)
-    held_out = _encode_pairs(tokenizer, (config.validation,), config.max_tokens) if config.validation else []
+    _begun(config, "sft")
+    with _seeded(config):
+        return _sft(config)
+
+
+def _sft(config: SftConfig) -> Path:
+    lm = CausalLM.from_pretrained(config.model)
+    model, pad = lm.model, lm.pad_id
+    limit = config.max_tokens if lm.max_positions is None else min(config.max_tokens, lm.max_positions)
+    pairs = _encode_pairs(lm, config.files, limit)
+    held_out = _encode_pairs(lm, (config.validation,), limit) if config.validation else []
     if not pairs:
         raise TextEnvError(f"files={[str(path) for path in config.files]}: they hold no prompt/completion pairs.")
     per_epoch = math.ceil(len(pairs) / config.batch_size)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def batch(step: int) -> Batch:
         epoch, index = divmod(step, per_epoch)
@@ -279,8 +342,37 @@ def sft(config: SftConfig) -> Path:
         batches = [_collate(held_out[i : i + 64], pad) for i in range(0, len(held_out), 64)]
         return f"validation {_mean_loss(model, batches):.4f}"
 
-    _optimise(model, batch, per_epoch * config.epochs, config, "sft", after)
-    return _save(model, tokenizer, config)
+    _optimise(model, batch, per_epoch * config.epochs, config, name="sft", after=after)
+    return _save(model, lm.tokenizer, config)
+
+
+def _begun(config: PretrainConfig | SftConfig, name: str) -> bool:
+    """Tell whether the folder holds a run of these settings that got as far as to train; refuse one of others."""
+    path = config.out / _SETTINGS_FILE
+    if path.exists():
+        _compare(config.out, {"command": name, **_settings(config)}, json.loads(path.read_text("utf-8")))
+    return path.exists() or latest_checkpoint(config.out / "checkpoints") is not None
+
+
+def _settings(config: PretrainConfig | SftConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return settings
+
+
+def _compare(folder: Path, settings: dict[str, Any], before: dict[str, Any]) -> None:
+    if changed := sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key)):
+        raise TextEnvError(
+            f"{folder} holds a run with other settings ({', '.join(changed)} differ). Start it again with those it was "
+            "started with, or give this one another folder."
+        )
+
+
+@contextlib.contextmanager
+def _seeded(config: PretrainConfig | SftConfig) -> Iterator[None]:
+    """Seed torch's global generators, and leave them to the caller as they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(config.seed)
+        yield
 
 
 def _token_stream(tokenizer: Any, texts: Iterator[str]) -> IntArray:
@@ -300,27 +392,28 @@ def _token_stream(tokenizer: Any, texts: Iterator[str]) -> IntArray:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
-_PERMUTATIONS: dict[tuple[int, int, int], IntArray] = {}
-
-
+@functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, size: int) -> IntArray:
-    key = (seed, epoch, size)
-    if key not in _PERMUTATIONS:
-        _PERMUTATIONS.clear()
-        _PERMUTATIONS[key] = np.random.default_rng((seed, epoch, size)).permutation(size)
-    return _PERMUTATIONS[key]
+    return np.random.default_rng((seed, epoch, size)).permutation(size)
 
 
-def _encode_pairs(tokenizer: Any, files: Sequence[Path], max_tokens: int) -> list[tuple[list[int], int]]:
+def _encode_pairs(lm: CausalLM, files: Sequence[Path], max_tokens: int) -> list[tuple[list[int], int]]:
     """Return token ids of prompt, completion and end, and how many of them are the prompt's (labels start there)."""
     encoded = []
     for path in files:
-        if not path.is_file() or path.suffix != ".jsonl":
+        if path.suffix != ".jsonl":
             raise TextEnvError(f"{path}: expected a .jsonl file with 'prompt' and 'completion' on every line.")
-        for prompt, completion in _read_pairs(path, path.read_text("utf-8")):
-            start = tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]
-            rest = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            encoded.append(((start + rest)[:max_tokens], len(start)))
+        pairs = list(_read_pairs(path, _read(path)))
+        starts = lm.encode_many([prompt for prompt, _ in pairs])
+        completions = [completion for _, completion in pairs]
+        rests = lm.tokenizer(completions, add_special_tokens=False)["input_ids"] if pairs else []
+        for (prompt, _), start, rest in zip(pairs, starts, rests, strict=True):
+            if len(start) >= max_tokens:
+                raise TextEnvError(
+                    f"{path}: the prompt {prompt[:80]!r} takes {len(start)} tokens, which leaves none of {max_tokens} "
+                    "for its completion; raise max_tokens (if the model takes more) or leave the pair out."
+                )
+            encoded.append(([*start, *rest, lm.eos_ids[0]][:max_tokens], len(start)))
     return encoded
 
 
@@ -346,9 +439,13 @@ def _loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def _mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """Return the loss per token of all batches together, with dropout off."""
     device = next(model.parameters()).device
+    training = model.training
+    model.eval()
     counts = [int((labels != _IGNORE).sum()) for _, _, labels in batches]
     total = sum(float(_loss(model, batch, device)) * count for batch, count in zip(batches, counts, strict=True))
+    model.train(training)
     return total / sum(counts)
 
 
@@ -357,6 +454,7 @@ def _optimise(
     batch: Callable[[int], Batch],
     steps: int,
     config: PretrainConfig | SftConfig,
+    *,
     name: str,
     after: Callable[[int], str] = lambda step: "",
 ) -> None:
@@ -370,16 +468,13 @@ def _optimise(
         betas=(0.9, 0.95),
     )
     checkpoints = config.out / "checkpoints"
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    settings = _settings(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(config.out / _SETTINGS_FILE, json.dumps({"command": name, **settings}, indent=2) + "\n")
     done = 0
     if path := latest_checkpoint(checkpoints):
         state = load_checkpoint(path, modules={"model": model}, optimizer=optimizer)
-        if state["config"] != settings:
-            changed = sorted(key for key, value in settings.items() if state["config"].get(key) != value)
-            raise TextEnvError(
-                f"{config.out} holds an unfinished run with other settings ({', '.join(changed)} differ). Start it "
-                "again with those it was started with, or give this one another folder."
-            )
+        _compare(config.out, settings, state["config"])
         done = state["step"]
     half = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies_bfloat16(device))
     warmup = max(1, int(config.warmup * steps))
@@ -391,10 +486,14 @@ def _optimise(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
             current = batch(step)
+            torch.manual_seed(_mix(config.seed, step))  # dropout is the same in a run that was stopped on the way
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 loss = _loss(model, current, device)
             if not torch.isfinite(loss):
-                raise TextEnvError(f"The loss is {float(loss)} at step {step}; lower learning_rate and start again.")
+                raise TextEnvError(
+                    f"The loss is {float(loss.detach())} at step {step} with learning_rate={config.learning_rate}. Lower "
+                    "it, and train into another folder."
+                )
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -418,14 +517,27 @@ def _optimise(
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        features = getattr(torch.cpu, "get_capabilities", dict)()  # torch >= 2.12
+        features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch >= 2.12
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
     return False
 
 
+def _mix(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+
+
 def _save(model: Any, tokenizer: Any, config: PretrainConfig | SftConfig) -> Path:
-    model.eval().to("cpu", getattr(torch, config.save_dtype)).save_pretrained(config.out)
-    tokenizer.save_pretrained(config.out)
+    _publish(config.out, model.eval().to("cpu", getattr(torch, config.save_dtype)), tokenizer)
     return config.out
+
+
+def _publish(folder: Path, *parts: Any) -> None:
+    """Save a tokenizer or a model with it into a folder, every file whole or absent, ``tokenizer.json`` last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary, quiet():
+        for part in parts:
+            part.save_pretrained(temporary)
+        for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "tokenizer.json"):
+            os.replace(file, folder / file.name)
