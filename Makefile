@@ -3,21 +3,30 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/first
+TRAIN_FLAGS ?=
+PYTEST_FLAGS ?= -q
+# The recipe of the bundled model; see textenv/models/bundled/README.md.
+CORPUS ?= runs/corpus
+PRETRAIN_FLAGS ?= --epochs 1
+SFT_FLAGS ?= --save-dtype float16
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: train test check format bundled-model
+.PHONY: train test check format bundled-model setup
 
 train: $(STAMP)
 	@if [ -f $(RUN)/results.json ]; then \
 	  echo "$(RUN) holds a finished run; look at $(RUN)/training.png, or run: make train RUN=runs/second"; \
 	else \
-	  $(BIN)/textenv train --env textenv/MovieReview-v0 --agent ppo --reward vader --seed 7 --out $(RUN); \
+	  echo "$(BIN)/textenv train --out $(RUN) (cut off? the same command goes on)"; \
+	  $(BIN)/textenv train --env textenv/MovieReview-v0 --agent ppo --reward vader --seed 7 --out $(RUN) $(TRAIN_FLAGS); \
 	fi
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -29,17 +38,22 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# How the bundled model came to be; about two hours on two cores. See textenv/models/bundled/README.md.
+# About two hours on two cores.
 bundled-model: $(STAMP)
-	$(BIN)/textenv corpus --out runs/corpus
-	$(BIN)/textenv pretrain --out runs/base --epochs 1 --tokenizer-files runs/corpus/reviews-train.jsonl \
-	  --files runs/corpus/general.jsonl runs/corpus/reviews-train.jsonl runs/corpus/reviews-train.jsonl
-	$(BIN)/textenv sft --model runs/base --out runs/bundled --save-dtype float16 \
-	  --files runs/corpus/reviews-train.jsonl --validation runs/corpus/reviews-validation.jsonl
+	$(BIN)/textenv corpus --out $(CORPUS)
+	$(BIN)/textenv pretrain --out runs/base --tokenizer-files $(CORPUS)/reviews-train.jsonl $(PRETRAIN_FLAGS) \
+	  --files $(CORPUS)/general.jsonl $(CORPUS)/reviews-train.jsonl $(CORPUS)/reviews-train.jsonl
+	$(BIN)/textenv sft --model runs/base --out runs/bundled $(SFT_FLAGS) \
+	  --files $(CORPUS)/reviews-train.jsonl --validation $(CORPUS)/reviews-validation.jsonl
 	$(BIN)/python benchmarks/bits_per_character.py --model runs/bundled
 
+setup: $(STAMP)
+
+# The stamp is written last, so a set-up that was cut off is taken up again. A venv whose creation failed halfway (Debian
+# without python3-venv leaves one without pip) is made anew.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
-	touch $(STAMP)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python 3.11 or later, and $(PYTHON) is %d.%d; run: make PYTHON=python3.11" % sys.version_info[:2])'
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt setuptools torch
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@

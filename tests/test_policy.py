@@ -50,8 +50,9 @@ def write(policy: TextPolicy, steps: int = 6, masks: Any = None) -> tuple[Any, .
     return ids, lengths, starts, np.stack(log_probs, axis=1), np.stack(values, axis=1)
 
 
-def evaluate(policy: TextPolicy, ids: Any, lengths: Any, starts: Any, masks: Any = None) -> Any:
-    return policy.evaluate(*(torch.from_numpy(array) for array in (ids, lengths, starts)), masks)
+def evaluate(policy: TextPolicy, ids: Any, lengths: Any, starts: Any, masks: Any = None, **given: Any) -> Any:
+    tensors = [torch.from_numpy(array) for array in (ids, lengths, starts)]
+    return policy.evaluate(tensors[0], tensors[1], tensors[2], masks, **given)
 
 
 def excite(policy: TextPolicy) -> TextPolicy:
@@ -193,7 +194,7 @@ def test_entropies_and_their_gradients(make_lm: Callable[..., CausalLM], masked:
     for name, parameter in policy.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    assert (policy.evaluate(*map(torch.from_numpy, (ids, lengths, starts)), packed, entropy=False).entropy == 0).all()
+    assert (evaluate(policy, ids, lengths, starts, packed, entropy=False).entropy == 0).all()
 
 
 def test_the_gradient_of_an_entropy_under_a_mask_by_hand() -> None:
@@ -210,15 +211,15 @@ def test_the_gradient_of_an_entropy_under_a_mask_by_hand() -> None:
     torch.testing.assert_close(logits.grad[0], torch.cat([-p * (p.log() + h), torch.zeros(1, dtype=torch.float64)]))
 
 
-def test_values_start_at_zero_and_learn(make_lm: Callable[..., CausalLM]) -> None:
-    for value in ("head", "model"):
-        policy = TextPolicy(make_lm(), value=value)  # type: ignore[arg-type]
-        ids, lengths, starts, _, values = write(policy)
-        assert (values == 0).all()
-        (evaluate(policy, ids, lengths, starts).values - 1).square().sum().backward()
-        assert policy.value_head is not None
-        assert policy.value_head.weight.grad is not None
-        assert policy.value_head.weight.grad.abs().sum() > 0
+@pytest.mark.parametrize("value", ["head", "model"])
+def test_values_start_at_zero_and_learn(make_lm: Callable[..., CausalLM], value: Any) -> None:
+    policy = TextPolicy(make_lm(), value=value)
+    ids, lengths, starts, _, values = write(policy)
+    assert (values == 0).all()
+    (evaluate(policy, ids, lengths, starts).values - 1).square().sum().backward()
+    assert policy.value_head is not None
+    assert policy.value_head.weight.grad is not None
+    assert policy.value_head.weight.grad.abs().sum() > 0
 
 
 def test_a_value_model_of_its_own_leaves_the_policy_alone(make_lm: Callable[..., CausalLM]) -> None:

@@ -162,7 +162,8 @@ def test_an_outer_time_limit_bootstraps(tiny_lm: CausalLM) -> None:
 
 
 def test_a_time_limit_with_lump_kl_is_refused(tiny_lm: CausalLM) -> None:
-    settings = {"model": tiny_lm, "prompts": PROMPTS, "reward": count_e, "max_new_tokens": 50, "kl_mode": "lump"}
+    settings: dict[str, Any] = {"model": tiny_lm, "prompts": PROMPTS, "reward": count_e, "max_new_tokens": 50}
+    settings["kl_mode"] = "lump"
     agent = PPO(gym.wrappers.TimeLimit(gym.make("textenv/Text-v0", **settings), 2))
     with pytest.raises(TextEnvError, match="truncated an episode"):
         collect(agent.envs, agent.policy, torch.Generator().manual_seed(2), seed=2)

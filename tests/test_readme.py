@@ -15,22 +15,53 @@ from textenv.types import TextEnvError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+FENCE = re.compile(r"(?:<!-- test: (?P<hint>.*?) -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)^```$", re.M)
 
 
 @dataclass(frozen=True)
 class Block:
     language: str
     code: str
-    hint: str  # of the comment <!-- test: ... --> above it
+    hint: str  # of the comment <!-- test: ... --> above it: "network", "files", or flags that make `train` short
     line: int
 
 
-def blocks() -> list[Block]:
-    pattern = re.compile(r"(?:<!-- test: (?P<hint>.*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
-    return [
-        Block(m["language"], m["code"], m["hint"] or "", README[: m.start()].count("\n") + 1)
-        for m in pattern.finditer(README)
+def blocks_of(text: str) -> list[Block]:
+    """Return the fenced blocks of a page; refuse code and comments that no test would see."""
+    blocks = [
+        Block(m["language"], m["code"], m["hint"] or "", text[: m.start()].count("\n") + 1) for m in FENCE.finditer(text)
     ]
+    prose = FENCE.sub("", text)
+    assert "```" not in prose, "a fence that is indented or not closed"
+    assert not re.search(r"^(~~~|    |\t)", prose, re.M), "code without a fence"
+    assert "<!-- test:" not in prose, "a test comment that is not right above a block"
+    for block in blocks:
+        assert block.language in {"python", "sh"}, f"line {block.line}: no test runs {block.language!r}"
+        hints = {"", "network"} if block.language == "python" else {"", "files"}
+        short = block.language == "sh" and block.hint.startswith("--")
+        assert short or block.hint in hints, f"line {block.line}: no test knows the comment {block.hint!r}"
+    return blocks
+
+
+BLOCKS = blocks_of(README)
+
+
+def check_command(words: list[str]) -> None:
+    """Check a command that a test can't run: that there is such a target, extra, or ``textenv`` command."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    match words:
+        case ["make", target]:
+            assert target in re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        case ["pip", "install", package]:
+            found = re.fullmatch(r"(\.|textenv)(?:\[(\w+)\])?", package)
+            assert found, package
+            assert found[2] in {None, *project["optional-dependencies"]}
+        case ["textenv", command, *flags] if set(flags) <= {"--help"}:
+            with pytest.raises(SystemExit) as stopped:
+                main([command, "--help"])
+            assert stopped.value.code == 0
+        case _:
+            raise AssertionError(f"no test knows {shlex.join(words)!r}")
 
 
 def with_flags(command: list[str], flags: list[str]) -> list[str]:
@@ -44,13 +75,27 @@ def with_flags(command: list[str], flags: list[str]) -> list[str]:
     return kept + flags
 
 
-def test_every_block_is_of_a_kind_that_is_run() -> None:
-    assert README.count("```") == 2 * len(blocks())
-    assert {block.language for block in blocks()} == {"python", "sh"}
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```bash\nls\n```\n",
+        "```\nls\n```\n",
+        "- item\n  ```sh\n  ls\n  ```\n",
+        "```sh\nls\n",
+        "~~~\nls\n~~~\n",
+        "Run\n\n    ls\n",
+        "<!-- test: fast -->\n```sh\nls\n```\n",
+        "<!-- test: files -->\n```python\n1\n```\n",
+        "<!-- test: network -->\n\n```python\n1\n```\n",
+    ],
+)
+def test_what_no_test_would_run_is_refused(page: str) -> None:
+    with pytest.raises(AssertionError):
+        blocks_of(page)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "python"], ids=lambda b: f"line{b.line}")
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda b: f"line{b.line}")
 def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if block.hint == "network":
@@ -58,11 +103,11 @@ def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             load_reviews("train")
         except TextEnvError as error:
             pytest.skip(f"the reviews cannot be fetched here: {error}")
-    exec(compile(block.code, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(block.code, f"README.md, line {block.line}", "exec"), {"__name__": "readme"})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "sh"], ids=lambda b: f"line{b.line}")
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "sh"], ids=lambda b: f"line{b.line}")
 def test_commands(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,22 +119,27 @@ def test_commands(
         pair = {"prompt": "The film", "completion": " is good."}
         Path("pairs.jsonl").write_text("\n".join([json.dumps(pair)] * 8))
     flags = shlex.split(block.hint) if block.hint.startswith("--") else []
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     for line in block.code.splitlines():
         words = shlex.split(line, comments=True)
-        if words[0] == "make":
-            assert words[1] in targets
+        if words[0] == "textenv":
+            status = main(with_flags(words[1:], flags if words[1] == "train" else []))
+            assert status == 0, f"{line}\n{capsys.readouterr().out}"
         else:
-            assert words[0] == "textenv"
-            assert main(with_flags(words[1:], flags if words[1] == "train" else [])) == 0, capsys.readouterr().out
+            check_command(words)
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`((?:make|pip|textenv) [^`]+)`", FENCE.sub("", README)))))
+def test_commands_within_the_text(command: str) -> None:
+    check_command(shlex.split(command))
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", re.sub(r"<!--.*?-->", "", README, flags=re.S)):
+        path = ROOT / target
+        assert path.is_dir() or path.read_bytes(), f"{target} is missing or empty"
 
 
-def test_the_metrics_extra_and_the_settings_exist() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = set(re.findall(r"textenv\[(\w+)\]", README))
-    assert extras <= set(project["optional-dependencies"])
+def test_rows_of_a_table_have_as_many_cells() -> None:
+    """A bar ends a cell inside of code too, unless it is written with a backslash."""
+    for table in re.findall(r"(?:^\|.*\n)+", README, re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table

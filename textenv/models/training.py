@@ -491,8 +491,8 @@ def _optimise(
                 loss = _loss(model, current, device)
             if not torch.isfinite(loss):
                 raise TextEnvError(
-                    f"The loss is {float(loss.detach())} at step {step} with learning_rate={config.learning_rate}. Lower "
-                    "it, and train into another folder."
+                    f"The loss is {float(loss.detach())} at step {step} with learning_rate={config.learning_rate}. "
+                    "Lower it, and train into another folder."
                 )
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
