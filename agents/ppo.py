@@ -152,7 +152,8 @@ class PPO:
         peaks = dict.fromkeys(self.policy.parameters(), config.learning_rate)
         if config.embedding_learning_rate is not None:
             for module in (lm.get_input_embeddings(), lm.get_output_embeddings()):
-                peaks |= dict.fromkeys(module.parameters(), config.embedding_learning_rate)
+                if module is not None:
+                    peaks |= dict.fromkeys(module.parameters(), config.embedding_learning_rate)
         if self.policy.value_head is not None:
             peaks |= dict.fromkeys(self.policy.value_head.parameters(), config.value_learning_rate)
         groups = [

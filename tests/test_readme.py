@@ -29,7 +29,8 @@ class Block:
 def blocks_of(text: str) -> list[Block]:
     """Return the fenced blocks of a page; refuse code and comments that no test would see."""
     blocks = [
-        Block(m["language"], m["code"], m["hint"] or "", text[: m.start()].count("\n") + 1) for m in FENCE.finditer(text)
+        Block(m["language"], m["code"], m["hint"] or "", text[: m.start()].count("\n") + 1)
+        for m in FENCE.finditer(text)
     ]
     prose = FENCE.sub("", text)
     assert "```" not in prose, "a fence that is indented or not closed"

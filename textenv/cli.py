@@ -100,7 +100,7 @@ class Train:
     prompts: Path | None = None
     eval_prompts: Path | None = None
     eval_episodes: int = 256
-    total_steps: int = 72_000
+    total_steps: int = 64_000
     num_envs: int = 128
     seed: int = 0
     checkpoint_every: int = 5
