@@ -76,15 +76,15 @@ class PPOConfig:
         seed: Seeds actions, minibatches and the environment.
     """
 
-    learning_rate: float = 2e-4
-    embedding_learning_rate: float | None = 8e-4
+    learning_rate: float = 1e-4
+    embedding_learning_rate: float | None = 1e-3
     value_learning_rate: float = 3e-3
     lr_schedule: Schedule = "linear"
     lr_warmup: float = 0.1
     adam_epsilon: float = 1e-5
     weight_decay: float = 0.0
     epochs: int = 1
-    minibatch_size: int | None = 64
+    minibatch_size: int | None = 32
     micro_batch_size: int | None = None
     clip: float = 0.2
     value: Literal["head", "model", "none"] = "head"
@@ -159,7 +159,9 @@ class PPO:
         groups = [
             {"params": [p for p in peaks if peaks[p] == peak], "peak": peak} for peak in sorted(set(peaks.values()))
         ]
-        self.optimizer = torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True
+        )
         self.steps = 0
         self.iterations = 0
         self._generator = torch.Generator(device).manual_seed(config.seed)

@@ -82,7 +82,7 @@ class Train:
         model: Reference model and starting point: "bundled", a folder, or a Hugging Face id.
         prompts: File of prompts (.txt, .jsonl, .csv, .parquet); None for the environment's own.
         eval_prompts: File of held-out prompts for the before/after comparison; None for the environment's own.
-        eval_episodes: Held-out prompts to compare on, at most.
+        eval_episodes: Completions to compare on; every held-out prompt gets its share.
         total_steps: Tokens to write in training.
         num_envs: Episodes written side by side, an iteration's batch.
         seed: Seeds everything.
@@ -99,8 +99,8 @@ class Train:
     model: str = "bundled"
     prompts: Path | None = None
     eval_prompts: Path | None = None
-    eval_episodes: int = 256
-    total_steps: int = 64_000
+    eval_episodes: int = 1024
+    total_steps: int = 68_000
     num_envs: int = 128
     seed: int = 0
     checkpoint_every: int = 5
@@ -277,7 +277,8 @@ def _held_out(command: Train, keywords: Mapping[str, Any]) -> tuple[Any, list[st
     else:
         console.print("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     envs: Any = gym.make_vec(command.env, num_envs=command.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
-    return envs, [prompt.text for prompt in text_env(envs).prompts[: command.eval_episodes]]
+    texts = [prompt.text for prompt in text_env(envs).prompts]
+    return envs, [texts[place % len(texts)] for place in range(command.eval_episodes)]
 
 
 def _temperature(envs: Any) -> float:
