@@ -77,7 +77,7 @@ class PPOConfig:
     """
 
     learning_rate: float = 1e-4
-    embedding_learning_rate: float | None = 1e-3
+    embedding_learning_rate: float | None = 8e-4
     value_learning_rate: float = 3e-3
     lr_schedule: Schedule = "linear"
     lr_warmup: float = 0.1

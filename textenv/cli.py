@@ -100,7 +100,7 @@ class Train:
     prompts: Path | None = None
     eval_prompts: Path | None = None
     eval_episodes: int = 1024
-    total_steps: int = 68_000
+    total_steps: int = 56_000
     num_envs: int = 128
     seed: int = 0
     checkpoint_every: int = 5

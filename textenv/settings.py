@@ -45,9 +45,9 @@ class TextEnvSettings:
     model: Any = "bundled"
     prompts: Any = None
     reward: Any = "vader"
-    max_new_tokens: int = 16
+    max_new_tokens: int = 12
     max_prompt_tokens: int | None = None
-    kl_coef: float = 0.04
+    kl_coef: float = 0.03
     kl_estimator: KLEstimator = "k1"
     kl_mode: KLMode = "dense"
     kl_target: float | None = None
