@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> None:
         )
     Console(width=120).print(table)
     picture = arguments.picture or arguments.out / "kl.png"
-    plot_training({"kl_coef=0.03": next(iter(runs.values())), "kl_coef=0": free}, picture)
+    plot_training({"kl_coef=0.035": next(iter(runs.values())), "kl_coef=0": free}, picture)
     print(f"Picture: {picture}")
 
 

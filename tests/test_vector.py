@@ -170,7 +170,7 @@ def test_same_step_hands_over_the_last_observation_and_begins_anew(make_envs: Ca
     assert last["attention_mask"].sum() == begun + 1
     assert infos["final_info"]["score"][1] == 0.0
     assert infos["final_info"]["stop_reason"].tolist() == [None, "eos"]
-    assert rewards[1] == pytest.approx(-0.03 * infos["final_info"]["kl"][1])
+    assert rewards[1] == pytest.approx(-0.035 * infos["final_info"]["kl"][1])
     assert infos["_prompt"].tolist() == [False, True]
     assert obs["attention_mask"][1].sum() == len(envs.reference.encode(infos["prompt"][1]))
     assert [episode is not None for episode in envs.last_episodes] == [False, True]

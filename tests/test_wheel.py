@@ -45,7 +45,8 @@ def modules(folder: str) -> Iterator[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of the work tree as it is, built in a copy: a build leaves folders behind that the next one reads."""
     folder = tmp_path_factory.mktemp("wheel")
-    listing = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    git = ["git", "-c", "safe.directory=*"]  # the checkout may belong to another user
+    listing = run(*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
     for name in filter(None, listing.split("\0")):
         source, target = ROOT / name, folder / "source" / name
         target.parent.mkdir(parents=True, exist_ok=True)

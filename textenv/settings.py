@@ -47,7 +47,7 @@ class TextEnvSettings:
     reward: Any = "vader"
     max_new_tokens: int = 12
     max_prompt_tokens: int | None = None
-    kl_coef: float = 0.03
+    kl_coef: float = 0.035
     kl_estimator: KLEstimator = "k1"
     kl_mode: KLMode = "dense"
     kl_target: float | None = None
