@@ -55,5 +55,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python 3.11 or later, and $(PYTHON) is %d.%d; run: make PYTHON=python3.11" % sys.version_info[:2])'
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt setuptools torch
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --use-pep517 --editable '.[dev]'
 	@touch $@

@@ -41,7 +41,7 @@ def bundled_folder() -> Path:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hide transformers' progress bars for loading and saving; those of downloads stay."""
-    hook = getattr(logging, "set_tqdm_hook", None)  # transformers >= 5.1
+    hook = getattr(logging, "set_tqdm_hook", None)  # transformers >= 5.4
     if hook is None:
         yield
         return
