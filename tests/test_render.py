@@ -96,7 +96,7 @@ def test_an_unfinished_episode_has_no_score() -> None:
 
 
 def test_the_page_is_inert() -> None:
-    page = read(to_html([episode(*HOSTILE)], title="<img src=x>"))
+    page = read(to_html([episode(*HOSTILE)], title="<img src=x>\u202e", captions=["<img src=y>\u202e"]))
     assert "script" not in page.tags
     assert "img" not in page.tags
     assert not any(name.startswith("on") or name in {"src", "href"} for name in page.attributes)

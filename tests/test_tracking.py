@@ -1,8 +1,12 @@
 """Metrics survive a kill, and a resumed run's files equal those of one that was never killed."""
 
 import csv
+import io
 import json
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -10,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.markdown import Markdown
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.test_render import episode
@@ -54,6 +59,48 @@ def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(
         assert (parts / name).read_text() == (whole / name).read_text()
 
 
+def steps_in_tensorboard(folder: Path) -> list[int]:
+    return [event.step for event in EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("objective/kl")]
+
+
+@pytest.mark.parametrize("checkpoint", [0, 3])
+def test_a_resumed_run_has_every_step_once_in_tensorboard(tmp_path: Path, checkpoint: int) -> None:
+    write(tmp_path, range(1, 6))
+    write(tmp_path, range(checkpoint + 1, 9), resume_from=checkpoint)
+    assert steps_in_tensorboard(tmp_path) == list(range(1, 9))
+
+
+def test_a_kill_takes_no_row_that_was_logged(tmp_path: Path) -> None:
+    program = f"""
+import os, pathlib, signal
+from textenv.tracking import RunLogger
+logger = RunLogger(pathlib.Path({str(tmp_path)!r}), total_steps=100, progress=False)
+for step in range(1, 40):
+    logger.log(step, {{"objective/kl": 1.0}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == -signal.SIGKILL
+    assert [row["step"] for row in read_metrics(tmp_path)] == steps_in_tensorboard(tmp_path) == list(range(1, 40))
+
+
+def test_the_table_tells_infinity_from_nan_after_a_resume_and_a_new_column(tmp_path: Path) -> None:
+    with RunLogger(tmp_path, total_steps=3, progress=False) as logger:
+        logger.log(1, {"a": math.inf})
+        logger.log(2, {"a": -math.inf})
+    with RunLogger(tmp_path, total_steps=3, progress=False, resume_from=2) as logger:
+        logger.log(3, {"a": math.nan, "b": 1.0})
+    assert (tmp_path / "metrics.csv").read_text() == "step,a,b\n1,inf,\n2,-inf,\n3,nan,1.0\n"
+
+
+def test_a_table_that_was_lost_is_made_again_on_resume(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    table = (tmp_path / "metrics.csv").read_text()
+    (tmp_path / "metrics.csv").unlink()
+    write(tmp_path, range(0), resume_from=3)
+    assert (tmp_path / "metrics.csv").read_text() == table
+
+
 def test_a_new_metric_gets_a_column(tmp_path: Path) -> None:
     with RunLogger(tmp_path, total_steps=2, progress=False) as logger:
         logger.log(1, {"a": 1.0})
@@ -74,6 +121,43 @@ def test_without_a_terminal_a_line_is_printed(tmp_path: Path, capsys: pytest.Cap
         logger.log(20, {"objective/score": 0.6, "objective/kl": 1.0})
     out = capsys.readouterr().out
     assert out == "10/20 tokens: score 0.500, KL 1.00, tokens/s 1,234\n20/20 tokens: score 0.600, KL 1.00\n"
+
+
+def test_in_a_terminal_a_bar_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "160")
+    with RunLogger(tmp_path, total_steps=20) as logger:
+        logger.log(10, {"rollout/ep_rew_mean": 0.5, "objective/kl": 1.0, "time/tokens_per_second": 1234.0})
+    out = capsys.readouterr().out
+    assert "50%" in out
+    assert "reward 0.500, KL 1.00, tokens/s 1,234" in out
+    assert "\x1b[?25h" in out  # the cursor is shown again
+
+
+def test_in_a_dumb_terminal_lines_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    with RunLogger(tmp_path, total_steps=20) as logger:
+        logger.log(20, {"objective/kl": 1.0})
+    assert capsys.readouterr().out == "20/20 tokens: KL 1.00\n"
+
+
+def test_a_value_that_is_not_finite_does_not_end_the_smoothed_line(tmp_path: Path) -> None:
+    for name, bad in (("without", ()), ("with", (3,))):
+        with RunLogger(tmp_path / name, total_steps=30, progress=False) as logger:
+            for step in range(1, 31):
+                logger.log(step, {"objective/score": math.nan if step in bad else 1.0, "objective/kl": 1.0})
+        plot_training({"run": tmp_path / name}, tmp_path / f"{name}.png")
+    blue = [
+        int((picture[..., 2] - picture[..., 0] > 0.3).sum())
+        for picture in (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("without", "with"))
+    ]
+    assert blue[1] == pytest.approx(blue[0], rel=0.02)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -101,7 +185,7 @@ def test_there_must_be_something_to_draw(tmp_path: Path) -> None:
 def test_the_tables_show_both_and_break_on_nothing() -> None:
     before, after = [episode(" bad | [red]", "\n")], [episode(" good", kl=2.0)]
     markdown = comparison_markdown(before, after)
-    assert "bad \\| [red]\\\\n" in markdown
+    assert "bad \\| \\[red\\]\\\\n" in markdown
     assert "| +0.25 | 2.0 |" in markdown
     console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(comparison_table(before, after))
@@ -109,3 +193,14 @@ def test_the_tables_show_both_and_break_on_nothing() -> None:
     text = console.export_text()
     assert "[red]" in text
     assert " good" in text
+
+
+@pytest.mark.parametrize(
+    "text", ["\\[/b]", "[/]", "\\[red]x", "x\\", ":smile:", "**bold**", "![x](http://example.org/x)"]
+)
+def test_a_completion_is_shown_as_it_is_written(text: str) -> None:
+    pair = [episode("before")], [episode(text)]
+    for shown in (comparison_table(*pair), Markdown(comparison_markdown(*pair))):
+        console = Console(file=io.StringIO(), record=True, width=200)
+        console.print(shown)
+        assert text in console.export_text()

@@ -48,7 +48,7 @@ def to_html(episodes: Sequence[Episode], *, title: str = "Episodes", captions: S
     scale = "".join(f'<span style="{_style(kl)}">{kl:g}</span>' for kl in (-_FULL_COLOUR, -2.0, 0.0, 2.0, _FULL_COLOUR))
     named = zip(episodes, captions or [""] * len(episodes), strict=True)
     articles = "\n".join(_article(episode, caption) for episode, caption in named)
-    return _PAGE.format(title=html.escape(title), scale=scale, articles=articles, count=len(episodes))
+    return _PAGE.format(title=html.escape(visible(title)), scale=scale, articles=articles, count=len(episodes))
 
 
 def save_html(
@@ -115,7 +115,7 @@ def _article(episode: Episode, caption: str) -> str:
         f'<article><p dir="ltr"><span class="prompt">{html.escape(visible(episode.prompt))}</span>{tokens}</p>'
         f"<footer><b>{episode.score:+.3f}</b> score<b>{total_kl(episode):.2f}</b> nats KL"
         f"<b>{len(episode.completion_ids)}</b> tokens<b>{html.escape(episode.stop_reason)}</b> ended it"
-        f"<i>{html.escape(caption)}</i></footer></article>"
+        f"<i>{html.escape(visible(caption))}</i></footer></article>"
     )
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from textenv.files import write_atomically
@@ -31,6 +33,7 @@ _SHOWN = (
     ("KL", "objective/kl", ".2f"),
     ("tokens/s", "time/tokens_per_second", ",.0f"),
 )
+_MARKDOWN = re.compile(r"[\\`*_\[\]<>&|!~]")  # what would be a tag, a link, a picture or the next cell
 _QUIET_SECONDS = 10.0  # between lines where there is no terminal to draw a bar in
 
 
@@ -55,11 +58,12 @@ class RunLogger:
         rows = [row for row in read_metrics(folder) if row["step"] <= resume_from]
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
         write_atomically(self._jsonl, "".join(_line(row) for row in rows))
-        write_atomically(self._csv, _table(rows, self._columns))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_from + 1 if rows else None)
+        cells = [row for row in _cells(self._csv) if float(row["step"]) <= resume_from]
+        write_atomically(self._csv, _table([*cells, *rows[len(cells) :]], self._columns))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_from + 1)
         self._console = Console()
         self._bar: Progress | None = None
-        if progress and self._console.is_terminal:
+        if progress and self._console.is_interactive:
             columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
             self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
             self._task = self._bar.add_task("training", total=total_steps, completed=resume_from, note="")
@@ -78,13 +82,14 @@ class RunLogger:
         row = {"step": step, **metrics}
         if new := [name for name in row if name not in self._columns]:
             self._columns += new
-            write_atomically(self._csv, _table(_rows(self._jsonl), self._columns))
+            write_atomically(self._csv, _table(_cells(self._csv), self._columns))
         with self._jsonl.open("a", encoding="utf-8") as file:
             file.write(_line(row))
         with self._csv.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._columns, restval="", lineterminator="\n").writerow(row)
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
+        self._board.flush()  # or a kill takes rows that come before the checkpoint, which a resumed run won't log again
         note = ", ".join(f"{label} {metrics[name]:{form}}" for label, name, form in _SHOWN if name in metrics)
         if self._bar is not None:
             self._bar.update(self._task, completed=min(step, self._total), note=note)
@@ -144,6 +149,8 @@ def plot_training(runs: Mapping[str, Path], path: Path) -> None:
         ):
             steps = np.array([row["step"] for row in rows if key in row])
             values = np.array([row[key] for row in rows if key in row], dtype=float)
+            finite = np.isfinite(values)  # one nan would take the smoothed line with it
+            steps, values = steps[finite], values[finite]
             panel.plot(steps, values, color=f"C{place}", alpha=0.25, linewidth=1)
             panel.plot(steps, _smooth(values), color=f"C{place}", linewidth=2, label=name)
             panel.set(xlabel="tokens written", ylabel=label)
@@ -162,8 +169,9 @@ def comparison_table(before: Sequence[Episode], after: Sequence[Episode]) -> Tab
     for name in ("prompt", "before", "score", "after", "score", "KL"):
         table.add_column(name, justify="right" if name in {"score", "KL"} else "left", no_wrap=name in {"score", "KL"})
     for old, new in zip(before, after, strict=True):
-        cells = (visible(old.prompt), visible(old.completion), f"{old.score:+.2f}")
-        table.add_row(*map(_plain, (*cells, visible(new.completion), f"{new.score:+.2f}", f"{total_kl(new):.1f}")))
+        was = (visible(old.prompt), visible(old.completion), f"{old.score:+.2f}")
+        now = (visible(new.completion), f"{new.score:+.2f}", f"{total_kl(new):.1f}")
+        table.add_row(*map(Text, (*was, *now)))  # in plain strings, rich would read markup and emoji codes
     return table
 
 
@@ -171,18 +179,11 @@ def comparison_markdown(before: Sequence[Episode], after: Sequence[Episode]) -> 
     """Return the same as a Markdown table."""
     lines = ["| prompt | before | score | after | score | KL (nats) |", "|---|---|---:|---|---:|---:|"]
     for old, new in zip(before, after, strict=True):
-        texts = [
-            visible(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-            for text in (old.prompt, old.completion, new.completion)
-        ]
+        texts = [_MARKDOWN.sub(r"\\\g<0>", visible(text)) for text in (old.prompt, old.completion, new.completion)]
         lines.append(
             f"| {texts[0]} | {texts[1]} | {old.score:+.2f} | {texts[2]} | {new.score:+.2f} | {total_kl(new):.1f} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")  # rich would read it as markup
 
 
 def _line(row: Mapping[str, float]) -> str:
@@ -198,11 +199,17 @@ def _rows(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _table(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> str:
+def _cells(path: Path) -> list[dict[str, str]]:
+    """Return the whole rows of ``metrics.csv`` as they are written: unlike JSON, it tells infinity from nan."""
+    text = path.read_text("utf-8") if path.exists() else ""
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def _table(rows: Sequence[Mapping[str, float | str]], columns: Sequence[str]) -> str:
     if not columns:
         return ""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
