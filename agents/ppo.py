@@ -52,8 +52,7 @@ class PPOConfig:
         embedding_learning_rate: That of the token embeddings and of the head tied to them. They say which words are
             likelier everywhere, which is what pays first; the same step in the trunk costs far more KL. None for
             ``learning_rate``.
-        value_learning_rate: That of the value head. It starts at zero and is a linear readout of finished features, so
-            it can and must learn faster: a baseline that comes late leaves the policy to noise.
+        value_learning_rate: That of the value head, which starts at zero.
         lr_schedule: How it falls to zero over ``learn``'s steps: ``"constant"`` (not), ``"linear"`` or ``"cosine"``.
         lr_warmup: Share of the steps over which it first rises from zero. Adam's first steps are as long as its rate
             whatever the gradient, so without it the policy leaves the reference before it knows where to go.
