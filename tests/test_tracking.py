@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -67,14 +70,19 @@ def test_a_resumed_run_has_every_step_once_in_tensorboard(tmp_path: Path, checkp
     assert steps_in_tensorboard(tmp_path) == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_kill_takes_no_row_that_was_logged(tmp_path: Path) -> None:
-    with RunLogger(tmp_path, total_steps=100, progress=False) as logger:
-        for step in range(1, 40):
-            logger.log(step, {"objective/kl": 1.0})
-        # Still open, as where a kill comes: what can be read has left the process.
-        assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 40))
-        assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + 39
-        assert steps_in_tensorboard(tmp_path) == list(range(1, 40))
+    program = f"""
+import os, pathlib, signal
+from textenv.tracking import RunLogger
+logger = RunLogger(pathlib.Path({str(tmp_path)!r}), total_steps=100, progress=False)
+for step in range(1, 40):
+    logger.log(step, {{"objective/kl": 1.0}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == -signal.SIGKILL
+    assert [row["step"] for row in read_metrics(tmp_path)] == steps_in_tensorboard(tmp_path) == list(range(1, 40))
 
 
 def test_the_table_tells_infinity_from_nan_after_a_resume_and_a_new_column(tmp_path: Path) -> None:
