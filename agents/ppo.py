@@ -444,8 +444,6 @@ class PPO:
         """Refuse what the processes of a run could not do as one."""
         if self.world.size == 1:
             return
-        if len(rows := set(self.world.counts(self.envs.num_envs))) > 1:
-            raise TextEnvError(f"The processes have {sorted(rows)} rows; expected as many in each.")
         if self.config.minibatch_size is not None:
             self.world.share("minibatch_size", self.config.minibatch_size)
         if _any(base.state_dict()["reward"]):
@@ -453,6 +451,8 @@ class PPO:
                 "The reward keeps statistics of what it has scored, and each process would keep its own; train with it "
                 "on one process."
             )
+        if len(rows := set(self.world.counts(self.envs.num_envs))) > 1:
+            raise TextEnvError(f"The processes have {sorted(rows)} rows; expected as many in each.")
 
     def _rate(self, before: float, after: float) -> float:
         """Return the learning rate, as a share of its peak, of the iteration between two shares of the steps."""

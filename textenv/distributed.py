@@ -248,7 +248,7 @@ def connect(timeout: float = 600.0) -> World:
             raise TextEnvError(f"{name}=true: expected plain data parallelism (DDP) or --use_fsdp without offloading.")
     try:
         from accelerate import Accelerator  # noqa: PLC0415 (an optional dependency, and slow)
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: PLC0415
+        from accelerate.utils import InitProcessGroupKwargs  # noqa: PLC0415
     except ImportError as error:
         raise TextEnvError(
             f"WORLD_SIZE={size}: training on several processes needs accelerate; run: "
@@ -267,8 +267,7 @@ def connect(timeout: float = 600.0) -> World:
             cpu=cpu,
             mixed_precision="no",  # the agent's own setting is what counts
             kwargs_handlers=[
-                InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(seconds=timeout)),
-                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(seconds=timeout))
             ],
         )
     except (RuntimeError, ValueError) as error:
@@ -312,7 +311,8 @@ class _Evaluate(nn.Module):
         self.policy = policy
 
     def forward(self, *args: Any, **keywords: Any) -> Evaluation:
-        return self.policy.evaluate(*args, **keywords)
+        # Copies, since FSDP hooks into what is returned and could lose its hook on a view.
+        return Evaluation(*(tensor.clone() for tensor in self.policy.evaluate(*args, **keywords)))
 
 
 def _runs(process: int) -> bool:
