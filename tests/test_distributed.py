@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode
 
 from tests.conftest import build_lm
 from textenv.agents.ppo import PPO, PPOConfig
+from textenv.cli import main
 from textenv.distributed import ALONE, World, connect
 from textenv.rollouts import sample_episodes
 from textenv.types import TextEnvError
@@ -109,10 +110,19 @@ def work(folder: Path) -> None:
         checkpoints = folder / f"{name}-of-one" if case.sharded else None
         run(case, here, folder / name, checkpoints=checkpoints)
         run(case, here, folder, checkpoints=folder / f"{name}-of-two", until=3)
-    world.close()
+    assert main(arguments(folder, "whole")) == 0
 
 
-def start(folder: Path, arguments: list[str]) -> None:
+def arguments(folder: Path, out: str) -> list[str]:
+    """Return a command, of a run of some twenty iterations."""
+    return [
+        "train", "--out", str(folder / out), "--env", "textenv/Text-v0", "--model", str(folder / "model"), "--reward",
+        '{"name":"length","target":5}', "--total-steps", "1000", "--num-envs", "8", "--minibatch-size", "4",
+        "--checkpoint-every", "2", "--max-new-tokens", "6", "--eval-episodes", "5", "--threads", "1",
+    ]  # fmt: skip
+
+
+def start(folder: Path, command: list[str]) -> None:
     """Run Python on two processes that know of each other, and wait for them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -123,7 +133,7 @@ def start(folder: Path, arguments: list[str]) -> None:
     for rank, log in enumerate(logs):
         with log.open("w") as file:
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(subprocess.Popen([sys.executable, *arguments], env=own, stdout=file, stderr=file))
+            processes.append(subprocess.Popen([sys.executable, *command], env=own, stdout=file, stderr=file))
     codes = [process.wait() for process in processes]
     assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
 
@@ -136,6 +146,9 @@ def environment() -> dict[str, str]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of ``CASES`` on two processes; those with FSDP go on from a checkpoint of one process."""
     folder = tmp_path_factory.mktemp("two")
+    model = build_lm()
+    model.model.save_pretrained(folder / "model")
+    model.tokenizer.save_pretrained(folder / "model")
     for name, case in CASES.items():
         if case.sharded:
             run(case, ALONE, folder, checkpoints=folder / f"{name}-of-one", until=2)
@@ -194,26 +207,13 @@ def test_one_process_goes_on_where_two_stopped(name: str, runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(runs: Path) -> None:
     import psutil
 
-    model = build_lm()
-    model.model.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
-
-    def command(out: str) -> list[str]:
-        return [
-            "-m", "textenv", "train", "--out", str(tmp_path / out), "--env", "textenv/Text-v0", "--model",
-            str(tmp_path / "model"), "--reward", '{"name":"length","target":5}', "--total-steps", "1500", "--num-envs",
-            "8", "--minibatch-size", "4", "--checkpoint-every", "2", "--max-new-tokens", "6", "--eval-episodes", "5",
-            "--threads", "1",
-        ]  # fmt: skip
-
-    start(tmp_path, command("whole"))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", *command("killed")]
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    with (tmp_path / "log").open("w+") as log:
+    launch += ["--main_process_port", "0", "-m", "textenv", *arguments(runs, "killed")]
+    metrics = runs / "killed" / "metrics.jsonl"
+    with (runs / "log").open("w+") as log:
         with subprocess.Popen(launch, env=environment(), stdout=log, stderr=log) as launcher:
             while launcher.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 5):
                 time.sleep(0.01)
@@ -225,20 +225,20 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path: Pa
         said = " ".join(log.read().split())
     assert "Process 0 of 2 stops, since rank 1 is gone" in said
     assert "Start the same command again to go on from the last checkpoint" in said
-    assert not (tmp_path / "killed" / "results.json").exists()
+    assert not (runs / "killed" / "results.json").exists()
     assert not any(child.is_running() for child in children)
 
     done = subprocess.run(launch, env=environment(), check=True, capture_output=True, text=True)
     assert done.stdout.count("Going on from the checkpoint") == 1, "one process speaks"
 
     def rows(out: str) -> list[dict[str, Any]]:
-        lines = (tmp_path / out / "metrics.jsonl").read_text().splitlines()
+        lines = (runs / out / "metrics.jsonl").read_text().splitlines()
         return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
 
     assert rows("killed") == rows("whole")
-    weights = [(tmp_path / out / "policy" / "model.safetensors").read_bytes() for out in ("whole", "killed")]
+    weights = [(runs / out / "policy" / "model.safetensors").read_bytes() for out in ("whole", "killed")]
     assert weights[0] == weights[1]
-    results = [json.loads((tmp_path / out / "results.json").read_text()) for out in ("whole", "killed")]
+    results = [json.loads((runs / out / "results.json").read_text()) for out in ("whole", "killed")]
     assert results[0]["after"] == results[1]["after"]
     assert results[0]["after"]["episodes"] == 5
 
@@ -282,8 +282,8 @@ def test_what_does_not_divide_is_refused() -> None:
     assert world.own(range(8)) == range(2, 4)
     with pytest.raises(TextEnvError, match=r"num_envs=10 on 4 processes: expected a multiple of 4"):
         world.share("num_envs", 10)
+    envs: Any = gym.make("textenv/Text-v0", model=build_lm(), prompts=PROMPTS)
     with pytest.raises(TextEnvError, match=r"minibatch_size=2 on 4 processes"):
-        envs: Any = gym.make("textenv/Text-v0", model=build_lm(), prompts=PROMPTS)
         PPO(envs, PPOConfig(minibatch_size=2), world=world)
 
 
