@@ -122,8 +122,8 @@ def arguments(folder: Path, out: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(folder: Path, command: list[str]) -> None:
-    """Run Python on two processes that know of each other, and wait for them."""
+def start(folder: Path, command: list[str], expected: Sequence[int] = (0, 0)) -> None:
+    """Run Python on two processes that know of each other; what they say goes to files, their status is checked."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -135,7 +135,7 @@ def start(folder: Path, command: list[str]) -> None:
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(subprocess.Popen([sys.executable, *command], env=own, stdout=file, stderr=file))
     codes = [process.wait() for process in processes]
-    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
+    assert codes == [*expected], "\n".join(log.read_text() for log in logs)
 
 
 def environment() -> dict[str, str]:
@@ -241,6 +241,29 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(runs: Path) 
     results = [json.loads((runs / out / "results.json").read_text()) for out in ("whole", "killed")]
     assert results[0]["after"] == results[1]["after"]
     assert results[0]["after"]["episodes"] == 5
+
+
+@pytest.mark.slow
+def test_without_a_launcher_the_broken_connection_tells(tmp_path: Path) -> None:
+    code = """if True:
+        import os, signal, sys
+        from textenv.distributed import connect
+        from textenv.types import TextEnvError
+        world = connect()
+        try:
+            with world.watch():
+                assert world.counts(world.rank + 5) == [5, 6]
+                if world.rank == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                world.sums({"loss": 1.0})
+        except TextEnvError as error:
+            sys.exit(str(error))
+    """
+    start(tmp_path, ["-c", code], expected=[1, -9])
+    said = (tmp_path / "rank-0.log").read_text()
+    assert "Process 0 of 2 stops, since" in said
+    assert "Connection" in said
+    assert "Traceback" not in said
 
 
 def test_a_plain_run_connects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

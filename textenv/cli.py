@@ -27,6 +27,7 @@ import transformers
 import tyro
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import textenv
@@ -207,7 +208,7 @@ def main(args: list[str] | None = None) -> int:
                 console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
     except TextEnvError as error:
         console.quiet = False
-        console.print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from the last checkpoint.")

@@ -186,7 +186,8 @@ class World:
         except RuntimeError as error:
             if not (isinstance(error, distributed.DistError) or _NETWORK.search(str(error))):
                 raise
-            raise TextEnvError(self._lost(str(error).splitlines()[0])) from error
+            sign = re.sub(r"^\[[^]]*\]\s*", "", str(error))  # without the place in torch's source
+            raise TextEnvError(self._lost(re.split(r"\n|\. ", sign)[0])) from error
         finally:
             if in_main:
                 signal.signal(signal.SIGTERM, before)
@@ -283,7 +284,8 @@ def connect(timeout: float = 600.0) -> World:
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """Return a sharded tensor whole, which every process asks for at once; any other as it is."""
-    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    sharded: Any = tensor
+    whole: torch.Tensor = sharded.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 
 
