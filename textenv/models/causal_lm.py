@@ -640,6 +640,7 @@ class _Watch:
         self._places: list[int] = []
         self._versions: list[int] = []
         self._samples: list[Any] = []
+        self._on_cpu = True
         self._numbers = b""
 
     def restructured(self) -> bool:
@@ -664,9 +665,10 @@ class _Watch:
         versions = [0 if p.is_inference() else p._version for p in self._parameters]
         if places != self._places:
             self._samples = [_diagonal(p.detach()) for p in self._parameters]
-            if self._model.device.type == "cpu":  # NumPy reads a few numbers faster than torch
+            self._on_cpu = all(p.device.type == "cpu" for p in self._parameters)
+            if self._on_cpu:  # NumPy reads a few numbers faster than torch
                 self._samples = [_as_integers(sample).numpy() for sample in self._samples]
-        if self._model.device.type == "cpu":
+        if self._on_cpu:
             numbers = np.concatenate(self._samples).tobytes()
         else:
             numbers = torch.cat(self._samples).double().cpu().numpy().tobytes()
