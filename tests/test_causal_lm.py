@@ -267,14 +267,14 @@ def test_an_episode_costs_one_token_a_row_and_step(make_lm: Callable[..., Causal
         forwards.shapes.clear()
         ids[1], lengths[1] = rng.integers(0, VOCABULARY, size=12), 4  # one row starts again
         lm.next_token_logits(ids, lengths)
-        assert forwards.shapes == [(2, 1), (1, 4)]
+        assert forwards.shapes == [(1, 4), (2, 1)]
         forwards.shapes.clear()
         lm.next_token_logits(ids, lengths)  # the same again: the last token alone
         assert forwards.shapes == [(3, 1)]
         forwards.shapes.clear()
         lm.forget(np.array([0]))
         lm.next_token_logits(ids, lengths)
-        assert forwards.shapes == [(2, 1), (1, 8)]
+        assert forwards.shapes == [(1, 8), (2, 1)]
         forwards.shapes.clear()
         with torch.no_grad():
             head(lm).weight.mul_(2)

@@ -639,9 +639,8 @@ class _Watch:
         self._parameters: list[nn.Parameter] = []
         self._places: list[int] = []
         self._versions: list[int] = []
-        self._samples: list[Any] = []
-        self._on_cpu = True
-        self._numbers = b""
+        self._samples: list[torch.Tensor] = []
+        self._numbers = torch.zeros(0)
 
     def restructured(self) -> bool:
         """Tell whether modules, parameters or hooks were put in or taken out since the last call; True at first."""
@@ -664,21 +663,15 @@ class _Watch:
         places = [p.data_ptr() for p in self._parameters]
         versions = [0 if p.is_inference() else p._version for p in self._parameters]
         if places != self._places:
-            self._samples = [_diagonal(p.detach()) for p in self._parameters]
-            self._on_cpu = all(p.device.type == "cpu" for p in self._parameters)
-            if self._on_cpu:  # NumPy reads a few numbers faster than torch
-                self._samples = [_as_integers(sample).numpy() for sample in self._samples]
-        if self._on_cpu:
-            numbers = np.concatenate(self._samples).tobytes()
-        else:
-            numbers = torch.cat(self._samples).double().cpu().numpy().tobytes()
-        changed = (places, versions, numbers) != (self._places, self._versions, self._numbers)
+            self._samples = [_as_integers(_diagonal(p.detach())) for p in self._parameters]
+        numbers = torch.cat(self._samples)
+        same = (places, versions) == (self._places, self._versions) and torch.equal(numbers, self._numbers)
         self._places, self._versions, self._numbers = places, versions, numbers
-        return changed
+        return not same
 
 
 def _as_integers(sample: torch.Tensor) -> torch.Tensor:
-    """Return the bits of numbers as integers: NumPy has no bfloat16, and -0.0 is not 0.0."""
+    """Return the bits of numbers as integers, by which a NaN is what it was."""
     return sample.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[sample.element_size()])
 
 
