@@ -19,6 +19,8 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from textenv.rewards._require import require
 from textenv.types import TextEnvError
 
@@ -26,7 +28,7 @@ __all__ = ["Http"]
 
 _MOST_BYTES = 16 * 2**20  # of an answer: half a million scores
 _SHOWN = 500  # characters of an answer in a message
-_LARGEST = 3.4028234663852886e38  # of float32, in which the environment keeps scores
+_LARGEST = float(np.finfo(np.float32).max)  # the environment keeps scores in float32
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -248,7 +250,7 @@ class Http:
         except httpx.DecodingError as error:
             raise self._nonsense(f"a body that cannot be decoded ({error})", request) from error
         status = f"HTTP {response.status_code} {response.reason_phrase}".strip()
-        said = f"{status}, {_excerpt(bytes(content).decode('utf-8', 'replace'), secrets)!r}"
+        said = f"{status}: {_excerpt(_message(bytes(content)), secrets)}"
         if response.status_code == 429 or response.status_code >= 500:
             return _Failure(said, _retry_after(response.headers.get("retry-after", "")))
         if response.has_redirect_location:
@@ -290,7 +292,7 @@ class Http:
     def _filled_headers(self) -> tuple[dict[str, str], list[str]]:
         """Return the headers with their variables filled in, and the words in them that no message may show."""
         headers = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
-        secrets: set[str] = set()
+        secrets = set(re.split("[?&=]", self.url.partition("?")[2]))
         for name, value in self.headers.items():
             if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name) or not isinstance(value, str):
                 raise TextEnvError(f"Http(headers=...): the header {name!r} is none; expected a name and a text.")
@@ -376,10 +378,21 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"it holds a {type(value).__name__}")
 
 
+def _message(content: bytes) -> str:
+    """Return what a body says to people: its ``detail``, where FastAPI and others put it, or all of it."""
+    try:
+        detail = json.loads(content)["detail"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        detail = None
+    return detail if isinstance(detail, str) else content.decode("utf-8", "replace")
+
+
 def _excerpt(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return the text without the secrets, which a server may repeat, shortened."""
+    """Return the text on one line, without the secrets, which a server may repeat, shortened."""
     for secret in secrets:
         text = text.replace(secret, "***")
+    text = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * _SHOWN])
+    text = " ".join(text.split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

@@ -444,7 +444,7 @@ class TestSecrets:
         assert server.headers[0]["authorization"] == f"Bearer {TOKEN}"
         assert server.headers[0]["x-cost"] == "$5"
 
-    @pytest.mark.parametrize("headers", [{"X-Key": "${REWARD_TOKEN}"}, {"Authorization": f"Bearer {TOKEN}"}])
+    @pytest.mark.parametrize("headers", [{"X-Key": "${REWARD_TOKEN}"}, {"Authorization": f"Bearer {TOKEN}"}, {}])
     @pytest.mark.parametrize("code", [200, 401, 500])
     def test_are_shown_nowhere(
         self,
@@ -455,7 +455,7 @@ class TestSecrets:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         caplog.set_level(logging.DEBUG, "textenv")
-        server = start(lambda handler, batch: handler.reply(str(handler.headers), code))
+        server = start(lambda handler, batch: handler.reply(f"{handler.path} {handler.headers}", code))
         reward = Http(f"{server.url}?key={TOKEN}", headers=headers, retries=1)
         with pytest.raises(TextEnvError) as caught:
             run(reward, "x")
@@ -539,6 +539,21 @@ class TestArguments:
             run(Http("http://reward.invalid/", retries=0), "x")
 
 
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"detail": "no \\"label\\""}', 'no "label"'),
+        (b'{"detail": [1]}', '{"detail": [1]}'),
+        (b"two\r\n lines\x1b[31m", "two lines [31m"),
+        (b"\xff", "\N{REPLACEMENT CHARACTER}"),
+        (b"", ""),
+    ],
+    ids=str,
+)
+def test_a_body_as_people_read_it(body: bytes, shown: str) -> None:
+    assert http._excerpt(http._message(body)) == shown
+
+
 def test_in_an_environment_it_scores_as_the_local_one(start: Callable[[Answer], Server], tmp_path: Path) -> None:
     rewards = ["vader", {"name": "http", "url": start(vader).url}]
     envs = [gymnasium.make("textenv/MovieReview-v0", reward=reward, max_new_tokens=6) for reward in rewards]
@@ -556,7 +571,7 @@ def play(env: gymnasium.Env[Any, Any]) -> list[float]:
     env.action_space.seed(5)
     for seed in range(8):
         env.reset(seed=seed)
-        over, info = False, {}
+        over, info = False, dict[str, Any]()
         while not over:
             _, _, over, _, info = env.step(env.action_space.sample())
         scores.append(info["score"])

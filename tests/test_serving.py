@@ -265,6 +265,13 @@ def test_without_fastapi_the_message_says_what_to_install(
     assert "pip install 'textenv[web]'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("command", "shown"), [(["reward"], "serve"), (["reward", "serve"], "--reward")])
+def test_the_command_line_has_help(command: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    assert shown in capsys.readouterr().out
+
+
 SERVED = """
 import pathlib, time
 from textenv.rewards import Vader
@@ -300,7 +307,7 @@ def test_the_command_serves_an_environment_and_finishes_what_it_began(tmp_path: 
         ]
         assert scores[0] == scores[1]
         assert any(score != 0 for score in scores[0])
-        with pytest.raises(TextEnvError, match="HTTP 422 .*'columns.label': 1"):
+        with pytest.raises(TextEnvError, match=r"HTTP 422 .*'columns\.label': 1"):
             Http(url)(prompts=["a", "b"], completions=["", ""], completion_ids=[[1], [1]], label=["x"])
 
         answers: list[Any] = []

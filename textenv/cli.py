@@ -26,6 +26,7 @@ import transformers
 import tyro
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import textenv
@@ -216,7 +217,7 @@ def main(args: list[str] | None = None) -> int:
             case Serve():
                 _serve(command)
     except TextEnvError as error:
-        console.print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from the last checkpoint.")

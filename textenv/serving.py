@@ -125,6 +125,8 @@ def serve(
     """
     if max_bytes < 1:
         raise TextEnvError(f"max_bytes={max_bytes}: expected the size of a request, at least 1.")
+    if not 0 <= port < 2**16:  # for these, create_server raises and leaves a socket open
+        raise TextEnvError(f"Cannot listen at port {port}; expected one from 0 to 65535.")
     config = uvicorn.Config(
         make_app(reward, max_bytes=max_bytes),
         log_level="warning",
@@ -134,7 +136,7 @@ def serve(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=config.backlog)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise TextEnvError(
             f"Cannot listen at host {host!r}, port {port} ({error}). Give another port, or an address of this machine."
         ) from error
