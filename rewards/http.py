@@ -11,7 +11,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -175,21 +175,20 @@ class Http:
     ) -> bytes:
         """Return a request's body; in ASCII, which can also write half of a surrogate pair."""
         cells = {name: list(values) for name, values in columns.items()}
-        for name, values in cells.items():
-            try:
-                _dumps(values)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise TextEnvError(
-                    f"{self!r} cannot send the column {name!r} as JSON ({error}). Choose others, columns=[...], or "
-                    "turn its values into texts, finite numbers or lists of these."
-                ) from error
+        batch: dict[str, Any] = {"prompts": list(prompts)}
         if self.protocol == "openrlhf":
-            query = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-            (labels,) = cells.values() or ([None] * len(query),)
-            return _dumps({"query": query, "prompts": list(prompts), "labels": labels})
-        ids = [list(map(int, row)) for row in completion_ids]
-        batch = {"prompts": list(prompts), "completions": list(completions), "completion_ids": ids, "columns": cells}
-        return _dumps(batch)
+            batch["query"] = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+            (batch["labels"],) = cells.values() or ([None] * len(completions),)
+        else:
+            ids = [list(map(int, row)) for row in completion_ids]
+            batch |= {"completions": list(completions), "completion_ids": ids, "columns": cells}
+        try:
+            return _dumps(batch)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TextEnvError(
+                f"{self!r} cannot send its columns, {list(cells)}, as JSON ({error}). Choose others, columns=[...], or "
+                "turn their values into texts, finite numbers or lists of these."
+            ) from error
 
     def _ask(self, client: Any, request: _Request, stop: threading.Event) -> list[float]:
         """Send a request until it is answered, or ``stop`` is set because its answer is of no use any more."""
@@ -201,6 +200,8 @@ class Http:
             outcome = self._try(client, request, headers, secrets)
             if not isinstance(outcome, _Failure):
                 return outcome
+            if stop.is_set():
+                break
             if outcome.least_wait > self.max_wait:
                 raise TextEnvError(
                     f"{self!r} was told to wait {outcome.least_wait:.0f} s ({outcome.reason}), longer than "
@@ -250,30 +251,33 @@ class Http:
         except httpx.DecodingError as error:
             raise self._nonsense(f"a body that cannot be decoded ({error})", request) from error
         status = f"HTTP {response.status_code} {response.reason_phrase}".strip()
-        said = f"{status}: {_excerpt(_message(bytes(content)), secrets)}"
+
+        def said() -> str:
+            return f"{status}: {_excerpt(_message(bytes(content)), secrets)}".rstrip(". :")
+
         if response.status_code == 429 or response.status_code >= 500:
-            return _Failure(said, _retry_after(response.headers.get("retry-after", "")))
+            return _Failure(said(), _retry_after(response.headers.get("retry-after", "")))
         if response.has_redirect_location:
             # The place itself may hold a secret, and a POST that follows it may become a GET.
             raise TextEnvError(f"{self!r} is redirected ({status}). Give the address that it leads to.")
         if not response.is_success:
             raise TextEnvError(
-                f"{self!r} refused the request: {said}. Look at its address, headers and columns; a request that was "
+                f"{self!r} refused the request: {said()}. Look at its address, headers and columns; a request that was "
                 "refused is not sent again."
             )
         if len(content) > _MOST_BYTES:
             raise self._nonsense(f"more than {_MOST_BYTES // 2**20} MiB", request)
         return self._scores(bytes(content), request, said)
 
-    def _scores(self, content: bytes, request: _Request, said: str) -> list[float]:
+    def _scores(self, content: bytes, request: _Request, said: Callable[[], str]) -> list[float]:
         key = "rewards" if self.protocol == "openrlhf" else "scores"
         try:
             answer = json.loads(content)
         except (ValueError, RecursionError) as error:  # also text that isn't UTF-8, and integers of 5,000 digits
-            raise self._nonsense(f"no JSON ({said})", request) from error
+            raise self._nonsense(f"no JSON ({said()})", request) from error
         scores = answer.get(key) if isinstance(answer, dict) else None
         if not isinstance(scores, list):
-            raise self._nonsense(f"no list {key!r} ({said})", request)
+            raise self._nonsense(f"no list {key!r} ({said()})", request)
         if len(scores) != request.texts:
             raise self._nonsense(f"{len(scores)} {key}", request)
         for place, score in enumerate(scores):
