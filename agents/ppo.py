@@ -2,6 +2,8 @@
 
 An iteration writes one episode in every row of a vector environment, through ``reset`` and ``step`` alone, and then
 makes a few passes over these episodes. The KL penalty is in the reward that the environment pays.
+
+Started by ``accelerate launch`` or ``torchrun``, several processes are one run: see ``textenv.distributed``.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ from textenv.agents.losses import (
     masked_whiten,
 )
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from textenv.distributed import World, connect, full
 from textenv.files import write_atomically
 from textenv.models.causal_lm import CausalLM
-from textenv.models.policy import TextPolicy
+from textenv.models.policy import Evaluation, TextPolicy
 from textenv.rollouts import Rollout, collect, text_env, vectorise
 from textenv.types import IntArray, Observation, TextEnvError
+from textenv.vector import TextVectorEnv
 
 __all__ = ["PPO", "PPOConfig"]
 
@@ -59,8 +63,9 @@ class PPOConfig:
         adam_epsilon: Of Adam.
         weight_decay: Decoupled (AdamW).
         epochs: Passes over the episodes of an iteration.
-        minibatch_size: Episodes an update; None for all.
-        micro_batch_size: Episodes a forward pass, their gradients accumulated; None for the whole minibatch.
+        minibatch_size: Episodes an update, in all processes together; None for all.
+        micro_batch_size: Episodes a forward pass, their gradients accumulated; None for a process's whole share of the
+            minibatch.
         clip: Width of the trust region of the probability ratio.
         value: Where values come from: a ``"head"`` on the policy's trunk, a ``"model"`` of its own, or ``"none"``.
         value_coef: Weight of the value loss.
@@ -129,23 +134,37 @@ class PPO:
         policy: What it learns.
         steps: Tokens written so far.
         iterations: Iterations done so far.
+        world: The processes of the run.
     """
 
-    def __init__(self, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any], config: PPOConfig | None = None) -> None:
+    def __init__(
+        self,
+        env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+        config: PPOConfig | None = None,
+        *,
+        policy: TextPolicy | None = None,
+        world: World | None = None,
+    ) -> None:
         """Start from a copy of the environment's reference model.
 
         Args:
-            env: A text environment: single, or vectorised with ``AutoresetMode.DISABLED``.
+            env: A text environment: single, or vectorised with ``AutoresetMode.DISABLED``. On several processes, each
+                gives one with its share of the rows.
             config: Settings; None for the defaults.
+            policy: Where to start instead; it is what learns, no copy of it.
+            world: The processes of the run; None for those that a launcher has started, if it has.
 
         Raises:
-            TextEnvError: The environment is of another kind.
+            TextEnvError: The environment is of another kind, or cannot be shared out among the processes.
         """
         self.config = config = config or PPOConfig()
         self.envs = vectorise(env)
+        self.world = connect() if world is None else world
         base = text_env(self.envs)
+        self._check_shares(base)
         torch.manual_seed(config.seed)
-        self.policy = TextPolicy(base.reference, value=config.value, temperature=base.settings.temperature)
+        self.policy = _new_policy(base, config) if policy is None else policy
+        self._network = self.world.trainable(self.policy)
         device = base.reference.device
         lm = self.policy.model
         peaks = dict.fromkeys(self.policy.parameters(), config.learning_rate)
@@ -184,7 +203,8 @@ class PPO:
 
         Args:
             total_steps: Tokens; the iteration that reaches them is finished.
-            progress: Called after each iteration with the tokens so far and the metrics.
+            progress: Called after each iteration with the tokens so far and the metrics, in every process that
+                gives one.
             checkpoints: Folder to keep the last checkpoint in; a run that finds one there goes on from it, with the
                 numbers of a run that was never stopped.
             checkpoint_every: Iterations between checkpoints.
@@ -200,7 +220,8 @@ class PPO:
             began = time.perf_counter()
             seed = None if self._seeded else self.config.seed
             self._seeded = True
-            rollout = collect(self.envs, self.policy, self._generator, seed=seed)
+            with self.whole():
+                rollout = collect(self.envs, self.policy, self._generator, seed=seed, world=self.world)
             wrote = time.perf_counter()
             rate = self._rate(self.steps / total_steps, (self.steps + rollout.tokens) / total_steps)
             for group in self.optimizer.param_groups:
@@ -227,6 +248,10 @@ class PPO:
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Make the passes of an iteration over its episodes.
 
+        Args:
+            rollout: The episodes of all processes, the same everywhere. Of each minibatch, every process computes the
+                gradients of its share.
+
         Returns:
             Means over the updates, under the usual names.
         """
@@ -248,16 +273,18 @@ class PPO:
         for rows in self._minibatches(len(rollout.lengths)):
             tokens = int(rollout.mask[rows].sum())
             sums: dict[str, float] = {}
-            for part in _split(rows, config.micro_batch_size):
+            parts = _split(rows[self.world.rank :: self.world.size], config.micro_batch_size)
+            for number, part in enumerate(parts, start=1):
                 log_probs, values, advantage, target = (column[part][mask[part]].to(device) for column in columns)
-                with self._precision():
-                    episodes = _episodes(rollout, part, device, self.policy.lm.vocab_size)
-                    now = self.policy.evaluate(*episodes, entropy=config.entropy_coef > 0)
-                policy_loss = clipped_policy_loss(now.log_probs, log_probs, advantage, config.clip).sum() / tokens
-                value_loss = clipped_value_loss(now.values, values, target, config.value_clip).sum() / tokens
-                loss = policy_loss + config.value_coef * value_loss
-                loss = loss - config.entropy_coef * now.entropy.sum() / tokens
-                loss.backward()
+                with self.world.accumulate(self._network, last=number == len(parts)):
+                    with self._precision():
+                        episodes = _episodes(rollout, part, device, self.policy.lm.vocab_size)
+                        now: Evaluation = self._network(*episodes, entropy=config.entropy_coef > 0)
+                    policy_loss = clipped_policy_loss(now.log_probs, log_probs, advantage, config.clip).sum() / tokens
+                    value_loss = clipped_value_loss(now.values, values, target, config.value_clip).sum() / tokens
+                    loss = policy_loss + config.value_coef * value_loss
+                    loss = loss - config.entropy_coef * now.entropy.sum() / tokens
+                    (loss * self.world.size).backward()  # the processes' gradients are averaged, and are to be summed
                 with torch.no_grad():
                     share = len(log_probs) / tokens
                     for name, value in (
@@ -268,13 +295,14 @@ class PPO:
                         ("ratio", (now.log_probs - log_probs).exp().mean() * share),
                     ):
                         sums[name] = sums.get(name, 0.0) + float(value)
+            sums = self.world.sums(sums)
             if not math.isfinite(sums["policy_loss"] + sums["value_loss"]):
                 raise TextEnvError(
                     f"The losses are {sums} after {self.steps} tokens. Lower learning_rate (now "
                     f"{config.learning_rate}) or clip the reward; the run's last checkpoint is from before."
                 )
             norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
-            history.append({**sums, "grad_norm": float(norm)})
+            history.append({**sums, "grad_norm": float(full(norm))})
             if config.target_kl is not None and sums["approx_kl"] > config.target_kl:
                 self.optimizer.zero_grad(set_to_none=True)
                 break
@@ -296,14 +324,18 @@ class PPO:
         """
         single = np.asarray(obs["input_ids"]).ndim == 1
         batch = {name: np.asarray(values)[None] for name, values in obs.items()} if single else obs
-        actions, _ = self.policy.act(batch, generator=None if deterministic else self._generator)
+        with self.whole():
+            actions, _ = self.policy.act(batch, generator=None if deterministic else self._generator)
         return actions[0] if single else actions
 
     def save(self, folder: str | Path) -> None:
-        """Save the policy as a Hugging Face folder, with its value function and settings."""
+        """Save the policy as a Hugging Face folder, with its value function and settings; every process calls it."""
         folder = Path(folder)
+        policy = self._unsharded()
+        if not self.world.first:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        self.policy.save(folder)
+        policy.save(folder)
         about = {"agent": "ppo", "steps": self.steps, "config": dataclasses.asdict(self.config)}
         write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
 
@@ -326,20 +358,24 @@ class PPO:
             raise TextEnvError(
                 f"{folder} holds no PPO agent ({error}); expected a folder that PPO.save wrote."
             ) from error
-        agent = cls(env, config)
-        lm = CausalLM.from_pretrained(folder, device=str(agent.policy.lm.device))
-        if lm.vocab_size != agent.policy.lm.vocab_size:
+        envs = vectorise(env)
+        policy = _new_policy(text_env(envs), config)
+        lm = CausalLM.from_pretrained(folder, device=str(policy.lm.device))
+        if lm.vocab_size != policy.lm.vocab_size:
             raise TextEnvError(
                 f"The agent in {folder} has a vocabulary of {lm.vocab_size}, the environment one of "
-                f"{agent.policy.lm.vocab_size}; make the environment with the model it was trained from."
+                f"{policy.lm.vocab_size}; make the environment with the model it was trained from."
             )
-        agent.policy.model.load_state_dict(lm.model.state_dict())
-        agent.policy.load_values(folder)
+        policy.model.load_state_dict(lm.model.state_dict())
+        policy.load_values(folder)
+        agent = cls(envs, config, policy=policy)
         agent.steps = int(about["steps"])
         return agent
 
     def checkpoint(self, folder: Path, total_steps: int) -> None:
-        """Write all that the rest of the run depends on."""
+        """Write all that the rest of the run depends on, whatever the number of processes; each of them calls it."""
+        states = self.world.gather(text_env(self.envs).state_dict())
+        rows = [generator for state in states for generator in state["generators"]]
         save_checkpoint(
             folder,
             self.steps,
@@ -350,12 +386,13 @@ class PPO:
                 "iterations": self.iterations,
                 "total_steps": total_steps,
                 "config": dataclasses.asdict(self.config),
-                "env": text_env(self.envs).state_dict(),
+                "env": {**states[0], "generators": rows},
             },
+            write=self.world.first,
         )
 
     def resume(self, folder: Path, total_steps: int) -> bool:
-        """Go on from the last checkpoint in ``folder``, if there is one.
+        """Go on from the last checkpoint in ``folder``, if there is one; every process calls it.
 
         Returns:
             Whether there was one.
@@ -364,6 +401,8 @@ class PPO:
             TextEnvError: It was written with other settings.
         """
         path = latest_checkpoint(folder)
+        if len(found := {str(path and path.name) for path in self.world.gather(path)}) > 1:
+            raise TextEnvError(f"The processes find different checkpoints in {folder}, {sorted(found)}: share it.")
         if path is None:
             return False
         before = json.loads((path / "state.json").read_text("utf-8"))
@@ -382,8 +421,38 @@ class PPO:
             generators={"actions": self._generator, "minibatches": self._shuffle},
         )
         self.steps, self.iterations, self._seeded = state["step"], state["iterations"], True
-        text_env(self.envs).load_state_dict(state["env"])
+        rows = state["env"]["generators"]
+        if len(rows) != (total := self.envs.num_envs * self.world.size):
+            raise TextEnvError(f"{path} is of {len(rows)} rows, but this run has {total}; go on with as many.")
+        text_env(self.envs).load_state_dict({**state["env"], "generators": list(self.world.own(rows))})
         return True
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Let the policy act or be read inside, which FSDP otherwise keeps in parts; every process enters it."""
+        return self.world.whole(self._network)
+
+    def _unsharded(self) -> TextPolicy:
+        if not self.world.sharded:
+            return self.policy
+        policy = _new_policy(text_env(self.envs), self.config)
+        with torch.no_grad():
+            for mine, theirs in zip(policy.parameters(), self.policy.parameters(), strict=True):
+                mine.copy_(full(theirs))
+        return policy
+
+    def _check_shares(self, base: TextVectorEnv) -> None:
+        """Refuse what the processes of a run could not do as one."""
+        if self.world.size == 1:
+            return
+        if self.config.minibatch_size is not None:
+            self.world.share("minibatch_size", self.config.minibatch_size)
+        if _any(base.state_dict()["reward"]):
+            raise TextEnvError(
+                "The reward keeps statistics of what it has scored, and each process would keep its own; train with it "
+                "on one process."
+            )
+        if len(rows := set(self.world.counts(self.envs.num_envs))) > 1:
+            raise TextEnvError(f"The processes have {sorted(rows)} rows; expected as many in each.")
 
     def _rate(self, before: float, after: float) -> float:
         """Return the learning rate, as a share of its peak, of the iteration between two shares of the steps."""
@@ -396,6 +465,15 @@ class PPO:
         for _ in range(self.config.epochs):
             order = torch.randperm(episodes, generator=self._shuffle)
             yield from _split(order, self.config.minibatch_size)
+
+
+def _new_policy(base: TextVectorEnv, config: PPOConfig) -> TextPolicy:
+    return TextPolicy(base.reference, value=config.value, temperature=base.settings.temperature)
+
+
+def _any(state: Any) -> bool:
+    """Tell whether a reward's state holds anything; one that only passes on the state of others may not."""
+    return any(map(_any, state.values())) if isinstance(state, Mapping) else state is not None
 
 
 def _split(rows: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:

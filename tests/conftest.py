@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -67,6 +68,49 @@ def build_lm(architecture: str = "llama", seed: int = 0) -> CausalLM:
         torch.manual_seed(seed)
         model = _ARCHITECTURES[architecture]()
     return CausalLM(model.requires_grad_(False), _tokenizer())
+
+
+class Forwards:
+    """Records the shape ``(rows, tokens)`` of every forward of a model's trunk, by whichever way it runs."""
+
+    def __init__(self, lm: CausalLM) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.fail = False
+        self._lm: Any = lm
+        self._settle()
+
+    @property
+    def rows(self) -> int:
+        """How many rows were read in all."""
+        return sum(shape[0] for shape in self.shapes)
+
+    def __enter__(self) -> Forwards:
+        network = self._lm._network
+        if network is None:
+            hook = self._lm.model.base_model.register_forward_hook(
+                lambda module, args, kwargs, output: self._record(kwargs["input_ids"]), with_kwargs=True
+            )
+            self._undo: Callable[[], None] = hook.remove
+            self._settle()  # a hook is a change
+            self.shapes.clear()
+        else:
+            run = network.run
+            network.run = lambda ids, *rest: (self._record(ids), run(ids, *rest))[1]
+            self._undo = lambda: network.__dict__.pop("run")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo()
+
+    def _settle(self) -> None:
+        """Let the model find its way and try its cache."""
+        self._lm.next_token_logits(np.zeros((1, 1), dtype=np.int64), np.array([1]))
+        self._lm.forget()
+
+    def _record(self, ids: torch.Tensor) -> None:
+        self.shapes.append(tuple(ids.shape))
+        if self.fail:
+            raise RuntimeError("out of memory")
 
 
 @pytest.fixture

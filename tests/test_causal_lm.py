@@ -39,7 +39,7 @@ from transformers import (
 from transformers.models.bert import BertConfig, BertLMHeadModel
 from transformers.utils import logging
 
-from tests.conftest import build_lm
+from tests.conftest import Forwards, build_lm
 from textenv import CausalLM, TextEnvError
 from textenv.models import causal_lm
 from textenv.models.causal_lm import quiet
@@ -100,26 +100,6 @@ def plain_logits(lm: CausalLM, ids: Any, lengths: Any) -> torch.Tensor:
                 for row, length in zip(ids, lengths, strict=True)
             ]
         )
-
-
-class Forwards:
-    """Records the shape ``(rows, tokens)`` of every forward of a model's trunk."""
-
-    def __init__(self, lm: CausalLM) -> None:
-        self.shapes: list[tuple[int, ...]] = []
-        self.fail = False
-        self._handle: Any = lm.model.base_model.register_forward_hook(self._record, with_kwargs=True)
-
-    def _record(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        self.shapes.append(tuple(kwargs["input_ids"].shape))
-        if self.fail:
-            raise RuntimeError("out of memory")
-
-    def __enter__(self) -> Forwards:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
 
 
 # -- cached against uncached --------------------------------------------------------------------------------------
@@ -311,10 +291,10 @@ def test_buffers_hold_rows_times_length(make_lm: Callable[..., CausalLM]) -> Non
             lm.next_token_logits(ids[:2], np.full(2, step), rows=np.array([4, 1]))
     config: Any = lm.model.config
     head_size = config.hidden_size // config.num_attention_heads
-    buffers = [*lm._cache._cache._keys, *lm._cache._cache._values]
-    assert len(buffers) == 2 * config.num_hidden_layers
-    assert sum(b.untyped_storage().nbytes() for b in buffers) == (
-        len(buffers) * 5 * 20 * config.num_key_value_heads * head_size * 4
+    held: Any = lm._cache._held
+    assert len(held.buffers) == config.num_hidden_layers
+    assert sum(b.untyped_storage().nbytes() for b in held.buffers) == (
+        2 * config.num_hidden_layers * 5 * 20 * config.num_key_value_heads * head_size * 4
     )
 
 
@@ -382,25 +362,30 @@ def test_rows_of_the_cache_are_different(tiny_lm: CausalLM, rows: list[int]) -> 
 # -- weights that change ------------------------------------------------------------------------------------------
 
 
+def noticed(watch: Any) -> bool:
+    restructured = watch.restructured()
+    return bool(watch.changed() or restructured)
+
+
 def test_a_write_through_data_to_any_parameter_is_noticed(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm("gpt2")
-    watch = causal_lm._Weights(lm.model)
-    assert watch.changed()
-    assert not watch.changed()
+    watch = causal_lm._Watch(lm.model)
+    assert noticed(watch)
+    assert not noticed(watch)
     for parameter in lm.model.parameters():
         parameter.data.add_(0.5)
-        assert watch.changed()
-        assert not watch.changed()
+        assert noticed(watch)
+        assert not noticed(watch)
 
 
 def test_an_address_that_comes_back_is_noticed(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm()
-    watch = causal_lm._Weights(lm.model)
-    watch.changed()
+    watch = causal_lm._Watch(lm.model)
+    noticed(watch)
     norm: Any = lm.model.base_model.norm
     for value in range(20):
         norm.weight = torch.nn.Parameter(torch.full_like(norm.weight, float(value)))
-        assert watch.changed()
+        assert noticed(watch)
 
 
 def test_one_number_through_data_goes_unnoticed_until_forget(make_lm: Callable[..., CausalLM]) -> None:
@@ -421,12 +406,12 @@ def test_scalars_and_odd_layouts_are_watched() -> None:
     module.turned = torch.nn.Parameter(torch.randn(6, 40).t())
     module.short = torch.nn.Parameter(torch.randn(3, 5, 7, dtype=torch.bfloat16))
     module.empty = torch.nn.Parameter(torch.zeros(0, 4))
-    watch = causal_lm._Weights(module)
-    watch.changed()
+    watch = causal_lm._Watch(module)
+    noticed(watch)
     for parameter in (module.scalar, module.turned, module.short):
         parameter.data.mul_(2)
-        assert watch.changed()
-    assert not watch.changed()
+        assert noticed(watch)
+    assert not noticed(watch)
 
 
 # -- architectures that the cache does not fit --------------------------------------------------------------------

@@ -85,6 +85,11 @@ def test_sample_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no run of 'textenv train'" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "[/a] textenv[web]"]) == 1
+    assert "[/a] textenv[web] is no run" in capsys.readouterr().out.replace("\n", " ")
+
+
 @pytest.mark.parametrize("arguments", [[], ["--top-k", "50", "--temperature", "0.8"]])
 def test_doctor_finds_a_healthy_environment(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--num-envs", "4", *arguments]) == 0

@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.conftest import build_lm
+from tests.conftest import Forwards, build_lm
 from textenv import CausalLM, Handle, TextEnv, TextEnvError, TextVectorEnv
 from textenv.handle import unwrap
 from textenv.models.policy import TextPolicy
@@ -48,23 +48,6 @@ def make_envs(tiny_lm: CausalLM) -> Callable[..., TextVectorEnv]:
 def random_tokens(rng: np.random.Generator, n: int) -> Any:
     """Draw actions of which one in five ends the text."""
     return np.where(rng.random(n) < 0.2, EOS, rng.integers(VOCABULARY, size=n))
-
-
-class Counted:
-    """Counts the rows that the reference reads."""
-
-    def __init__(self, lm: CausalLM) -> None:
-        self.rows = 0
-        self._handle: Any = lm.model.base_model.register_forward_hook(self._count, with_kwargs=True)
-
-    def _count(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        self.rows += int(kwargs["input_ids"].shape[0])
-
-    def __enter__(self) -> Counted:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
 
 
 # -- the same as Gymnasium's own vector ---------------------------------------------------------------------------
@@ -198,7 +181,7 @@ def test_a_finished_row_ignores_its_action_and_costs_no_model_time(
     lm = make_lm()
     envs = TextVectorEnv(3, autoreset_mode=AutoresetMode.DISABLED, **keywords(lm, **given))
     envs.reset(seed=0)
-    with Counted(lm) as counted:
+    with Forwards(lm) as counted:
         obs, *_ = envs.step(np.array([EOS, 70, EOS]))
         finished = envs.last_episodes
         begun = counted.rows
@@ -339,7 +322,7 @@ def test_lump_reads_an_episode_once_and_dense_once_a_token(make_lm: Callable[...
         envs.reset(seed=0)
         envs.step(np.array([EOS, EOS]))  # the cache has been checked once
         envs.reset(seed=0)
-        with Counted(lm) as counted:
+        with Forwards(lm) as counted:
             for _ in range(5):
                 envs.step(np.array([70, 71]))
         rows[mode] = counted.rows

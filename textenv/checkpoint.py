@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from textenv.distributed import fill, full, like
 from textenv.types import TextEnvError
 
 __all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -35,8 +36,12 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     generators: Mapping[str, torch.Generator] | None = None,
     state: Mapping[str, Any],
+    write: bool = True,
 ) -> Path:
     """Write the checkpoint of ``step`` and remove the others.
+
+    Tensors that are sharded over processes are gathered, so that the files do not depend on the number of processes;
+    all of them call this at once, and one writes.
 
     Args:
         folder: Where checkpoints live; made if it is missing.
@@ -45,6 +50,7 @@ def save_checkpoint(
         optimizer: Its per-parameter tensors are kept; its hyperparameters come from the config again.
         generators: Torch's random number generators by name.
         state: Everything else, as JSON values.
+        write: Whether this process is the one that writes.
 
     Returns:
         The checkpoint's folder.
@@ -55,10 +61,16 @@ def save_checkpoint(
             tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
     tensors |= {f"generator/{name}": generator.get_state() for name, generator in (generators or {}).items()}
     final = folder / f"step-{step:08d}"
+    on_cpu: dict[str, torch.Tensor] = {}
+    for key, value in tensors.items():
+        whole = full(value.detach())
+        if write:
+            on_cpu[key] = whole.cpu().contiguous().clone()
+    if not write:
+        return final
     temporary = folder / f".{final.name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    on_cpu = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     safetensors.torch.save_file(on_cpu, temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps({"step": step, **state}), "utf-8")
     for file in temporary.iterdir():  # a machine that loses its power may keep a rename and lose what was renamed
@@ -119,11 +131,11 @@ def load_checkpoint(
             )
     with torch.no_grad():
         for key, value in targets.items():
-            value.copy_(tensors[key])
+            fill(value, tensors[key])
     for key, value in moments.items():
         _, number, name = key.split("/")
         parameter = parameters[int(number)]  # a scalar "step" stays where the optimizer keeps it
-        optimizer.state[parameter][name] = value if value.ndim == 0 else value.to(parameter.device)
+        optimizer.state[parameter][name] = value if value.ndim == 0 else like(parameter, value)
     for name, generator in generators.items():
         generator.set_state(tensors[f"generator/{name}"])
     return state

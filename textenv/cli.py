@@ -5,6 +5,7 @@ The only module of ``textenv`` that imports agents.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -32,8 +33,10 @@ from rich.table import Table
 import textenv
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.corpora import write_general_corpus, write_review_pairs
+from textenv.distributed import World, connect
 from textenv.doctor import examine
 from textenv.files import write_atomically
+from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.models.training import PretrainConfig, SftConfig, pretrain, sft
 from textenv.render import save_html, to_ansi
@@ -76,6 +79,9 @@ else:
 class Train:
     """Train an agent in a text environment; a run that was cut off goes on where it was.
 
+    On several processes or GPUs: accelerate launch --multi_gpu --num_processes 2 -m textenv train ..., and --use_fsdp
+    in place of --multi_gpu to share out optimizer state, gradients and parameters.
+
     Attributes:
         out: Folder of the run: metrics, checkpoints, the trained policy, before/after samples, the picture.
         env: Registered id of the environment.
@@ -86,10 +92,11 @@ class Train:
         eval_prompts: File of held-out prompts for the before/after comparison; None for the environment's own.
         eval_episodes: Completions to compare on; every held-out prompt gets its share.
         total_steps: Tokens to write in training.
-        num_envs: Episodes written side by side, an iteration's batch.
+        num_envs: Episodes written side by side, an iteration's batch, in all processes together.
         seed: Seeds everything.
         checkpoint_every: Iterations between checkpoints.
-        threads: Threads that torch computes with; None leaves that to torch.
+        threads: Threads that torch computes with, in each process; None leaves that to torch.
+        timeout: Seconds that the processes of a run wait for each other before they give up.
         settings: The environment's other settings.
         ppo: Settings of the agent.
     """
@@ -107,6 +114,7 @@ class Train:
     seed: int = 0
     checkpoint_every: int = 5
     threads: int | None = None
+    timeout: float = 600.0
     settings: Annotated[TrainEnvFlags, tyro.conf.arg(name="")] = field(default_factory=TrainEnvFlags)
     ppo: Annotated[PPOFlags, tyro.conf.arg(name="")] = field(default_factory=PPOFlags)
 
@@ -201,7 +209,11 @@ def main(args: list[str] | None = None) -> int:
     try:
         match command:
             case Train():
-                _train(command)
+                world = connect(command.timeout)
+                console.quiet = not world.first
+                with world.watch():
+                    _train(command, world)
+                world.close()
             case Sample():
                 _sample(command)
             case Doctor():
@@ -217,7 +229,8 @@ def main(args: list[str] | None = None) -> int:
             case Serve():
                 _serve(command)
     except TextEnvError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.quiet = False
+        console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from the last checkpoint.")
@@ -236,11 +249,11 @@ def _keywords(command: Train | Doctor) -> dict[str, Any]:
 
 def _describe(command: Train) -> dict[str, Any]:
     described: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(command), default=str))
-    del described["out"], described["threads"]
+    del described["out"], described["threads"], described["timeout"]
     return described
 
 
-def _train(command: Train) -> None:
+def _train(command: Train, world: World) -> None:
     out = command.out
     if (out / "results.json").exists():
         raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
@@ -255,28 +268,41 @@ def _train(command: Train) -> None:
     if command.threads:
         torch.set_num_threads(command.threads)
     keywords = _keywords(command)
-    envs: Any = gym.make_vec(command.env, num_envs=command.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
-    agent = PPO(envs, PPOConfig(**dataclasses.asdict(command.ppo), seed=command.seed))
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
-    held_out, prompts = _held_out(command, keywords)
-    before = _evaluate(held_out, TextPolicy(text_env(held_out).reference, temperature=_temperature(held_out)), prompts)
+    if world.device is not None and world.device.type != "cpu":
+        keywords["model"] = CausalLM.from_pretrained(command.model, device=str(world.device))
+    rows = world.share("num_envs", command.num_envs)
+    envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    agent = PPO(envs, PPOConfig(**dataclasses.asdict(command.ppo), seed=command.seed), world=world)
+    if world.size > 1:
+        how = "FSDP" if world.sharded else "DDP"
+        console.print(f"{world.size} processes of {rows} rows, {how}, this one on {world.device}.")
+    if world.first:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
+    held_out, prompts = _held_out(command, keywords, rows)
+    reference = TextPolicy(text_env(held_out).reference, temperature=_temperature(held_out))
+    before = _evaluate(held_out, reference, prompts, world)
     checkpoints = out / "checkpoints"
     resumed = agent.resume(checkpoints, command.total_steps)
     if resumed:
         console.print(f"Going on from the checkpoint at {agent.steps:,} of {command.total_steps:,} tokens.")
     began = time.perf_counter()
-    with RunLogger(out, total_steps=command.total_steps, resume_from=agent.steps) as logger:
+    with contextlib.ExitStack() as stack:
+        logger = None
+        if world.first:
+            logger = stack.enter_context(RunLogger(out, total_steps=command.total_steps, resume_from=agent.steps))
         agent.learn(
             command.total_steps,
-            progress=logger.log,
+            progress=None if logger is None else logger.log,
             checkpoints=checkpoints,
             checkpoint_every=command.checkpoint_every,
         )
     seconds = time.perf_counter() - began
     agent.save(out / "policy")
-    after = _evaluate(held_out, agent.policy, prompts)
-    _report(out, before, after, {"seconds": seconds, "resumed": resumed, "steps": agent.steps})
+    with agent.whole():
+        after = _evaluate(held_out, agent.policy, prompts, world)
+    if world.first:
+        _report(out, before, after, {"seconds": seconds, "resumed": resumed, "steps": agent.steps})
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -290,7 +316,7 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str
     return found
 
 
-def _held_out(command: Train, keywords: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[str]]:
     """Return an environment to compare in, with dense KL of its own, and the prompts to compare on."""
     keywords = {**keywords, "kl_mode": "lump"}
     if command.eval_prompts is not None:
@@ -299,7 +325,7 @@ def _held_out(command: Train, keywords: Mapping[str, Any]) -> tuple[Any, list[st
         keywords["split"] = "heldout"
     else:
         console.print("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
-    envs: Any = gym.make_vec(command.env, num_envs=command.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
     texts = [prompt.text for prompt in text_env(envs).prompts]
     return envs, [texts[place % len(texts)] for place in range(command.eval_episodes)]
 
@@ -308,9 +334,9 @@ def _temperature(envs: Any) -> float:
     return text_env(envs).settings.temperature
 
 
-def _evaluate(envs: Any, policy: TextPolicy, prompts: list[str]) -> list[Episode]:
+def _evaluate(envs: Any, policy: TextPolicy, prompts: list[str], world: World) -> list[Episode]:
     generator = torch.Generator(policy.lm.device).manual_seed(20_260)
-    return sample_episodes(envs, policy, generator, prompts)
+    return sample_episodes(envs, policy, generator, prompts, world=world)
 
 
 def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[str, Any]) -> None:

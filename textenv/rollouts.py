@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from textenv.distributed import ALONE, World
+from textenv.kl import AdaptiveKL
 from textenv.models.policy import TextPolicy, observation_arrays
 from textenv.types import Episode, FloatArray, IntArray, TextEnvError
 from textenv.vector import TextVectorEnv
@@ -97,18 +100,23 @@ def collect(
     *,
     seed: int | None = None,
     options: dict[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Rollout:
     """Let ``policy`` write one episode in every row.
+
+    Several processes write the episodes that one process with all their rows would: they step together, with the
+    prompts and random numbers of their own rows out of those of all, and each returns the episodes of all.
 
     Args:
         envs: From ``vectorise``; the policy is attached to it.
         policy: Acts; its caches are emptied first.
-        generator: Source of randomness; None for the likeliest tokens.
+        generator: Source of randomness, in the same state in every process; None for the likeliest tokens.
         seed: Seeds the environment, if given.
         options: Handed to ``reset``.
+        world: The processes that write, each in an environment of as many rows.
 
     Returns:
-        The episodes.
+        The episodes of all processes, in the order of their ranks.
 
     Raises:
         TextEnvError: A wrapper changed rewards that are paid in a lump, or kept them from being paid.
@@ -116,17 +124,21 @@ def collect(
     base = text_env(envs)
     base.attach_policy(policy)
     policy.forget()
-    obs, infos = envs.reset(seed=seed, options=options)
     n = envs.num_envs
+    coef = base.kl_controller.coef
+    obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=options)
     starts = observation_arrays(obs)[1]
     columns: dict[str, list[Any]] = {"log_probs": [], "values": [], "rewards": [], "mask": [], "action_masks": []}
     bootstrap = np.zeros(n, dtype=np.float32)
     episodes: list[Episode | None] = [None] * n
     alive = np.ones(n, dtype=bool)
-    while alive.any():
+    while any(writing := world.counts(int(alive.sum()))):
+        uniform = None if generator is None else _uniform(generator, writing, world.rank)
+        if not alive.any():  # others still write
+            continue
         rows = np.flatnonzero(alive)
         allowed = infos["action_mask"].astype(bool) if "action_mask" in infos else None
-        actions, values = policy.act(obs, generator=generator, rows=rows, masks=allowed)
+        actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=allowed)
         obs, rewards, terminations, truncations, infos = envs.step(actions)
         columns["log_probs"].append(policy.action_log_prob(actions))
         columns["values"].append(values)
@@ -149,7 +161,7 @@ def collect(
     rewards = np.stack(columns["rewards"], axis=1).astype(np.float32)
     if base.settings.kl_mode == "lump":
         _spread(rewards, episodes)
-    return Rollout(
+    rollout = Rollout(
         input_ids=ids[:, : int(lengths.max())].copy(),
         lengths=lengths,
         starts=starts,
@@ -161,6 +173,11 @@ def collect(
         action_masks=np.stack(columns["action_masks"], axis=1) if columns["action_masks"] else None,
         episodes=tuple(episodes),
     )
+    if world.size > 1:
+        rollout = _joined(world.gather(rollout))
+        base.kl_controller.coef = coef  # not what the rows of this process have made of it
+        _adapt(base.kl_controller, rollout.finished)
+    return rollout
 
 
 def sample_episodes(
@@ -168,14 +185,49 @@ def sample_episodes(
     policy: TextPolicy,
     generator: torch.Generator | None,
     prompts: Sequence[str],
+    *,
+    world: World = ALONE,
 ) -> list[Episode]:
-    """Let ``policy`` write one episode from each prompt, in the environment's rows group by group."""
+    """Let ``policy`` write one episode from each prompt, in the rows of all processes group by group."""
     episodes: list[Episode] = []
-    for begin in range(0, len(prompts), envs.num_envs):
-        group = list(prompts[begin : begin + envs.num_envs])
-        filled = group + [group[-1]] * (envs.num_envs - len(group))
-        episodes += collect(envs, policy, generator, options={"prompt": filled}).finished[: len(group)]
+    size = envs.num_envs * world.size
+    for begin in range(0, len(prompts), size):
+        group = list(prompts[begin : begin + size])
+        filled = world.own(group + [group[-1]] * (size - len(group)))
+        rollout = collect(envs, policy, generator, options={"prompt": list(filled)}, world=world)
+        episodes += rollout.finished[: len(group)]
     return episodes
+
+
+def _uniform(generator: torch.Generator, rows: Sequence[int], rank: int) -> torch.Tensor:
+    """Return the numbers that one process draws for the rows of all, those of ``rank`` alone, ``(rows[rank], 1)``."""
+    drawn = torch.rand(sum(rows), 1, generator=generator, device=generator.device)
+    return drawn[sum(rows[:rank]) :][: rows[rank]]
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+    """Return the episodes of several processes as those of one."""
+
+    def stacked(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        if arrays[0] is None:
+            return None
+        if arrays[0].ndim > 1:  # a column a token or a step, of which the longest texts have the most
+            width = max(array.shape[1] for array in arrays)
+            around = [(0, 0)] * (arrays[0].ndim - 2)
+            arrays = [np.pad(array, [(0, 0), (0, width - array.shape[1]), *around]) for array in arrays]
+        return np.concatenate(arrays)
+
+    names = [field.name for field in dataclasses.fields(Rollout) if field.name != "episodes"]
+    episodes = tuple(episode for part in parts for episode in part.episodes)
+    return Rollout(**{name: stacked(name) for name in names}, episodes=episodes)
+
+
+def _adapt(controller: AdaptiveKL, episodes: Sequence[Episode]) -> None:
+    """Move the KL coefficient as one environment with these rows does: as they end, those of a step at a time."""
+    for length in sorted({len(episode.completion_ids) for episode in episodes}):
+        totals = [float(np.sum(episode.kl)) for episode in episodes if len(episode.completion_ids) == length]
+        controller.update(float(np.mean(totals)), len(totals))
 
 
 def _spread(rewards: FloatArray, episodes: Sequence[Episode | None]) -> None:

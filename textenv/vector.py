@@ -442,7 +442,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Score whole episodes by the reference in one forward (lump KL)."""
         lengths = self._lengths[rows]
         width = int(lengths.max())
-        log_probs = self.reference.token_log_probs(self._ids[rows, :width], lengths, self.settings.temperature)
+        log_probs = self.reference.token_log_probs(
+            self._ids[rows, :width], lengths, self.settings.temperature, starts=self._starts[rows]
+        )
         for place, row in enumerate(rows.tolist()):
             start, end = int(self._starts[row]), int(lengths[place])
             self._ref_log_probs[row, : end - start] = log_probs[place, start - 1 : end - 1]

@@ -8,6 +8,7 @@ environment gets cached decoding, and nothing in a protocol can go out of step w
 from __future__ import annotations
 
 import contextlib
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -19,10 +20,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
+from textenv.models.network import KeyValues, Network, hooks_of
 from textenv.types import IntArray, TextEnvError
 
 __all__ = ["BUNDLED", "CausalLM", "bundled_folder", "quiet"]
@@ -76,6 +79,7 @@ class CausalLM:
             TextEnvError: There is no end-of-sequence token, or the model's logits are not its head's reading of its
                 last hidden states.
         """
+        config = model.config.get_text_config()
         self.model = model.eval()
         self.tokenizer = tokenizer
         head = model.get_output_embeddings()
@@ -85,8 +89,12 @@ class CausalLM:
         self.eos_ids = _eos_ids(model, tokenizer, self.vocab_size)
         pad = tokenizer.pad_token_id
         self.pad_id = int(self.eos_ids[0] if pad is None or pad >= self.vocab_size else pad)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        limit = getattr(config, "max_position_embeddings", None)
         self.max_positions = None if limit is None else int(limit)
+        self._cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+        self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        self._watch = _Watch(model)
+        self._network: Network | None = None
         self._cache = _PrefixCache(model)
         self._token_texts: dict[int, str] = {}
         self._appends_eos = tokenizer("a")["input_ids"][-1:] in [[i] for i in self.eos_ids]
@@ -123,6 +131,15 @@ class CausalLM:
                 f"{', '.join(missing[:3])}; expected a causal language model, saved whole."
             )
         return cls(model.to(device), tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has in common: not what was computed, which refers to this model's parameters."""
+        return {**self.__dict__, "_watch": None, "_network": None, "_cache": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with an empty cache."""
+        self.__dict__ |= state
+        self._watch, self._cache = _Watch(self.model), _PrefixCache(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -182,14 +199,24 @@ class CausalLM:
         Raises:
             TextEnvError: A row is empty or longer than ``input_ids``, or ``rows`` names one twice.
         """
-        with _as_it_is(self.device):
-            return self.head(self.last_hidden(input_ids, lengths, rows=rows))
+        return self.next_token(input_ids, lengths, rows=rows)[0]
 
     def last_hidden(self, input_ids: IntArray, lengths: IntArray, *, rows: IntArray | None = None) -> torch.Tensor:
         """Return the hidden states that ``next_token_logits`` reads, shape ``(batch, hidden_size)``; same arguments."""
-        rows = np.arange(len(lengths)) if rows is None else rows
         with _as_it_is(self.device):
-            return self._cache.last_hidden(input_ids, lengths, rows)
+            return self._last_hidden(input_ids, lengths, rows)
+
+    def next_token(
+        self, input_ids: IntArray, lengths: IntArray, *, rows: IntArray | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both, the logits and the hidden states that they are read from; same arguments."""
+        with _as_it_is(self.device):
+            hidden = self._last_hidden(input_ids, lengths, rows)
+            return self._read(hidden), hidden
+
+    def _last_hidden(self, input_ids: IntArray, lengths: IntArray, rows: IntArray | None) -> torch.Tensor:
+        self._refresh()
+        return self._cache.last_hidden(input_ids, lengths, np.arange(len(lengths)) if rows is None else rows)
 
     def forget(self, rows: IntArray | None = None) -> None:
         """Empty the cache of ``rows``, or all of it.
@@ -199,6 +226,8 @@ class CausalLM:
         numbers through ``parameter.data``.
         """
         self._cache.forget(rows)
+        if rows is None and self._network is not None:
+            self._network.unpack()
 
     def hidden_states(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of whole sequences, without the cache and with gradients.
@@ -210,6 +239,12 @@ class CausalLM:
         Returns:
             Hidden states, shape ``(batch, time, hidden_size)``; those of padding have no meaning.
         """
+        if not torch.is_grad_enabled():
+            self._refresh()
+        elif self._watch.restructured():
+            self._rebuild()
+        if self._network is not None:
+            return self._network.run(input_ids)  # causal, so that what is on the right is not seen
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         mask = (steps[None, :] < lengths[:, None]).long()
         hidden: torch.Tensor = _trunk(self.model)(
@@ -217,7 +252,14 @@ class CausalLM:
         ).last_hidden_state
         return hidden
 
-    def token_log_probs(self, input_ids: IntArray, lengths: IntArray, temperature: float = 1.0) -> NDArray[np.float32]:
+    def token_log_probs(
+        self,
+        input_ids: IntArray,
+        lengths: IntArray,
+        temperature: float = 1.0,
+        *,
+        starts: IntArray | None = None,
+    ) -> NDArray[np.float32]:
         """Return the log-probability of every token given those before it, in one forward.
 
         Padding costs no logits, and logits take no more than 256 MiB at a time.
@@ -226,20 +268,25 @@ class CausalLM:
             input_ids: Token ids, padded on the right, shape ``(batch, time)``.
             lengths: Number of tokens of each row, shape ``(batch,)``.
             temperature: Divides the logits.
+            starts: First token of each row that is asked for, at least 1, shape ``(batch,)``; by default 1.
 
         Returns:
-            In nats, shape ``(batch, time - 1)``: entry ``t`` is that of token ``t + 1``; 0 at padding.
+            In nats, shape ``(batch, time - 1)``: entry ``t`` is that of token ``t + 1``; 0 at padding and before
+            ``starts``.
         """
         with _as_it_is(self.device):
             ids, sizes = (_tensor(array, self.device) for array in (input_ids, lengths))
             hidden = self.hidden_states(ids, sizes)[:, :-1]
-            real = torch.arange(1, ids.shape[1], device=self.device)[None, :] < sizes[:, None]
-            result = torch.zeros(real.shape, device=self.device)
+            places = torch.arange(1, ids.shape[1], device=self.device)[None, :]
+            asked = places < sizes[:, None]
+            if starts is not None:
+                asked &= places >= _tensor(starts, self.device)[:, None]
+            result = torch.zeros(asked.shape, device=self.device)
             size = max(1, _LOGITS_AT_ONCE // self.vocab_size)
-            parts = zip(hidden[real].split(size), ids[:, 1:][real].split(size), strict=True)
-            result[real] = torch.cat(
+            parts = zip(hidden[asked].split(size), ids[:, 1:][asked].split(size), strict=True)
+            result[asked] = torch.cat(
                 [
-                    torch.log_softmax(self.head(states) / temperature, dim=-1).gather(1, targets[:, None])[:, 0]
+                    -functional.cross_entropy(_heated(self._read(states), temperature), targets, reduction="none")
                     for states, targets in parts
                 ]
             )
@@ -248,15 +295,31 @@ class CausalLM:
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits that hidden states lead to, in float32, shape ``(..., vocab_size)``."""
         reader: Any = self.model.get_output_embeddings()
-        logits: torch.Tensor = reader(hidden).float()
-        config = self.model.config.get_text_config()
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
-            logits = cap * torch.tanh(logits / cap)
-        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-            logits = logits * scale
-        if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
-            logits = logits / scale
-        return logits
+        return self._scaled(reader(hidden).float())
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return ``head`` of ``(rows, hidden_size)``, by packed weights where there are some; they must be fresh."""
+        return self.head(hidden) if self._network is None else self._scaled(self._network.head(hidden).float())
+
+    def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._cap is not None:
+            logits = self._cap * torch.tanh(logits / self._cap)
+        return logits if self._scale == 1.0 else logits * self._scale
+
+    def _refresh(self) -> None:
+        """Before a forward without gradients: drop what was computed from weights that have changed."""
+        if self._watch.restructured():
+            self._rebuild()
+        if self._watch.changed():
+            self._cache.forget(None)
+            if self._network is not None:
+                self._network.unpack()
+        if self._network is not None:
+            self._network.pack()
+
+    def _rebuild(self) -> None:
+        self._network = Network.of(self.model)
+        self._cache = _PrefixCache(self.model, self._network)
 
     def _check_head(self) -> None:
         """Refuse an architecture that does more between its trunk and its logits than ``head`` does."""
@@ -318,20 +381,23 @@ def _eos_ids(model: PreTrainedModel, tokenizer: Any, vocab_size: int) -> tuple[i
 
 
 class _PrefixCache:
-    """Keys and values of what each row saw last, in buffers ``(rows, heads, capacity, head_size)`` a layer.
+    """Keys and values of what each row saw last.
 
     Rows are ragged: each has its own length and is written at its own positions. Keys beyond a row's length are left
-    over from something else and masked.
+    over from something else and masked. Rows live in slots of the buffers, and those that are asked about are brought
+    into the first slots, so that a batch that has lost some of its rows is still read in place.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, network: Network | None = None) -> None:
         self._model = model
+        self._network = network
+        self._held: KeyValues | _RaggedCache = _RaggedCache() if network is None else KeyValues()
         self._ids: IntArray = np.zeros((0, 0), dtype=np.int64)  # (rows, capacity)
         self._lengths: IntArray = np.zeros(0, dtype=np.int64)
-        self._cache = _RaggedCache()
-        self._weights = _Weights(model)
+        self._slots: IntArray = np.zeros(0, dtype=np.int64)  # where each row is held
         self._usable: bool | None = None  # not known before the first call
         self._window = _window(model.config.get_text_config())
+        self._placed = (model.dtype, model.device)
 
     def forget(self, rows: IntArray | None) -> None:
         if rows is None:
@@ -346,7 +412,7 @@ class _PrefixCache:
                 f"lengths={lengths.tolist()} for input_ids of shape {input_ids.shape}: expected at least one row, "
                 f"each with 1 to {input_ids.shape[1]} tokens."
             )
-        if len(rows) != len(lengths) or int(rows.min()) < 0 or len(np.unique(rows)) < len(rows):
+        if len(rows) != len(lengths) or int(rows.min()) < 0 or len(set(rows.tolist())) < len(rows):
             raise TextEnvError(f"rows={rows.tolist()}: expected {len(lengths)} different numbers of at least 0.")
         if self._usable is None:
             self._usable = self._check()
@@ -354,59 +420,82 @@ class _PrefixCache:
             self._usable = self._refuse(f"it attends to {self._window} tokens at a time, and a text has more")
         if not self._usable:
             return self._uncached(input_ids, lengths)
-        if self._weights.changed():
-            self.forget(None)
-            self._cache.match(self._model.dtype, self._model.device)
+        if self._placed != (placed := (self._model.dtype, self._model.device)):
+            self._held = type(self._held)()
+            self._ids, self._placed = self._ids[:0, :0], placed
         self._grow(int(rows.max()) + 1, input_ids.shape[1])
         ids = input_ids[:, : self._ids.shape[1]]
         width = ids.shape[1]
-        known = self._ids[rows, :width]
-        positions = np.arange(width)
-        same = (ids == known) & (positions < np.minimum(self._lengths[rows], lengths)[:, None])
-        shared = np.where(same.all(axis=1), width, same.argmin(axis=1))
-        start = np.minimum(shared, lengths - 1)  # the last token always runs: its hidden state is the answer
-        new = lengths - start
+        differs = ids != self._ids[rows, :width]
+        first = differs.argmax(axis=1)
+        first[~differs[np.arange(len(rows)), first]] = width  # no difference: argmax of nothing but False is 0
+        # The last token always runs: its hidden state is the answer.
+        start = np.minimum(np.minimum(first, self._lengths[rows]), lengths - 1)
         self._ids[rows, :width] = ids
         self._lengths[rows] = start  # a forward that fails half-way leaves no more than that
-        hidden = self._run_all(ids, lengths, rows, start, new)
+        return self._run_all(ids, lengths, rows, start)
+
+    def _run_all(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
+        """Run rows that go on by a token, those that begin, and others, each kind by itself."""
+        kinds = np.where(lengths - start == 1, 0, np.where(start == 0, 1, 2))
+        parts = [np.flatnonzero(kinds == kind) for kind in (2, 1, 0)]
+        parts = [part for part in parts if len(part)]
+        if len(parts) == 1:
+            return self._run(ids, lengths, rows, start)
+        results = [self._run(ids[part], lengths[part], rows[part], start[part]) for part in parts]
+        return torch.cat(results)[torch.from_numpy(np.argsort(np.concatenate(parts))).to(results[0].device)]
+
+    def _run(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
+        hidden = self._forward(ids, lengths, rows, start)
         self._lengths[rows] = lengths
         return hidden
 
-    def _run_all(
-        self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray, new: IntArray
-    ) -> torch.Tensor:
-        if bool((new == new[0]).all()):
-            return self._run(ids, lengths, rows, start)
-        single = np.flatnonzero(new == 1)  # rows that go on by a token, apart from those that start afresh
-        several = np.flatnonzero(new > 1)
-        hidden: torch.Tensor | None = None
-        for part in (single, several):
-            if len(part):
-                result = self._run(ids[part], lengths[part], rows[part], start[part])
-                hidden = result.new_empty(len(rows), result.shape[-1]) if hidden is None else hidden
-                hidden[torch.from_numpy(part)] = result
-        assert hidden is not None
-        return hidden
-
-    def _run(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
+    def _forward(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
         device = self._model.device
+        fresh = not start.any()
+        if not fresh:
+            self._gather(rows)
+        slots = self._slots[rows]
+        back: torch.Tensor | None = None
+        if not fresh and (slots != np.arange(len(slots))).any():
+            order = np.argsort(slots)
+            back = torch.from_numpy(slots).to(device)  # the slots are 0 .. n-1, and so the way back
+            ids, lengths, start, slots = ids[order], lengths[order], start[order], slots[order]
         span = int((lengths - start).max())
-        positions = np.minimum(start[:, None] + np.arange(span), ids.shape[1] - 1)
+        keys = int(lengths.max())
+        if span == 1:
+            positions = start[:, None]
+        else:
+            positions = np.minimum(start[:, None] + np.arange(span), ids.shape[1] - 1)
         block = torch.from_numpy(np.take_along_axis(ids, positions, axis=1)).to(device)
         where = torch.from_numpy(positions).to(device)
-        keys = int(positions.max()) + 1
-        everything = len(rows) == len(self._lengths) and bool((rows == np.arange(len(rows))).all())
-        self._cache.aim(None if everything else torch.from_numpy(rows).to(device), where, keys)
-        visible = torch.arange(keys, device=device)[None, None, :] <= where[:, :, None]
-        mask = visible[:, None]
-        if self._model.config._attn_implementation == "eager":
-            lowest = torch.finfo(self._model.dtype).min
-            mask = torch.zeros_like(mask, dtype=self._model.dtype).masked_fill(~mask, lowest)
-        output: torch.Tensor = _trunk(self._model)(
-            input_ids=block, attention_mask=mask, position_ids=where, past_key_values=self._cache, use_cache=True
-        ).last_hidden_state
-        last = torch.from_numpy(lengths - start - 1).to(device)
-        return output[torch.arange(len(rows), device=device), last]
+        into = torch.from_numpy(slots).to(device)
+        mask: torch.Tensor | None = None
+        if not fresh and not (span == 1 and bool((start == start[0]).all())):
+            visible = torch.arange(keys, device=device)[None, None, :] <= where[:, :, None]
+            mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=device)
+            mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
+        if isinstance(self._held, _RaggedCache):
+            mask = None if mask is None else mask[:, None]
+            output = self._held.run(self._model, block, where, into, keys, mask, fresh=fresh)
+        else:
+            assert self._network is not None
+            self._held.aim(into, where, keys, mask, fresh=fresh)
+            output = self._network.run(block, where, self._held)
+        last = output[:, 0] if span == 1 else output[torch.arange(len(rows)), torch.from_numpy(lengths - start - 1)]
+        return last if back is None else last[back]
+
+    def _gather(self, rows: IntArray) -> None:
+        """Bring ``rows`` into the first slots, in whatever order."""
+        slots = self._slots[rows]
+        outside = rows[slots >= len(rows)]
+        if not len(outside):
+            return
+        free = np.setdiff1d(np.arange(len(rows)), slots)
+        owners = np.argsort(self._slots)[free]
+        one, other = (torch.from_numpy(part).to(self._model.device) for part in (free, self._slots[outside]))
+        self._held.swap(one, other, int(self._lengths.max()))
+        self._slots[owners], self._slots[outside] = self._slots[outside], free
 
     def _uncached(self, input_ids: IntArray, lengths: IntArray) -> torch.Tensor:
         device = self._model.device
@@ -425,13 +514,15 @@ class _PrefixCache:
         ids = np.zeros((max(rows, have_rows), max(width, have_width)), dtype=np.int64)
         ids[:have_rows, :have_width] = self._ids
         lengths = np.zeros(len(ids), dtype=np.int64)
-        lengths[:have_rows] = self._lengths
-        self._ids, self._lengths = ids, lengths
-        self._cache.resize(*ids.shape)
+        lengths[:have_rows] = self._lengths[:have_rows]
+        slots = np.arange(len(ids))
+        slots[:have_rows] = self._slots[:have_rows]
+        self._ids, self._lengths, self._slots = ids, lengths, slots
+        self._held.resize(*ids.shape)
 
     def _check(self) -> bool:
         """Try the cached path against the plain one: an architecture may keep its state in another way."""
-        probe = _PrefixCache(self._model)
+        probe = _PrefixCache(self._model, self._network)
         probe._usable, probe._window = True, None
         vocab_size = int(cast(torch.Tensor, self._model.get_input_embeddings().weight).shape[0])
         ids = np.random.default_rng(0).integers(0, vocab_size, size=(2, 6))
@@ -457,20 +548,42 @@ class _PrefixCache:
 
 
 class _RaggedCache(Cache):
-    """What the attention layers of transformers write to and read from, row by row at positions of their own."""
+    """What the attention layers of transformers write to and read from, row by row at positions of their own.
+
+    The buffers are ``(rows, heads, capacity, head_size)`` a layer.
+    """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._size = (0, 0)
-        self._rows: torch.Tensor | None = None
-        self._where = torch.zeros(0)
+        self._rows = self._where = torch.zeros(0, dtype=torch.int64)
         self._length = 0
 
-    def aim(self, rows: torch.Tensor | None, where: torch.Tensor, length: int) -> None:
-        """Say which rows (None for all) the next forward writes, at which positions, and how many keys it reads."""
-        self._rows, self._where, self._length = rows, where, length
+    def run(
+        self,
+        model: PreTrainedModel,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        length: int,
+        mask: torch.Tensor | None,
+        *,
+        fresh: bool,
+    ) -> torch.Tensor:
+        """Return the hidden states of new tokens ``(batch, new)``; arguments as those of ``KeyValues.aim``."""
+        self._rows, self._where, self._length = rows, positions, 0 if fresh else length
+        if mask is None:  # given all the same, so that transformers derives none from a cache it cannot read
+            places = torch.arange(ids.shape[1] if fresh else length, device=ids.device)
+            mask = torch.zeros(1, 1, ids.shape[1], len(places), dtype=model.dtype, device=ids.device)
+            if fresh:
+                mask.masked_fill_(places[None, :] > places[:, None], torch.finfo(mask.dtype).min)
+            mask = mask.expand(len(ids), -1, -1, -1)
+        output: torch.Tensor = _trunk(model)(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self, use_cache=True
+        ).last_hidden_state
+        return output
 
     def resize(self, rows: int, capacity: int) -> None:
         """Enlarge the buffers, keeping what they hold."""
@@ -480,10 +593,12 @@ class _RaggedCache(Cache):
                 buffers[index] = self._buffer(old)
                 buffers[index][: old.shape[0], :, : old.shape[2]] = old
 
-    def match(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Drop the buffers of a model that has moved to another data type or device."""
-        if self._keys and (self._keys[0].dtype, self._keys[0].device) != (dtype, device):
-            self._keys, self._values = [], []
+    def swap(self, one: torch.Tensor, other: torch.Tensor, length: int) -> None:
+        """Exchange rows, as far as ``length``."""
+        for buffer in (*self._keys, *self._values):
+            held = buffer[one, :, :length]
+            buffer[one, :, :length] = buffer[other, :, :length]
+            buffer[other, :, :length] = held
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -494,10 +609,8 @@ class _RaggedCache(Cache):
             self._values.append(self._buffer(value_states))
         result = []
         for buffer, states in ((self._keys[layer_idx], key_states), (self._values[layer_idx], value_states)):
-            rows = torch.arange(len(states), device=states.device) if self._rows is None else self._rows
-            buffer[rows[:, None], :, self._where] = states.transpose(1, 2)
-            held = buffer[:, :, : self._length]
-            result.append(held if self._rows is None else held[self._rows])
+            buffer[self._rows[:, None], :, self._where] = states.transpose(1, 2)
+            result.append(buffer[: len(states), :, : self._length] if self._length else states)
         return result[0], result[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -509,8 +622,8 @@ class _RaggedCache(Cache):
         return like.new_zeros(rows, like.shape[1], capacity, like.shape[3])
 
 
-class _Weights:
-    """Notices when a model's weights change.
+class _Watch:
+    """Notices when a model's weights change, and when its modules do.
 
     Torch counts in-place writes, and storage that is swapped has another address. Writes through ``.data`` do neither
     (polyak_update of stable-baselines3 makes such), so a few numbers of every parameter are compared too, from its
@@ -520,20 +633,53 @@ class _Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._marks: list[tuple[int, int]] = []
-        self._samples: list[torch.Tensor] = []
+        self._holders: list[dict[str, Any]] = []  # of modules and parameters
+        self._hooks: list[Any] = []
+        self._held: list[Any] = []
+        self._parameters: list[nn.Parameter] = []
+        self._places: list[int] = []
+        self._versions: list[int] = []
+        self._samples: list[Any] = []
+        self._on_cpu = True
         self._numbers = b""
 
+    def restructured(self) -> bool:
+        """Tell whether modules, parameters or hooks were put in or taken out since the last call; True at first."""
+        held = [value for holder in self._holders for value in holder.values()]
+        held += [len(hooks) for hooks in self._hooks if hooks]
+        if self._held and len(held) == len(self._held) and all(map(operator.is_, held, self._held)):
+            return False
+        modules = list(self._model.modules())
+        holders: list[dict[str, Any]] = [d for m in modules for d in (m._modules, m._parameters)]
+        self._holders = [holder for holder in holders if holder]
+        self._hooks = [hooks for m in modules for hooks in hooks_of(m)]
+        self._held = [value for holder in self._holders for value in holder.values()]
+        self._held += [len(hooks) for hooks in self._hooks if hooks]
+        self._parameters = list(self._model.parameters())
+        self._places = []
+        return True
+
     def changed(self) -> bool:
-        """Tell whether they have changed since the last call; True for the first."""
-        parameters = list(self._model.parameters())
-        marks = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-        if [place for place, _ in marks] != [place for place, _ in self._marks]:
-            self._samples = [_diagonal(p.detach()) for p in parameters]
-        numbers = torch.cat(self._samples).double().cpu().numpy().tobytes()
-        changed = (marks, numbers) != (self._marks, self._numbers)
-        self._marks, self._numbers = marks, numbers
+        """Tell whether the parameters have changed since the last call; True at first."""
+        places = [p.data_ptr() for p in self._parameters]
+        versions = [0 if p.is_inference() else p._version for p in self._parameters]
+        if places != self._places:
+            self._samples = [_diagonal(p.detach()) for p in self._parameters]
+            self._on_cpu = all(p.device.type == "cpu" for p in self._parameters)
+            if self._on_cpu:  # NumPy reads a few numbers faster than torch
+                self._samples = [_as_integers(sample).numpy() for sample in self._samples]
+        if self._on_cpu:
+            numbers = np.concatenate(self._samples).tobytes()
+        else:
+            numbers = torch.cat(self._samples).double().cpu().numpy().tobytes()
+        changed = (places, versions, numbers) != (self._places, self._versions, self._numbers)
+        self._places, self._versions, self._numbers = places, versions, numbers
         return changed
+
+
+def _as_integers(sample: torch.Tensor) -> torch.Tensor:
+    """Return the bits of numbers as integers: NumPy has no bfloat16, and -0.0 is not 0.0."""
+    return sample.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[sample.element_size()])
 
 
 def _diagonal(tensor: torch.Tensor) -> torch.Tensor:
@@ -553,6 +699,10 @@ def _window(config: Any) -> int | None:
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
 
 
+def _heated(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1.0 else logits / temperature
+
+
 def log_softmax(logits: torch.Tensor, temperature: float = 1.0) -> NDArray[np.float32]:
     """Return ``log softmax(logits / temperature)`` as a NumPy array, same shape."""
-    return cast(NDArray[np.float32], torch.log_softmax(logits / temperature, dim=-1).cpu().numpy())
+    return cast(NDArray[np.float32], torch.log_softmax(_heated(logits, temperature), dim=-1).cpu().numpy())

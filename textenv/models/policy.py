@@ -85,6 +85,7 @@ class TextPolicy(nn.Module):
         generator: torch.Generator | None = None,
         rows: IntArray | None = None,
         masks: NDArray[np.bool_] | None = None,
+        uniform: torch.Tensor | None = None,
     ) -> tuple[IntArray, FloatArray]:
         """Choose the next token of each row.
 
@@ -93,6 +94,7 @@ class TextPolicy(nn.Module):
             generator: Source of randomness; None for the likeliest token.
             rows: The rows to act in; the others get token 0, cost nothing, and have log pi = 0.
             masks: Which tokens may be drawn, shape ``(batch, vocab_size)``; the rest is renormalised.
+            uniform: Numbers from 0 to 1 to draw with, in place of the generator's, shape ``(len(rows), 1)``.
 
         Returns:
             Actions and the values of the states, both of shape ``(batch,)``.
@@ -102,16 +104,19 @@ class TextPolicy(nn.Module):
         """
         ids, lengths = observation_arrays(obs)
         rows = np.arange(len(lengths)) if rows is None else rows
-        hidden = self.lm.last_hidden(ids[rows], lengths[rows], rows=rows)
-        logits = self.lm.head(hidden)
+        logits, hidden = self.lm.next_token(ids[rows], lengths[rows], rows=rows)
         if masks is not None:
             allowed = masks[rows].astype(bool)
             if not allowed.any(axis=1).all():
                 raise TextEnvError(f"masks allow no token in rows {rows[~allowed.any(axis=1)].tolist()}.")
             logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
         self._rows, self._batch = rows, len(lengths)
-        self._log_probs = torch.log_softmax(logits / self.temperature, dim=-1)
-        tokens = self._log_probs.argmax(dim=-1) if generator is None else _draw(self._log_probs, generator)
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        self._log_probs = torch.log_softmax(logits, dim=-1)
+        if uniform is None and generator is not None:
+            uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
+        tokens = self._log_probs.argmax(dim=-1) if uniform is None else _draw(self._log_probs, uniform)
         actions = np.zeros(len(lengths), dtype=np.int64)
         actions[rows] = tokens.cpu().numpy()
         values = np.zeros(len(lengths), dtype=np.float32)
@@ -255,11 +260,8 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
     return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 
-def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _draw(log_probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Draw from ``(rows, vocab_size)`` log-probabilities by the inverse of the distribution function."""
     cumulative = log_probs.exp().cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()
-    uniform = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device)
-    drawn = torch.searchsorted(cumulative, uniform * total, right=True)
-    last = torch.searchsorted(cumulative, total)  # rounding may not lead beyond the last possible token
-    return torch.minimum(drawn, last)[:, 0]
+    uniform = uniform.clamp(max=1 - 2**-23)  # so that its product with the last number stays below that, rounded
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]

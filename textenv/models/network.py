@@ -1,0 +1,462 @@
+"""The networks of common families (GPT-2; Llama, Mistral, Qwen2, Qwen3, Gemma) as few operations as they need.
+
+A ``Network`` computes what the trunk of a Hugging Face model computes, from that model's own modules and parameters:
+nothing is converted and nothing is kept twice, except that repeated forwards without gradients pack the weights for
+the processor. Where a token is written at a time, the time goes into the number of operations and into matrix products
+with few rows; both are what this file is about. Every other architecture runs through its own ``forward``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["KeyValues", "Linear", "Network"]
+
+_LLAMA_LIKE = ("gemma", "llama", "mistral", "qwen2", "qwen3")
+_PACKED_BYTES = 2**31  # what a second, packed copy of a model's weights may take
+_SMALL = 200_000  # numbers in a matrix that is multiplied with few rows faster than oneDNN is called
+_MANY = 64  # rows that are not few
+_FLASH = 96 * 96  # scores of a head from which attention that does not keep them is faster
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+class KeyValues:
+    """Keys and values a network has computed, a buffer ``(2, rows, heads, capacity, head_size)`` a layer."""
+
+    def __init__(self) -> None:
+        """Begin without buffers; they are made by the first forward that writes."""
+        self.buffers: list[torch.Tensor] = []
+        self.size = (0, 0)
+        self.length = 0
+        self.mask: torch.Tensor | None = None
+        self._rows = self._positions = self._where = torch.zeros(0, dtype=torch.int64)
+        self._begins: torch.Tensor | None = None
+        self._stale = True
+
+    def aim(
+        self, rows: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor | None, *, fresh: bool
+    ) -> None:
+        """Say where the next forward writes, and what it reads.
+
+        Args:
+            rows: Row of the buffers of each row of the batch, ``(batch,)``; ``0 .. batch-1`` unless ``fresh``.
+            positions: Of the new tokens, ``(batch, new)``.
+            length: How many keys it reads.
+            mask: Added to the scores, ``(batch, new, length)``; None where all keys are seen.
+            fresh: The rows begin with the new tokens, which see each other and nothing before.
+        """
+        self._rows, self._positions, self._stale = rows, positions, True
+        self.length = 0 if fresh else length
+        self.mask = mask
+
+    def resize(self, rows: int, capacity: int) -> None:
+        """Enlarge the buffers, keeping what they hold."""
+        self.size = (rows, capacity)
+        self._begins = None
+        for index, old in enumerate(self.buffers):
+            new = old.new_zeros(2, rows, old.shape[2], capacity, old.shape[4])
+            new[:, : old.shape[1], :, : old.shape[3]] = old
+            self.buffers[index] = new
+
+    def write(self, layer: int, keys_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write ``(tokens, 2 * heads, head_size)``; return keys and values ``(rows, heads, capacity, head_size)``."""
+        heads, size = keys_values.shape[1] // 2, keys_values.shape[2]
+        if layer == len(self.buffers):
+            self.buffers.append(keys_values.new_zeros(2, self.size[0], heads, self.size[1], size))
+        buffer = self.buffers[layer]
+        if self._stale:  # the same places in every layer
+            if self._begins is None:
+                self._begins = torch.arange(2 * self.size[0] * heads, device=buffer.device) * self.size[1]
+            begins = self._begins.view(2, -1, heads)[:, self._rows].transpose(0, 1)  # (batch, 2, heads)
+            self._where = (begins[:, None] + self._positions[:, :, None, None]).flatten()
+            self._stale = False
+        buffer.view(-1, size).index_copy_(0, self._where, keys_values.reshape(-1, size))
+        keys, values = buffer.unbind()
+        return keys, values
+
+    def swap(self, one: torch.Tensor, other: torch.Tensor, length: int) -> None:
+        """Exchange rows, as far as ``length``."""
+        for buffer in self.buffers:
+            held = buffer[:, one, :, :length]
+            buffer[:, one, :, :length] = buffer[:, other, :, :length]
+            buffer[:, other, :, :length] = held
+
+
+class Linear:
+    """One or more linear layers that read the same input, applied as one.
+
+    ``pack`` makes a copy of the weights that is fast without gradients; ``unpack`` drops it.
+    """
+
+    def __init__(self, *modules: nn.Module, activation: Activation | None = None) -> None:
+        """Take the layers, in the order of their outputs, and what is applied to these."""
+        self._modules = modules
+        self._activation = activation
+        self._weight: torch.Tensor | None = None  # (in, out)
+        self._bias: torch.Tensor | None = None
+        self._packed: Any = None  # the same for oneDNN
+        self._small = False
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Map ``(tokens, in)`` to ``(tokens, out)``, the outputs of the layers side by side, and add ``residual``."""
+        if torch.is_grad_enabled() or (self._weight is None and self._packed is None):
+            parts = [module(x) for module in self._modules]
+            y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        elif self._packed is not None and (not self._small or len(x) >= _MANY):
+            if residual is not None:
+                y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
+                return cast(torch.Tensor, y)
+            name, algorithm = _ONEDNN.get(self._activation, ("none", ""))
+            y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], algorithm)
+            if name != "none":
+                return cast(torch.Tensor, y)
+        else:
+            assert self._weight is not None
+            y = torch.mm(x, self._weight) if self._bias is None else torch.addmm(self._bias, x, self._weight)
+        if self._activation is not None:
+            y = self._activation(y)
+        return y if residual is None else residual + y
+
+    def pack(self) -> None:
+        """Copy the weights into the form in which they are read fastest."""
+        if any(type(module) not in (nn.Linear, Conv1D) for module in self._modules):
+            return  # a layer that does more than its weight says, an adapter for one, is called as it is
+        modules: tuple[Any, ...] = self._modules
+        weights = [m.weight.detach().T if isinstance(m, Conv1D) else m.weight.detach() for m in modules]
+        if weights[0].device.type != "cpu" or weights[0].dtype != torch.float32:
+            return
+        weight = torch.cat(weights)
+        self._small = weight.numel() < _SMALL
+        if any(m.bias is not None for m in modules):
+            self._bias = torch.cat(
+                [w.new_zeros(len(w)) if m.bias is None else m.bias.detach() for w, m in zip(weights, modules, strict=True)]
+            )
+        if _has_onednn():
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
+        if self._small or self._packed is None:
+            self._weight = weight.T.contiguous()
+
+    def unpack(self) -> None:
+        """Read the layers' own weights again."""
+        self._weight = self._bias = self._packed = None
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Tell whether torch has oneDNN's packed matrices: operators of its own, which other builds may lack."""
+    x, weight, bias = torch.linspace(-1, 1, 96).view(2, 48), torch.linspace(-1, 1, 3072).view(64, 48), torch.ones(64)
+    plain = functional.linear(x, weight, bias)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
+        for activation, (name, algorithm) in _ONEDNN.items():
+            y = torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)
+            if not torch.allclose(y, plain if activation is None else activation(plain), atol=1e-5):
+                return False
+        added = torch.ops.mkldnn._linear_pointwise.binary(x, plain, packed, None, "add")
+        return bool(torch.allclose(added, 2 * plain - 1, atol=1e-5))
+    except (AttributeError, RuntimeError):
+        return False
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One layer: attention, then a perceptron, each on normed input and added to the stream."""
+
+    attention_norm: Activation
+    qkv: Linear
+    head_norms: tuple[Activation, Activation] | None  # Qwen3: of queries and keys
+    out: Linear
+    scale: float
+    mlp_norm: Activation
+    up: Linear
+    gate: Activation | None  # of the first half of what ``up`` returns, which then multiplies the second
+    down: Linear
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.out, self.up, self.down
+
+
+class Network:
+    """The trunk of a model: token ids to last hidden states."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        rotary: nn.Module | None,
+        blocks: list[_Block],
+        norm: Activation,
+        heads: tuple[int, int, int],
+    ) -> None:
+        """Take a model's parts; use ``Network.of``."""
+        self.head = Linear(cast(nn.Module, model.get_output_embeddings()))
+        self.checkpointing = False
+        self._model = model
+        self._embed, self._rotary, self._blocks, self._norm = embed, rotary, blocks, norm
+        self._heads = heads  # of queries, of keys and values, and their size
+        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._triangle: tuple[Any, torch.Tensor] | None = None
+        self._runs = 0
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> Network | None:
+        """Return the network of a model of a family that is known here, or None.
+
+        A subclass, a module with hooks, an option that is rare: all these run through the model's own ``forward``.
+        """
+        config = model.config
+        if not type(model).__module__.startswith(f"transformers.models.{config.model_type}."):
+            return None
+        if config._attn_implementation not in ("eager", "sdpa") or any(any(hooks_of(module)) for module in model.modules()):
+            return None
+        if config.model_type == "gpt2":
+            return _gpt2(model)
+        if config.model_type in _LLAMA_LIKE:
+            return _llama(model)
+        return None
+
+    def run(
+        self, ids: torch.Tensor, positions: torch.Tensor | None = None, keys_values: KeyValues | None = None
+    ) -> torch.Tensor:
+        """Return the last hidden states.
+
+        Args:
+            ids: Token ids, padded on the right, ``(batch, new)``.
+            positions: Of the tokens, ``(batch, new)``; None where every row begins at 0.
+            keys_values: Of the tokens before, aimed; None for whole sequences.
+
+        Returns:
+            Shape ``(batch, new, hidden_size)``.
+        """
+        batch, new = ids.shape
+        if positions is None:
+            positions = torch.arange(new, device=ids.device).expand(batch, new)
+        places = positions.flatten()
+        x = self._embed(ids.flatten(), places)
+        angles = None
+        if self._rotary is not None:
+            angles = self._rotation(places, x, new if keys_values is None else keys_values.size[1])
+        save = self.checkpointing and torch.is_grad_enabled()
+        for layer, block in enumerate(self._blocks):
+            arguments = (layer, block, x, batch, angles, keys_values)
+            x = checkpoint(self._layer, *arguments, use_reentrant=False) if save else self._layer(*arguments)
+        return self._norm(x).view(batch, new, -1)
+
+    def pack(self) -> None:
+        """Pack the weights, from the second call after a change on: once is not worth it."""
+        self._runs += 1
+        if self._runs == 2 and sum(p.nbytes for p in self._model.parameters()) <= _PACKED_BYTES:
+            for linear in self._linears():
+                linear.pack()
+
+    def unpack(self) -> None:
+        """Forget the packed weights, because they have changed or are about to."""
+        self._runs = 0
+        for linear in self._linears():
+            linear.unpack()
+
+    def _linears(self) -> list[Linear]:
+        return [self.head, *(linear for block in self._blocks for linear in block.linears)]
+
+    def _layer(
+        self,
+        layer: int,
+        block: _Block,
+        x: torch.Tensor,
+        batch: int,
+        angles: tuple[torch.Tensor, torch.Tensor] | None,
+        keys_values: KeyValues | None,
+    ) -> torch.Tensor:
+        heads, kv_heads, size = self._heads
+        qkv = block.qkv(block.attention_norm(x)).view(len(x), heads + 2 * kv_heads, size)
+        if angles is not None:
+            qk, v = qkv.split((heads + kv_heads, kv_heads), dim=1)
+            if block.head_norms is not None:
+                q, k = qk.split((heads, kv_heads), dim=1)
+                qk = torch.cat((block.head_norms[0](q), block.head_norms[1](k)), dim=1)
+            qk = torch.addcmul(qk * angles[0], qk.roll(size // 2, dims=-1), angles[1])
+            qkv = torch.cat((qk, v), dim=1)
+        x = block.out(self._attend(layer, block.scale, batch, qkv, keys_values), x)
+        y = block.up(block.mlp_norm(x))
+        if block.gate is not None:
+            gate, y = y.chunk(2, dim=-1)
+            y = block.gate(gate) * y
+        return block.down(y, x)
+
+    def _attend(
+        self, layer: int, scale: float, batch: int, qkv: torch.Tensor, keys_values: KeyValues | None
+    ) -> torch.Tensor:
+        """Attend: queries, keys and values ``(tokens, heads + 2 * kv_heads, size)`` to ``(tokens, heads * size)``."""
+        heads, kv_heads, size = self._heads
+        new, group = len(qkv) // batch, heads // kv_heads
+        mask: torch.Tensor | None = None
+        if keys_values is not None:
+            held = keys_values.write(layer, qkv[:, heads:])
+        if keys_values is None or keys_values.length == 0:
+            length = new
+            k, v = qkv.view(batch, new, -1, size).transpose(1, 2)[:, heads:].chunk(2, dim=1)
+        else:
+            length, mask = keys_values.length, keys_values.mask
+            k, v = (part[:batch, :, :length] for part in held)
+        causal = mask is None and new > 1
+        q = qkv[:, :heads]
+        if new * length > _FLASH:
+            q = q.view(batch, new, heads, size).transpose(1, 2)
+            mask = None if mask is None else mask[:, None]
+            mixed = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=group > 1
+            )
+            return mixed.transpose(1, 2).reshape(batch * new, heads * size)
+        # Queries that share a head of keys stand as a longer sequence of queries, so that no key is repeated.
+        if new > 1:
+            q = q.view(batch, new, kv_heads, group, size).permute(0, 2, 3, 1, 4)
+        q = q.reshape(batch * kv_heads, group * new, size)
+        k, v = (part.reshape(batch * kv_heads, length, size) for part in (k, v))
+        if causal:
+            scores = torch.baddbmm(self._causal(new, group, q), q, k.transpose(1, 2), alpha=scale)
+        elif mask is None:
+            scores = torch.bmm(q * scale, k.transpose(1, 2))
+        else:
+            shape = (batch, kv_heads, group, new, length)
+            spread = mask[:, None, None].expand(shape).reshape(-1, group * new, length)
+            scores = torch.baddbmm(spread, q, k.transpose(1, 2), alpha=scale)
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), v)
+        if new > 1:
+            mixed = mixed.view(batch, kv_heads, group, new, size).permute(0, 3, 1, 2, 4)
+        return mixed.reshape(batch * new, heads * size)
+
+    def _causal(self, new: int, group: int, like: torch.Tensor) -> torch.Tensor:
+        """Return the mask of ``new`` tokens that see each other backwards, ``(1, group * new, new)``."""
+        key = (new, like.dtype, like.device)
+        if self._triangle is None or self._triangle[0] != key:
+            mask = torch.full((new, new), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
+            self._triangle = key, mask.triu(1).repeat(group, 1)[None]
+        return self._triangle[1]
+
+    def _rotation(self, places: torch.Tensor, x: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and signed sines of the rotary embedding, ``(tokens, 1, head_size)`` each."""
+        known = self._angles
+        if known is None or len(known[0]) < length or known[0].dtype != x.dtype or known[0].device != x.device:
+            every = torch.arange(max(64, 2 * length), device=x.device)
+            cos, sin = cast(nn.Module, self._rotary)(x, every[None])
+            half = cos.shape[-1] // 2
+            signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
+            known = self._angles = cos[0, :, None], signed[:, None]
+        return known[0][places], known[1][places]
+
+
+def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    """Return what holds a module's hooks, by which it does more than its ``forward``."""
+    hooks: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return hooks
+
+
+def _gpt2(model: PreTrainedModel) -> Network | None:
+    config: Any = model.config
+    trunk: Any = model.base_model
+    if config.add_cross_attention:
+        return None
+    heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+
+    def embed(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, trunk.wte(ids) + trunk.wpe(places))
+
+    blocks = [
+        _Block(
+            attention_norm=_layer_norm(block.ln_1),
+            qkv=Linear(block.attn.c_attn),
+            head_norms=None,
+            out=Linear(block.attn.c_proj),
+            scale=block.attn.scaling,
+            mlp_norm=_layer_norm(block.ln_2),
+            up=Linear(block.mlp.c_fc, activation=_activation(block.mlp.act)),
+            gate=None,
+            down=Linear(block.mlp.c_proj),
+        )
+        for block in trunk.h
+    ]
+    return Network(model, embed, None, blocks, _layer_norm(trunk.ln_f), (heads, heads, size))
+
+
+def _llama(model: PreTrainedModel) -> Network | None:
+    config: Any = model.config
+    trunk: Any = model.base_model
+    if getattr(config, "use_bidirectional_attention", False) or config.rope_parameters["rope_type"] in _SHIFTING_ROPES:
+        return None
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+    def embed(ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, trunk.embed_tokens(ids))
+
+    blocks = []
+    for block in trunk.layers[: config.num_hidden_layers]:
+        attention, mlp = block.self_attn, block.mlp
+        normed = hasattr(attention, "q_norm")
+        blocks.append(
+            _Block(
+                attention_norm=_rms_norm(block.input_layernorm),
+                qkv=Linear(attention.q_proj, attention.k_proj, attention.v_proj),
+                head_norms=(_rms_norm(attention.q_norm), _rms_norm(attention.k_norm)) if normed else None,
+                out=Linear(attention.o_proj),
+                scale=attention.scaling,
+                mlp_norm=_rms_norm(block.post_attention_layernorm),
+                up=Linear(mlp.gate_proj, mlp.up_proj),
+                gate=_activation(mlp.act_fn),
+                down=Linear(mlp.down_proj),
+            )
+        )
+    heads = (config.num_attention_heads, config.num_key_value_heads, size)
+    return Network(model, embed, trunk.rotary_emb, blocks, _rms_norm(trunk.norm), heads)
+
+
+_SHIFTING_ROPES = ("dynamic", "longrope")  # their angles depend on the length of the text
+
+
+def _layer_norm(module: nn.LayerNorm) -> Activation:
+    shape, epsilon = module.normalized_shape, module.eps
+    return lambda x: torch.layer_norm(x, shape, module.weight, module.bias, epsilon)
+
+
+def _rms_norm(module: Any) -> Activation:
+    shifted = type(module).__name__.startswith("Gemma")  # its weight is the distance from 1
+    epsilon = float(module.eps if shifted else module.variance_epsilon)
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        weight = 1.0 + module.weight if shifted else module.weight
+        return functional.rms_norm(x, (x.shape[-1],), weight, epsilon)
+
+    return norm
+
+
+def _activation(module: nn.Module) -> Activation:
+    """Return the activation as one operation where there is one for it."""
+    if isinstance(module, (NewGELUActivation, GELUTanh)):
+        return _gelu_tanh
+    if isinstance(module, GELUActivation):
+        return functional.gelu
+    return module
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+_ONEDNN: dict[Activation | None, tuple[str, str]] = {
+    None: ("none", ""),
+    _gelu_tanh: ("gelu", "tanh"),
+    functional.gelu: ("gelu", "none"),
+}
+"""The names by which oneDNN applies an activation in passing."""
