@@ -19,6 +19,7 @@ from textenv.rewards.bleu import Bleu
 from textenv.rewards.chrf import Chrf
 from textenv.rewards.classifier import Classifier
 from textenv.rewards.clip import Clip
+from textenv.rewards.http import Http
 from textenv.rewards.length import Length
 from textenv.rewards.normalize import Normalize
 from textenv.rewards.pattern import Pattern
@@ -32,6 +33,7 @@ __all__ = [
     "Chrf",
     "Classifier",
     "Clip",
+    "Http",
     "Length",
     "Normalize",
     "Pattern",

@@ -1,9 +1,15 @@
 """Every command and snippet of the README runs, and what is neither stops the test."""
 
+import contextlib
 import json
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +63,9 @@ def check_command(words: list[str]) -> None:
             found = re.fullmatch(r"(\.|textenv)(?:\[(\w+)\])?", package)
             assert found, package
             assert found[2] in {None, *project["optional-dependencies"]}
-        case ["textenv", command, *flags] if set(flags) <= {"--help"}:
+        case ["textenv", *command] if all(word.isalpha() or word == "--help" for word in command):
             with pytest.raises(SystemExit) as stopped:
-                main([command, "--help"])
+                main([*command, "--help"])
             assert stopped.value.code == 0
         case _:
             raise AssertionError(f"no test knows {shlex.join(words)!r}")
@@ -74,6 +80,22 @@ def with_flags(command: list[str], flags: list[str]) -> list[str]:
         if not skip:
             kept.append(word)
     return kept + flags
+
+
+@contextlib.contextmanager
+def in_background(command: list[str]) -> Iterator[None]:
+    """Run a ``textenv`` command that ends in ``&``, until the block is left; it is ready when it has said so."""
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path}
+    arguments = [sys.executable, "-m", *command]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert "http://" in process.stdout.readline()
+            yield
+            assert process.poll() is None
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize(
@@ -120,13 +142,18 @@ def test_commands(
         pair = {"prompt": "The film", "completion": " is good."}
         Path("pairs.jsonl").write_text("\n".join([json.dumps(pair)] * 8))
     flags = shlex.split(block.hint) if block.hint.startswith("--") else []
-    for line in block.code.splitlines():
-        words = shlex.split(line, comments=True)
-        if words[0] == "textenv":
-            status = main(with_flags(words[1:], flags if words[1] == "train" else []))
-            assert status == 0, f"{line}\n{capsys.readouterr().out}"
-        else:
-            check_command(words)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])  # that of the page may be taken
+    with contextlib.ExitStack() as background:
+        for line in block.code.replace("8900", port).splitlines():
+            words = shlex.split(line, comments=True)
+            if words[0] == "textenv" and words[-1] == "&":
+                background.enter_context(in_background(words[:-1]))
+            elif words[0] == "textenv":
+                status = main(with_flags(words[1:], flags if words[1] == "train" else []))
+                assert status == 0, f"{line}\n{capsys.readouterr().out}"
+            else:
+                check_command(words)
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`((?:make|pip|textenv) [^`]+)`", FENCE.sub("", README)))))

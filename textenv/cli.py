@@ -1,4 +1,4 @@
-"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus``.
+"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward``.
 
 The only module of ``textenv`` that imports agents.
 """
@@ -41,6 +41,7 @@ from textenv.models.policy import TextPolicy
 from textenv.models.training import PretrainConfig, SftConfig, pretrain, sft
 from textenv.render import save_html, to_ansi
 from textenv.rollouts import sample_episodes, text_env
+from textenv.scoring import resolve_reward, reward_name
 from textenv.settings import TextEnvSettings
 from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
 from textenv.types import Episode, TextEnvError
@@ -173,6 +174,24 @@ class Corpus:
     out: Path
 
 
+@dataclass(frozen=True)
+class Serve:
+    """Answer score requests over HTTP, for the reward named "http" of a run elsewhere.
+
+    Attributes:
+        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute.
+        host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
+        port: Port to listen at; 0 for one that is free.
+        max_megabytes: Size of a request, at most.
+    """
+
+    reward: str
+    host: str = "127.0.0.1"
+    port: int = 8900
+    max_megabytes: int = 64
+
+
+RewardCommand = Annotated[Serve, tyro.conf.subcommand("serve")] | Annotated[None, tyro.conf.Suppress]  # tyro wants two
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
@@ -180,6 +199,7 @@ Command = (
     | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")]
     | Annotated[SftConfig, tyro.conf.subcommand("sft")]
     | Annotated[Corpus, tyro.conf.subcommand("corpus")]
+    | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Serve a reward.")]
 )
 
 
@@ -206,6 +226,8 @@ def main(args: list[str] | None = None) -> int:
                 sizes = write_general_corpus(command.out / "general.jsonl")
                 console.print(f"{command.out / 'general.jsonl'}: characters {sizes}")
                 console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
+            case Serve():
+                _serve(command)
     except TextEnvError as error:
         console.quiet = False
         console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
@@ -385,7 +407,23 @@ def _sample(command: Sample) -> None:
 
 
 def _parsed(reward: str) -> Any:
-    return json.loads(reward) if reward.startswith("{") else reward
+    if not reward.startswith("{"):
+        return reward
+    try:
+        return json.loads(reward)
+    except json.JSONDecodeError as error:
+        raise TextEnvError(f"--reward {reward}: begins like a JSON object, and is none ({error}).") from error
+
+
+def _serve(command: Serve) -> None:
+    from textenv.serving import serve  # noqa: PLC0415 (an optional dependency)
+
+    reward = resolve_reward(_parsed(command.reward))
+
+    def announce(url: str) -> None:
+        console.print(f"{reward_name(reward)} answers at {url}", markup=False, highlight=False, soft_wrap=True)
+
+    serve(reward, host=command.host, port=command.port, max_bytes=command.max_megabytes * 10**6, announce=announce)
 
 
 def _typed() -> Any:
