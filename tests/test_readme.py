@@ -98,6 +98,15 @@ def in_background(command: list[str]) -> Iterator[None]:
             process.terminate()
 
 
+def launch(arguments: list[str]) -> None:
+    """Run ``accelerate launch`` on the CPU."""
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -152,6 +161,8 @@ def test_commands(
             elif words[0] == "textenv":
                 status = main(with_flags(words[1:], flags if words[1] == "train" else []))
                 assert status == 0, f"{line}\n{capsys.readouterr().out}"
+            elif words[:2] == ["accelerate", "launch"]:
+                launch(with_flags(words[2:], flags))
             else:
                 check_command(words)
 
