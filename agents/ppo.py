@@ -35,8 +35,7 @@ from textenv.agents.losses import (
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.distributed import World, connect, full
 from textenv.files import write_atomically
-from textenv.models.causal_lm import CausalLM
-from textenv.models.policy import Evaluation, TextPolicy
+from textenv.models.policy import Evaluation, Lora, TextPolicy
 from textenv.rollouts import Rollout, collect, text_env, vectorise
 from textenv.types import IntArray, Observation, TextEnvError
 from textenv.vector import TextVectorEnv
@@ -77,6 +76,11 @@ class PPOConfig:
         max_grad_norm: Gradients are scaled down to this norm.
         target_kl: Stop an iteration's passes once the new policy is this far from the old one, in nats a token.
         precision: ``"bfloat16"`` trains in mixed precision; ``"auto"`` does so on GPUs that have it.
+        lora_rank: Learn a low-rank adapter (LoRA) of this rank on the reference's own weights, which are then in memory
+            once; None to learn in all weights of a copy.
+        lora_alpha: The adapter is scaled by ``lora_alpha / lora_rank``.
+        lora_targets: Names of the layers that get an adapter; ``all-linear`` for all but the head.
+        gradient_checkpointing: Keep only the inputs of layers for the backward pass: less memory, more time.
         seed: Seeds actions, minibatches and the environment.
     """
 
@@ -101,11 +105,15 @@ class PPOConfig:
     max_grad_norm: float = 1.0
     target_kl: float | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    lora_rank: int | None = None
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name in ("learning_rate", "value_learning_rate", "adam_epsilon", "clip", "max_grad_norm"):
+        for name in ("learning_rate", "value_learning_rate", "adam_epsilon", "clip", "max_grad_norm", "lora_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a finite number above 0.")
         for name in ("weight_decay", "value_coef", "entropy_coef"):
@@ -114,7 +122,8 @@ class PPOConfig:
         for name in ("gamma", "lam", "lr_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a number from 0 to 1.")
-        for name in ("epochs", "minibatch_size", "micro_batch_size"):
+        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+        for name in ("epochs", "minibatch_size", "micro_batch_size", "lora_rank"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a whole number of at least 1.")
         for name in ("embedding_learning_rate", "value_clip", "target_kl"):
@@ -167,10 +176,10 @@ class PPO:
         self._network = self.world.trainable(self.policy)
         device = base.reference.device
         lm = self.policy.model
-        peaks = dict.fromkeys(self.policy.parameters(), config.learning_rate)
+        peaks = dict.fromkeys(self.policy.learned.parameters(), config.learning_rate)
         if config.embedding_learning_rate is not None:
             for module in (lm.get_input_embeddings(), lm.get_output_embeddings()):
-                if module is not None:
+                if module is not None and config.lora_rank is None:
                     peaks |= dict.fromkeys(module.parameters(), config.embedding_learning_rate)
         if self.policy.value_head is not None:
             peaks |= dict.fromkeys(self.policy.value_head.parameters(), config.value_learning_rate)
@@ -360,14 +369,7 @@ class PPO:
             ) from error
         envs = vectorise(env)
         policy = _new_policy(text_env(envs), config)
-        lm = CausalLM.from_pretrained(folder, device=str(policy.lm.device))
-        if lm.vocab_size != policy.lm.vocab_size:
-            raise TextEnvError(
-                f"The agent in {folder} has a vocabulary of {lm.vocab_size}, the environment one of "
-                f"{policy.lm.vocab_size}; make the environment with the model it was trained from."
-            )
-        policy.model.load_state_dict(lm.model.state_dict())
-        policy.load_values(folder)
+        policy.load(folder)
         agent = cls(envs, config, policy=policy)
         agent.steps = int(about["steps"])
         return agent
@@ -379,7 +381,7 @@ class PPO:
         save_checkpoint(
             folder,
             self.steps,
-            modules={"policy": self.policy},
+            modules={"policy": self.policy.learned},
             optimizer=self.optimizer,
             generators={"actions": self._generator, "minibatches": self._shuffle},
             state={
@@ -416,7 +418,7 @@ class PPO:
             )
         state = load_checkpoint(
             path,
-            modules={"policy": self.policy},
+            modules={"policy": self.policy.learned},
             optimizer=self.optimizer,
             generators={"actions": self._generator, "minibatches": self._shuffle},
         )
@@ -444,6 +446,8 @@ class PPO:
         """Refuse what the processes of a run could not do as one."""
         if self.world.size == 1:
             return
+        if self.world.sharded and self.config.lora_rank is not None:
+            raise TextEnvError("FSDP shards weights that learn, and with lora_rank few do: launch without --use_fsdp.")
         if self.config.minibatch_size is not None:
             self.world.share("minibatch_size", self.config.minibatch_size)
         if _any(base.state_dict()["reward"]):
@@ -468,7 +472,14 @@ class PPO:
 
 
 def _new_policy(base: TextVectorEnv, config: PPOConfig) -> TextPolicy:
-    return TextPolicy(base.reference, value=config.value, temperature=base.settings.temperature)
+    rank = config.lora_rank
+    return TextPolicy(
+        base.reference,
+        value=config.value,
+        temperature=base.settings.temperature,
+        lora=None if rank is None else Lora(rank, config.lora_alpha, config.lora_targets),
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
 
 
 def _any(state: Any) -> bool:

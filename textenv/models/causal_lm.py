@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -23,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from textenv.models.network import KeyValues, Network, hooks_of
@@ -66,14 +68,18 @@ class CausalLM:
         eos_ids: Token ids that end a text.
         pad_id: Token id that fills up rows. It may be an end-of-sequence token: masks come from lengths.
         max_positions: Longest sequence the model takes, or None where it has no limit.
+        adapter: Name of the LoRA adapter in the network that belongs to this model; None for the network without one.
+            Models that share a network, a policy and its reference for example, differ in nothing else.
+        gradient_checkpointing: Whether forwards with gradients keep only the input of each layer.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, *, adapter: str | None = None) -> None:
         """Wrap a loaded model.
 
         Args:
             model: A causal language model.
             tokenizer: The tokenizer it was trained with.
+            adapter: Name of a LoRA adapter in ``model`` to run it with.
 
         Raises:
             TextEnvError: There is no end-of-sequence token, or the model's logits are not its head's reading of its
@@ -82,6 +88,8 @@ class CausalLM:
         config = model.config.get_text_config()
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.adapter = adapter
+        self.gradient_checkpointing = False
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Module):
             raise TextEnvError(f"{type(model).__name__} has no language-model head; expected a causal language model.")
@@ -93,7 +101,7 @@ class CausalLM:
         self.max_positions = None if limit is None else int(limit)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        self._watch = _Watch(model)
+        self._watch = _Watch(model, adapted=adapter is not None)
         self._network: Network | None = None
         self._cache = _PrefixCache(model)
         self._token_texts: dict[int, str] = {}
@@ -118,8 +126,11 @@ class CausalLM:
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(source)
-                load: Any = AutoModelForCausalLM.from_pretrained
-                model, report = load(source, dtype=dtype, output_loading_info=True)
+                if (Path(source) / "adapter_config.json").is_file():
+                    model, report = _merged(source, dtype), {"missing_keys": ()}
+                else:
+                    load: Any = AutoModelForCausalLM.from_pretrained
+                    model, report = load(source, dtype=dtype, output_loading_info=True)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise TextEnvError(
                 f"model={str(name)!r} could not be loaded: {error}\nExpected 'bundled', a folder with config.json, "
@@ -139,7 +150,7 @@ class CausalLM:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin with an empty cache."""
         self.__dict__ |= state
-        self._watch, self._cache = _Watch(self.model), _PrefixCache(self.model)
+        self._watch, self._cache = _Watch(self.model, adapted=self.adapter is not None), _PrefixCache(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -229,6 +240,52 @@ class CausalLM:
         if rows is None and self._network is not None:
             self._network.unpack()
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Have forwards with gradients keep only the input of each layer, and compute the rest again on the way back.
+
+        Raises:
+            TextEnvError: The architecture has no such thing, or has dropout where it does.
+        """
+        self.gradient_checkpointing = True
+        if Network.of(self.model) is not None:
+            return
+        ids = torch.arange(4, device=self.device)[None] % self.vocab_size
+        plain = _trunk(self.model)(input_ids=ids).last_hidden_state
+        try:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise TextEnvError(f"gradient_checkpointing: {error}") from error
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # which it asks for; what is inside stays in evaluation mode
+        if not _close(_trunk(self.model)(input_ids=ids).last_hidden_state, plain, self.model.dtype):
+            raise TextEnvError(
+                f"gradient_checkpointing: the layers of {type(self.model).__name__} have dropout of their own, so that "
+                "the policy would not be the one that acted; set its dropout to 0 in the model's config.json."
+            )
+
+    def save_adapter(self, folder: Path) -> None:
+        """Save the adapter in the format of peft."""
+        self._activate()
+        self.model.save_pretrained(folder)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Read an adapter that ``save_adapter`` wrote into this one.
+
+        Raises:
+            TextEnvError: It is not there or is of another shape.
+        """
+        from peft import set_peft_model_state_dict  # noqa: PLC0415 (an optional dependency, and slow)
+
+        path = folder / "adapter_model.safetensors"
+        try:
+            tensors = safetensors.torch.load_file(path)
+            report: Any = set_peft_model_state_dict(self.model, tensors, adapter_name=str(self.adapter))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise TextEnvError(f"{path} cannot be read into the policy: {error}") from error
+        if report.unexpected_keys:
+            raise TextEnvError(f"{path} has {report.unexpected_keys[:3]}, which the model has not; was it another?")
+
     def hidden_states(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of whole sequences, without the cache and with gradients.
 
@@ -241,9 +298,12 @@ class CausalLM:
         """
         if not torch.is_grad_enabled():
             self._refresh()
-        elif self._watch.restructured():
-            self._rebuild()
+        else:
+            self._activate()
+            if self._watch.restructured():
+                self._rebuild()
         if self._network is not None:
+            self._network.checkpointing = self.gradient_checkpointing
             return self._network.run(input_ids)  # causal, so that what is on the right is not seen
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         mask = (steps[None, :] < lengths[:, None]).long()
@@ -308,6 +368,7 @@ class CausalLM:
 
     def _refresh(self) -> None:
         """Before a forward without gradients: drop what was computed from weights that have changed."""
+        self._activate()
         if self._watch.restructured():
             self._rebuild()
         if self._watch.changed():
@@ -318,8 +379,22 @@ class CausalLM:
             self._network.pack()
 
     def _rebuild(self) -> None:
-        self._network = Network.of(self.model)
+        self._network = Network.of(self.model, adapted=self.adapter is not None)
         self._cache = _PrefixCache(self.model, self._network)
+
+    def _activate(self) -> None:
+        """Have the network run with this model's adapter, or without any."""
+        model: Any = self.model
+        if not getattr(model, "_hf_peft_config_loaded", False):
+            return
+        layer = next(module for module in model.modules() if hasattr(module, "active_adapters"))
+        if self.adapter is None:
+            settled = self._network is not None and self._cache.usable  # a network of ours leaves adapters out anyway
+            if not settled and not layer.disable_adapters:
+                model.disable_adapters()
+        elif layer.disable_adapters or list(layer.active_adapters) != [self.adapter]:
+            model.enable_adapters()
+            model.set_adapter(self.adapter)
 
     def _check_head(self) -> None:
         """Refuse an architecture that does more between its trunk and its logits than ``head`` does."""
@@ -337,6 +412,20 @@ class CausalLM:
     def _start_id(self) -> int:
         bos = self.tokenizer.bos_token_id
         return int(self.eos_ids[0] if bos is None else bos)
+
+
+def _merged(folder: str, dtype: torch.dtype) -> Any:
+    """Load a LoRA adapter and the model it belongs to, as one model."""
+    try:
+        from peft import PeftConfig, PeftModel  # noqa: PLC0415 (an optional dependency, and slow)
+    except ImportError as error:
+        raise TextEnvError(f"{folder} holds a LoRA adapter; run: pip install 'textenv[lora]'") from error
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise OSError("its adapter is not in safetensors format")  # the other format runs code
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    load: Any = AutoModelForCausalLM.from_pretrained
+    merged: Any = PeftModel.from_pretrained(load(base, dtype=dtype), folder)
+    return merged.merge_and_unload()
 
 
 def _trunk(model: PreTrainedModel) -> nn.Module:
@@ -395,7 +484,7 @@ class _PrefixCache:
         self._ids: IntArray = np.zeros((0, 0), dtype=np.int64)  # (rows, capacity)
         self._lengths: IntArray = np.zeros(0, dtype=np.int64)
         self._slots: IntArray = np.zeros(0, dtype=np.int64)  # where each row is held
-        self._usable: bool | None = None  # not known before the first call
+        self.usable: bool | None = None  # not known before the first call
         self._window = _window(model.config.get_text_config())
         self._placed = (model.dtype, model.device)
 
@@ -414,11 +503,11 @@ class _PrefixCache:
             )
         if len(rows) != len(lengths) or int(rows.min()) < 0 or len(set(rows.tolist())) < len(rows):
             raise TextEnvError(f"rows={rows.tolist()}: expected {len(lengths)} different numbers of at least 0.")
-        if self._usable is None:
-            self._usable = self._check()
-        if self._usable and self._window is not None and int(lengths.max()) > self._window:
-            self._usable = self._refuse(f"it attends to {self._window} tokens at a time, and a text has more")
-        if not self._usable:
+        if self.usable is None:
+            self.usable = self._check()
+        if self.usable and self._window is not None and int(lengths.max()) > self._window:
+            self.usable = self._refuse(f"it attends to {self._window} tokens at a time, and a text has more")
+        if not self.usable:
             return self._uncached(input_ids, lengths)
         if self._placed != (placed := (self._model.dtype, self._model.device)):
             self._held = type(self._held)()
@@ -523,7 +612,7 @@ class _PrefixCache:
     def _check(self) -> bool:
         """Try the cached path against the plain one: an architecture may keep its state in another way."""
         probe = _PrefixCache(self._model, self._network)
-        probe._usable, probe._window = True, None
+        probe.usable, probe._window = True, None
         vocab_size = int(cast(torch.Tensor, self._model.get_input_embeddings().weight).shape[0])
         ids = np.random.default_rng(0).integers(0, vocab_size, size=(2, 6))
         try:
@@ -631,8 +720,9 @@ class _Watch:
     the parameters are held, so that no address can come back under another parameter.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, adapted: bool = True) -> None:
         self._model = model
+        self._adapted = adapted  # else the weights of adapters do not count
         self._holders: list[dict[str, Any]] = []  # of modules and parameters
         self._hooks: list[Any] = []
         self._held: list[Any] = []
@@ -654,7 +744,8 @@ class _Watch:
         self._hooks = [hooks for m in modules for hooks in hooks_of(m)]
         self._held = [value for holder in self._holders for value in holder.values()]
         self._held += [len(hooks) for hooks in self._hooks if hooks]
-        self._parameters = list(self._model.parameters())
+        named = self._model.named_parameters()
+        self._parameters = [p for name, p in named if self._adapted or ".lora_" not in name]
         self._places = []
         return True
 

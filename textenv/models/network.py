@@ -100,9 +100,9 @@ class Linear:
     ``pack`` makes a copy of the weights that is fast without gradients; ``unpack`` drops it.
     """
 
-    def __init__(self, *modules: nn.Module, activation: Activation | None = None) -> None:
-        """Take the layers, in the order of their outputs, and what is applied to these."""
-        self._modules = modules
+    def __init__(self, *modules: nn.Module, activation: Activation | None = None, adapted: bool = False) -> None:
+        """Take the layers, in the order of their outputs, what is applied to these, and whether adapters count."""
+        self._modules = modules if adapted else tuple(getattr(module, "base_layer", module) for module in modules)
         self._activation = activation
         self._weight: torch.Tensor | None = None  # (in, out)
         self._bias: torch.Tensor | None = None
@@ -131,18 +131,17 @@ class Linear:
 
     def pack(self) -> None:
         """Copy the weights into the form in which they are read fastest."""
-        if any(type(module) not in (nn.Linear, Conv1D) for module in self._modules):
-            return  # a layer that does more than its weight says, an adapter for one, is called as it is
-        modules: tuple[Any, ...] = self._modules
-        weights = [m.weight.detach().T if isinstance(m, Conv1D) else m.weight.detach() for m in modules]
+        pairs = [_weight_and_bias(module) for module in self._modules]
+        found = [pair for pair in pairs if pair is not None]
+        if len(found) < len(pairs):
+            return  # a layer that does more than its weight says is called as it is
+        weights = [weight for weight, _ in found]
         if weights[0].device.type != "cpu" or weights[0].dtype != torch.float32:
             return
         weight = torch.cat(weights)
         self._small = weight.numel() < _SMALL
-        if any(m.bias is not None for m in modules):
-            self._bias = torch.cat(
-                [w.new_zeros(len(w)) if m.bias is None else m.bias.detach() for w, m in zip(weights, modules, strict=True)]
-            )
+        if any(bias is not None for _, bias in found):
+            self._bias = torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in found])
         if _has_onednn():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
         if self._small or self._packed is None:
@@ -151,6 +150,20 @@ class Linear:
     def unpack(self) -> None:
         """Read the layers' own weights again."""
         self._weight = self._bias = self._packed = None
+
+
+def _weight_and_bias(module: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Return the weight ``(out, in)`` and bias that a layer amounts to, or None where it amounts to more."""
+    base = getattr(module, "base_layer", module)
+    if type(base) not in (nn.Linear, Conv1D):
+        return None
+    weight, bias = base.weight.detach(), base.bias
+    if base is not module:
+        if not type(module).__module__.startswith("peft.tuners.lora") or module.merged or module.lora_variant:
+            return None
+        for name in module.active_adapters if not module.disable_adapters else ():
+            weight = weight + module.get_delta_weight(name).detach()
+    return weight.T if isinstance(base, Conv1D) else weight, None if bias is None else bias.detach()
 
 
 @functools.cache
@@ -212,10 +225,14 @@ class Network:
         self._runs = 0
 
     @staticmethod
-    def of(model: PreTrainedModel) -> Network | None:
+    def of(model: PreTrainedModel, *, adapted: bool = False) -> Network | None:
         """Return the network of a model of a family that is known here, or None.
 
         A subclass, a module with hooks, an option that is rare: all these run through the model's own ``forward``.
+
+        Args:
+            model: A causal language model.
+            adapted: Whether LoRA adapters in it count; else the layers are read as they were before.
         """
         config = model.config
         if not type(model).__module__.startswith(f"transformers.models.{config.model_type}."):
@@ -223,9 +240,9 @@ class Network:
         if config._attn_implementation not in ("eager", "sdpa") or any(any(hooks_of(module)) for module in model.modules()):
             return None
         if config.model_type == "gpt2":
-            return _gpt2(model)
+            return _gpt2(model, functools.partial(Linear, adapted=adapted))
         if config.model_type in _LLAMA_LIKE:
-            return _llama(model)
+            return _llama(model, functools.partial(Linear, adapted=adapted))
         return None
 
     def run(
@@ -364,7 +381,7 @@ def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
     return hooks
 
 
-def _gpt2(model: PreTrainedModel) -> Network | None:
+def _gpt2(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network | None:
     config: Any = model.config
     trunk: Any = model.base_model
     if config.add_cross_attention:
@@ -377,21 +394,21 @@ def _gpt2(model: PreTrainedModel) -> Network | None:
     blocks = [
         _Block(
             attention_norm=_layer_norm(block.ln_1),
-            qkv=Linear(block.attn.c_attn),
+            qkv=linear(block.attn.c_attn),
             head_norms=None,
-            out=Linear(block.attn.c_proj),
+            out=linear(block.attn.c_proj),
             scale=block.attn.scaling,
             mlp_norm=_layer_norm(block.ln_2),
-            up=Linear(block.mlp.c_fc, activation=_activation(block.mlp.act)),
+            up=linear(block.mlp.c_fc, activation=_activation(block.mlp.act)),
             gate=None,
-            down=Linear(block.mlp.c_proj),
+            down=linear(block.mlp.c_proj),
         )
         for block in trunk.h
     ]
     return Network(model, embed, None, blocks, _layer_norm(trunk.ln_f), (heads, heads, size))
 
 
-def _llama(model: PreTrainedModel) -> Network | None:
+def _llama(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network | None:
     config: Any = model.config
     trunk: Any = model.base_model
     if getattr(config, "use_bidirectional_attention", False) or config.rope_parameters["rope_type"] in _SHIFTING_ROPES:
@@ -408,14 +425,14 @@ def _llama(model: PreTrainedModel) -> Network | None:
         blocks.append(
             _Block(
                 attention_norm=_rms_norm(block.input_layernorm),
-                qkv=Linear(attention.q_proj, attention.k_proj, attention.v_proj),
+                qkv=linear(attention.q_proj, attention.k_proj, attention.v_proj),
                 head_norms=(_rms_norm(attention.q_norm), _rms_norm(attention.k_norm)) if normed else None,
-                out=Linear(attention.o_proj),
+                out=linear(attention.o_proj),
                 scale=attention.scaling,
                 mlp_norm=_rms_norm(block.post_attention_layernorm),
-                up=Linear(mlp.gate_proj, mlp.up_proj),
+                up=linear(mlp.gate_proj, mlp.up_proj),
                 gate=_activation(mlp.act_fn),
-                down=Linear(mlp.down_proj),
+                down=linear(mlp.down_proj),
             )
         )
     heads = (config.num_attention_heads, config.num_key_value_heads, size)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +19,7 @@ from torch.nn import functional
 from textenv.models.causal_lm import CausalLM, quiet
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
-__all__ = ["Evaluation", "TextPolicy", "observation_arrays"]
+__all__ = ["Evaluation", "Lora", "TextPolicy", "observation_arrays"]
 
 
 class Evaluation(NamedTuple):
@@ -36,6 +38,21 @@ def observation_arrays(obs: Observation) -> tuple[IntArray, IntArray]:
     return ids.astype(np.int64, copy=False), mask.sum(axis=1, dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adaptation (Hu et al. 2021): a policy of two thin matrices a layer on top of its reference's weights.
+
+    Attributes:
+        rank: Rank of what is added to a weight.
+        alpha: What is added is scaled by ``alpha / rank``.
+        targets: Names of the layers it is added to; ``("all-linear",)`` for all but the head.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ("all-linear",)
+
+
 class TextPolicy(nn.Module):
     """A causal language model as ``pi(a|s)``, with ``V(s)`` read off its last hidden state.
 
@@ -50,17 +67,31 @@ class TextPolicy(nn.Module):
     """
 
     def __init__(
-        self, lm: CausalLM, *, value: Literal["head", "model", "none"] = "head", temperature: float = 1.0
+        self,
+        lm: CausalLM,
+        *,
+        value: Literal["head", "model", "none"] = "head",
+        temperature: float = 1.0,
+        lora: Lora | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         """Make a policy that starts as a copy of ``lm``.
 
         Args:
-            lm: The model to start from; it stays as it is.
+            lm: The model to start from; it computes on as it did.
             value: ``"head"`` on the policy's trunk, ``"model"`` of its own, or ``"none"``: values are 0.
             temperature: That of the environment.
+            lora: Share the network and its weights with ``lm`` and learn an adapter; None for a copy that learns in
+                all its weights.
+            gradient_checkpointing: Keep only the inputs of layers for the backward pass, and compute the rest again.
+
+        Raises:
+            TextEnvError: The model is not made for the adapter, or for checkpoints of gradients.
         """
         super().__init__()
-        self.lm = _trainable_copy(lm)
+        if lora is not None and value == "model":
+            raise TextEnvError("value='model' makes a second copy of the weights, which LoRA avoids: use 'head'.")
+        self.lm = _trainable_copy(lm) if lora is None else _adapted(lm, lora)
         self.model = self.lm.model  # registers the parameters
         self.value_lm = _trainable_copy(lm) if value == "model" else None
         self.value_model = self.value_lm.model.base_model if self.value_lm is not None else None
@@ -69,9 +100,23 @@ class TextPolicy(nn.Module):
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
         self.temperature = temperature
+        if gradient_checkpointing:
+            for each in (self.lm, self.value_lm):
+                if each is not None:
+                    each.enable_gradient_checkpointing()
         self._rows: IntArray = np.zeros(0, dtype=np.int64)
         self._batch = 0
         self._log_probs = torch.zeros(0)
+
+    @property
+    def learned(self) -> nn.Module:
+        """What training changes: all of it, or the adapter and the value head, under their names."""
+        if self.lm.adapter is None:
+            return self
+        mine = f".{self.lm.adapter}."
+        return nn.ParameterDict(
+            {name.replace(".", "/"): p for name, p in self.named_parameters() if mine in name or "value_head" in name}
+        )
 
     def train(self, mode: bool = True) -> TextPolicy:
         """Do nothing: dropout stays off, or the ratio of new to old policy would not start at 1."""
@@ -188,13 +233,37 @@ class TextPolicy(nn.Module):
                 lm.forget()
 
     def save(self, folder: Path) -> None:
-        """Save the language model in Hugging Face format, and the value function beside it, as safetensors."""
+        """Save the language model in Hugging Face format, and the value function beside it, as safetensors.
+
+        Of a policy with LoRA that is the adapter, in the format of peft, which names the model it belongs to.
+        """
         with quiet():
-            self.model.save_pretrained(folder)
+            if self.lm.adapter is None:
+                self.model.save_pretrained(folder)
+            else:
+                self.lm.save_adapter(folder)
         self.lm.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
             tensors = {name: tensor.detach().contiguous() for name, tensor in self._value_parameters().items()}
             safetensors.torch.save_file(tensors, folder / _VALUE_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote.
+
+        Raises:
+            TextEnvError: It is not there or does not fit.
+        """
+        if self.lm.adapter is None:
+            lm = CausalLM.from_pretrained(folder, device=str(self.lm.device))
+            if lm.vocab_size != self.lm.vocab_size:
+                raise TextEnvError(
+                    f"The agent in {folder} has a vocabulary of {lm.vocab_size}, the environment one of "
+                    f"{self.lm.vocab_size}; make the environment with the model it was trained from."
+                )
+            self.model.load_state_dict(lm.model.state_dict())
+        else:
+            self.lm.load_adapter(folder)
+        self.load_values(folder)
 
     def load_values(self, folder: Path) -> None:
         """Read the value function that ``save`` wrote.
@@ -250,6 +319,30 @@ _VALUE_FILE = "value.safetensors"
 def _trainable_copy(lm: CausalLM) -> CausalLM:
     model: Any = copy.deepcopy(lm.model)
     return CausalLM(model.requires_grad_(True), lm.tokenizer)
+
+
+def _adapted(lm: CausalLM, lora: Lora) -> CausalLM:
+    """Return a model that shares the network of ``lm`` and has an adapter of its own in it."""
+    try:
+        from peft import LoraConfig  # noqa: PLC0415 (an optional dependency, and slow)
+    except ImportError as error:
+        raise TextEnvError("LoRA needs peft; run: pip install 'textenv[lora]'") from error
+    model: Any = lm.model
+    name = f"policy{len(getattr(model, 'peft_config', {}))}"
+    targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of another policy; they take turns
+            model.add_adapter(config, name)
+    except (ValueError, TypeError) as error:
+        raise TextEnvError(
+            f"LoRA with targets {list(lora.targets)} does not fit {type(model).__name__}: {error}"
+        ) from error
+    model.eval()
+    return CausalLM(model, lm.tokenizer, adapter=name)
 
 
 def _entropy(logits: torch.Tensor) -> torch.Tensor:
