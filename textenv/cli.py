@@ -39,7 +39,7 @@ from textenv.render import save_html, to_ansi
 from textenv.rollouts import sample_episodes, text_env
 from textenv.settings import TextEnvSettings
 from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
-from textenv.types import Episode, TextEnvError
+from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["main"]
 
@@ -120,6 +120,8 @@ class Sample:
         greedy: Take the likeliest token every time.
         seed: Seeds the tokens.
         html: File to write the episodes to, with every token coloured by its KL.
+        chat: Take what is typed as a user's message, also where the run did not: one of conversations, say.
+        device: Where it runs; None for where it was trained.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -128,6 +130,8 @@ class Sample:
     greedy: bool = False
     seed: int = 0
     html: Path | None = None
+    chat: bool = False
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str
     return found
 
 
-def _held_out(command: Train, keywords: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _held_out(command: Train, keywords: Mapping[str, Any]) -> tuple[Any, list[Prompt]]:
     """Return an environment to compare in, with dense KL of its own, and the prompts to compare on."""
     keywords = {**keywords, "kl_mode": "lump"}
     if command.eval_prompts is not None:
@@ -277,15 +281,15 @@ def _held_out(command: Train, keywords: Mapping[str, Any]) -> tuple[Any, list[st
     else:
         console.print("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     envs: Any = gym.make_vec(command.env, num_envs=command.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
-    texts = [prompt.text for prompt in text_env(envs).prompts]
-    return envs, [texts[place % len(texts)] for place in range(command.eval_episodes)]
+    prompts = text_env(envs).prompts
+    return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
 
 
 def _temperature(envs: Any) -> float:
     return text_env(envs).settings.temperature
 
 
-def _evaluate(envs: Any, policy: TextPolicy, prompts: list[str]) -> list[Episode]:
+def _evaluate(envs: Any, policy: TextPolicy, prompts: list[Prompt]) -> list[Episode]:
     generator = torch.Generator(policy.lm.device).manual_seed(20_260)
     return sample_episodes(envs, policy, generator, prompts)
 
@@ -345,6 +349,8 @@ def _sample(command: Sample) -> None:
         "max_prompt_tokens": config["settings"]["max_prompt_tokens"] or 128,
     }
     settings |= {"model": config["model"], "reward": _parsed(config["reward"]), "prompts": ["(typed)"]}
+    settings["chat"] = command.chat or settings.get("chat", False)
+    settings["device"] = command.device or settings.get("device")
     envs: Any = gym.make_vec(config["env"], num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
     agent = PPO.load(command.run / "policy", envs)
     generator = None if command.greedy else torch.Generator(agent.policy.lm.device).manual_seed(command.seed)

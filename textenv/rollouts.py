@@ -167,9 +167,12 @@ def sample_episodes(
     envs: VectorEnv[Any, Any, Any],
     policy: TextPolicy,
     generator: torch.Generator | None,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
 ) -> list[Episode]:
-    """Let ``policy`` write one episode from each prompt, in the environment's rows group by group."""
+    """Let ``policy`` write one episode from each prompt, in the environment's rows group by group.
+
+    A prompt is whatever ``reset(options={"prompt": ...})`` takes for a row.
+    """
     episodes: list[Episode] = []
     for begin in range(0, len(prompts), envs.num_envs):
         group = list(prompts[begin : begin + envs.num_envs])
