@@ -6,6 +6,7 @@ without pulling in a language model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -69,7 +70,7 @@ class Prompt:
         """
         if self.given is None or isinstance(self.given, str):
             return self.text if self.given is None else self.given, completion
-        messages = [dict(message) for message in self.given]
+        messages = [copy.deepcopy(dict(message)) for message in self.given]  # a reward may change them
         begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
         return messages, [{"role": "assistant", "content": begun + completion}]
 

@@ -615,8 +615,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def _check_prompt(self, prompt: Prompt) -> None:
         if not prompt.ids or not 0 <= min(prompt.ids) <= max(prompt.ids) < self.reference.vocab_size:
             raise TextEnvError(
-                f"{prompt}: expected token ids from 0 to {self.reference.vocab_size - 1}, at least one. It was made for "
-                "another model; give its text."
+                f"{prompt}: expected token ids from 0 to {self.reference.vocab_size - 1}, at least one. It was "
+                "made for another model; give its text."
             )
         if len(prompt.ids) > self.max_prompt_tokens:
             raise TextEnvError(
