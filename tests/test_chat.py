@@ -27,6 +27,8 @@ ENDS = {
     "llama": "<|eot_id|>", "smollm2": "<|im_end|>", "qwen2": "<|im_end|>", "qwen3": "<|im_end|>",
     "gemma": "<end_of_turn>", "gemma2": "<end_of_turn>", "gemma3": "<end_of_turn>",
 }  # fmt: skip
+# A model with sliding layers may go without the prefix cache where a text is longer than they see.
+pytestmark = pytest.mark.filterwarnings("ignore:.*without the prefix cache")
 
 
 def zeros(completions: Any, **_: Any) -> list[float]:
@@ -73,7 +75,9 @@ def test_a_conversation_is_encoded_as_transformers_encodes_it(family: str) -> No
         assert prompt.text == tokenizer.apply_chat_template(messages, tokenize=False, **how)
         starts = prompt.ids.count(tokenizer.bos_token_id)
         assert starts == prompt.text.count(tokenizer.bos_token) <= 1  # once, where the template writes it
-        assert "assistant" in prompt.text[-25:] or "model" in prompt.text[-25:]  # the assistant's turn is open
+        closed = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert prompt.text.startswith(closed)
+        assert prompt.text != closed  # the assistant's turn is open
 
 
 @pytest.mark.parametrize("family", ENDS)
@@ -162,9 +166,8 @@ def test_the_end_of_a_turn_ends_the_episode(family: str, special: bool) -> None:
 def test_the_end_of_a_turn_is_what_stands_behind_the_answer(behind: str, expected: str | None) -> None:
     tokenizer = family_tokenizer("qwen2")
     tokenizer.add_tokens(["<|im_end|>plus", "\n\n"])
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + " + behind + " }}{% endfor %}"
-    )
+    turn = "m['role'] + ': ' + m['content'] + " + behind
+    tokenizer.chat_template = "{% for m in messages %}{{ " + turn + " }}{% endfor %}"
     found = end_of_turn(tokenizer)
     assert found == (None if expected is None else tokenizer.convert_tokens_to_ids(expected))
 
@@ -178,7 +181,8 @@ def test_a_template_may_name_no_end(template: str | None) -> None:
 
 
 def test_an_end_of_turn_beyond_the_model_is_left_out() -> None:
-    assert CausalLM(family_model("qwen2", vocab_size=300), family_tokenizer("qwen2")).eos_ids == (0,)
+    tokenizer = family_tokenizer("qwen2")
+    assert CausalLM(family_model("qwen2", vocab_size=len(tokenizer) - 1), tokenizer).eos_ids == (0,)
 
 
 def test_all_stop_tokens_of_the_generation_config_count() -> None:

@@ -91,6 +91,30 @@ def test_cached_logits_are_those_of_transformers(family: tuple[str, str]) -> Non
         lengths = lengths + 1
 
 
+@pytest.mark.parametrize("name", sorted({name for name, _ in FAMILIES} - {"gpt2"}))
+def test_conversations_are_paid_in_the_same_way(name: str, tmp_path: Path) -> None:
+    conversations = [[{"role": "user", "content": text}] for text in PROMPTS]
+    said: list[list[dict[str, str]]] = []
+
+    def spoken(completions: Any, **_: Any) -> list[float]:
+        said.extend(completions)
+        return [len(completion[0]["content"]) / 10 for completion in completions]
+
+    envs, _, rollout = episodes(save_family(tmp_path, name), prompts=conversations, reward=spoken)
+    expected = plain_log_probs(text_env(envs).reference, rollout)
+    for episode, log_probs, plain in zip(rollout.finished, rollout.log_probs, expected, strict=True):
+        assert [{"role": "assistant", "content": episode.completion}] in said
+        assert episode.kl == pytest.approx([0.0] * len(episode.kl), abs=1e-5)
+        assert sum(episode.token_rewards) == pytest.approx(len(episode.completion) / 10, abs=1e-5)
+        assert log_probs[: len(plain)] == pytest.approx(plain, abs=1e-4)
+
+
+def test_half_precision_has_no_kl_either(tmp_path: Path) -> None:
+    envs, policy, rollout = episodes(save_family(tmp_path, "smollm2"), torch_dtype="bfloat16", device="cpu")
+    assert text_env(envs).reference.model.dtype == policy.model.dtype == torch.bfloat16
+    assert max(abs(kl) for episode in rollout.finished for kl in episode.kl) <= 1e-5
+
+
 def test_training_forwards_agree_with_the_sampler(family: tuple[str, str]) -> None:
     _, policy, rollout = episodes(family[1], kl_mode="lump")
     ids, lengths, starts = (torch.from_numpy(a) for a in (rollout.input_ids, rollout.lengths, rollout.starts))

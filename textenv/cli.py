@@ -122,6 +122,7 @@ class Sample:
         html: File to write the episodes to, with every token coloured by its KL.
         chat: Take what is typed as a user's message, also where the run did not: one of conversations, say.
         device: Where it runs; None for where it was trained.
+        max_prompt_tokens: Room for a prompt; None for what the run was told, or 128.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -132,6 +133,7 @@ class Sample:
     html: Path | None = None
     chat: bool = False
     device: str | None = None
+    max_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -346,7 +348,7 @@ def _sample(command: Sample) -> None:
     settings = {
         **config["settings"],
         "kl_mode": "lump",
-        "max_prompt_tokens": config["settings"]["max_prompt_tokens"] or 128,
+        "max_prompt_tokens": command.max_prompt_tokens or config["settings"]["max_prompt_tokens"] or 128,
     }
     settings |= {"model": config["model"], "reward": _parsed(config["reward"]), "prompts": ["(typed)"]}
     settings["chat"] = command.chat or settings.get("chat", False)
