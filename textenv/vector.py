@@ -59,7 +59,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     ``kl_coef`` then optimises the same objective.
 
     ``info`` holds, a step, ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` not before
-    the end), ``action_mask`` with ``top_k`` or ``top_p``, and ``prompt`` after a reset. At the end of an episode come
+    the end), ``action_mask`` with ``top_k`` or ``top_p``, and ``prompt`` after a reset, as the model reads it. At the end of an episode come
     ``score``, ``stop_reason``, ``completion``, ``completion_ids``, ``token_kl`` and ``token_rewards``, the last being
     what each token earned also where ``kl_mode="lump"`` pays it all at the end.
     """
