@@ -59,9 +59,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     ``kl_coef`` then optimises the same objective.
 
     ``info`` holds, a step, ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` not before
-    the end), ``action_mask`` with ``top_k`` or ``top_p``, and ``prompt`` after a reset, as the model reads it. At the end of an episode come
-    ``score``, ``stop_reason``, ``completion``, ``completion_ids``, ``token_kl`` and ``token_rewards``, the last being
-    what each token earned also where ``kl_mode="lump"`` pays it all at the end.
+    the end), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the model reads.
+    At the end of an episode come ``score``, ``stop_reason``, ``completion``, ``completion_ids``, ``token_kl`` and
+    ``token_rewards``, the last being what each token earned also where ``kl_mode="lump"`` pays it all at the end.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
