@@ -37,8 +37,8 @@ def check_reward(user: str, reward: object) -> None:
 def inner_scores(
     reward: Reward,
     *,
-    prompts: Sequence[str],
-    completions: Sequence[str],
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]],
     **columns: Sequence[Any],
 ) -> list[float]:

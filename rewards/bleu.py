@@ -9,6 +9,7 @@ from typing import Any
 
 from textenv.rewards._references import check_column, references
 from textenv.rewards._require import require
+from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
 
 __all__ = ["Bleu"]
@@ -45,8 +46,8 @@ class Bleu:
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:
@@ -56,7 +57,7 @@ class Bleu:
         # sacrebleu's perfect score is 100.00000000000004.
         return [
             min(metric.sentence_score(completion, target).score / 100, 1.0)
-            for completion, target in zip(completions, targets, strict=True)
+            for completion, target in zip(completion_texts(completions), targets, strict=True)
         ]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
 
 __all__ = ["Classifier"]
@@ -22,6 +23,9 @@ class Classifier:
     A head with one output (a reward model, a regression) and one for several labels at once have a sigmoid for each
     output, whose log-odds is the output itself; any other head has a softmax, where the log-odds of label ``k`` is
     ``z_k - log(sum_{j != k} exp(z_j))``.
+
+    Conversations, prompt and completion, are written by the classifier's own chat template, as it was trained on them.
+    Without the prompt, what the assistant said is read as plain text.
 
     Log-odds suit a policy better than the probability, which levels off where the classifier is sure. A sentiment
     classifier stands in for people in Ziegler et al., 2019: *Fine-Tuning Language Models from Human Preferences*.
@@ -75,23 +79,40 @@ class Classifier:
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:
         """Return ``n`` log-odds in nats, or probabilities."""
-        texts = list(completions)
+        texts, templated = completion_texts(completions), [False] * len(completions)
         if self.include_prompt:
-            texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        scores: list[float] = []
-        for start in range(0, len(texts), self.batch_size):
-            scores += self._score(texts[start : start + self.batch_size])
+            templated = [not isinstance(completion, str) for completion in completions]
+            texts = [
+                self._conversation([*prompt, *completion]) if chat else prompt + completion
+                for prompt, completion, chat in zip(prompts, completions, templated, strict=True)
+            ]
+        scores = [0.0] * len(texts)
+        for chat in (False, True):
+            rows = [row for row, is_chat in enumerate(templated) if is_chat is chat]
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                for row, value in zip(batch, self._score([texts[row] for row in batch], chat), strict=True):
+                    scores[row] = value
         return scores
 
-    def _score(self, texts: Sequence[str]) -> list[float]:
+    def _conversation(self, messages: list[Any]) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise TextEnvError(
+                f"Classifier({self.tokenizer.name_or_path!r}) has no chat template, and the prompts are conversations. "
+                "Pass include_prompt=False to score what the assistant said alone, or give a reward model for chat."
+            )
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+
+    def _score(self, texts: Sequence[str], templated: bool = False) -> list[float]:
         inputs = self.tokenizer(
             [text or self._blank for text in texts],
+            add_special_tokens=not templated,  # a template writes its own
             padding=True,
             truncation=self.max_length is not None,
             max_length=self.max_length,

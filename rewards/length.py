@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
 
 __all__ = ["Length"]
@@ -40,11 +41,11 @@ class Length:
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:
         """Return ``n`` scores from 0 to 1."""
-        items = completion_ids if self.unit == "tokens" else [completion.split() for completion in completions]
+        items = completion_ids if self.unit == "tokens" else [text.split() for text in completion_texts(completions)]
         return [min(len(item), self.target) / max(len(item), self.target) for item in items]

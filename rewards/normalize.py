@@ -53,8 +53,8 @@ class Normalize:
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:

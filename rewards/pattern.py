@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
 
 __all__ = ["Pattern"]
@@ -46,14 +47,14 @@ class Pattern:
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:
         """Return ``n`` scores: 0 or 1, or with ``mode="count"`` a number from 0 up."""
-        expression = re.compile(self.pattern)
+        expression, texts = re.compile(self.pattern), completion_texts(completions)
         if self.mode == "count":
-            return [float(sum(1 for _ in expression.finditer(completion))) for completion in completions]
+            return [float(sum(1 for _ in expression.finditer(text))) for text in texts]
         match = expression.fullmatch if self.mode == "fullmatch" else expression.search
-        return [float(match(completion) is not None) for completion in completions]
+        return [float(match(text) is not None) for text in texts]

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from textenv.rewards._references import check_column, references
 from textenv.rewards._require import require
+from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
 
 __all__ = ["Rouge"]
@@ -51,8 +52,8 @@ class Rouge:
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:
@@ -61,7 +62,7 @@ class Rouge:
         targets = references("rouge", self.column, columns, len(completions))
         return [
             float(scorer.score_multi(target, completion)[self.variant].fmeasure)
-            for completion, target in zip(completions, targets, strict=True)
+            for completion, target in zip(completion_texts(completions), targets, strict=True)
         ]
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from textenv.rewards._require import require
+from textenv.rewards._texts import completion_texts
 
 __all__ = ["Vader"]
 
@@ -31,14 +32,14 @@ class Vader:
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:
         """Return ``n`` scores from -1 to 1."""
         analyzer = _analyzer()
-        return [float(analyzer.polarity_scores(completion)["compound"]) for completion in completions]
+        return [float(analyzer.polarity_scores(completion)["compound"]) for completion in completion_texts(completions)]
 
 
 @cache

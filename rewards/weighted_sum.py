@@ -45,8 +45,8 @@ class WeightedSum:
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.families import save_family
 from textenv.cli import main
 from textenv.tracking import read_metrics
 
@@ -62,6 +63,23 @@ def test_sample_continues_prompts(run: Path, tmp_path: Path, capsys: pytest.Capt
     lines = [line for line in capsys.readouterr().out.splitlines() if "score" in line]
     assert [line.startswith("The actors") for line in lines] == [True, True, False, False]
     assert page.read_text().count("<article>") == 4
+
+
+def test_conversations_are_trained_on_and_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts, messages = tmp_path / "texts.txt", tmp_path / "messages.jsonl"
+    texts.write_text("the film?\na plot?\n")
+    rows = [{"prompt": [{"role": "user", "content": text}], "reference": "a film"} for text in ("the film?", "a plot?")]
+    messages.write_text("\n".join(map(json.dumps, rows)))
+    common = ["--env", "textenv/Text-v0", "--model", save_family(tmp_path / "model", "smollm2"), "--device", "cpu"]
+    common += [*TINY[2:], "--total-steps", "20"]
+    for out, given in (
+        ("messages", ["--prompts", str(messages), "--reward", "rouge"]),
+        ("texts", ["--prompts", str(texts), "--chat"]),
+    ):
+        assert main(["train", "--out", str(tmp_path / out), *common, *given]) == 0
+    capsys.readouterr()
+    assert main(["sample", str(tmp_path / "texts"), "--prompt", "why?", "--max-prompt-tokens", "40"]) == 0
+    assert capsys.readouterr().out.startswith("<|im_start|>user\\nwhy?<|im_end|>\\n<|im_start|>assistant\\n")
 
 
 def test_sample_reads_from_the_terminal(

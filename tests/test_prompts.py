@@ -92,7 +92,7 @@ def frame(folder: Path) -> Any:
         (lambda folder: folder / "none.txt", "no such file"),
         (lambda folder: [], "at least one"),
         (lambda folder: ["a", 5], "row 1: 5; expected a text"),
-        (lambda folder: [{"text": "a"}], "row 0: {'text': 'a'}; expected a text, or a mapping with a text 'prompt'"),
+        (lambda folder: [{"text": "a"}], "row 0: {'text': 'a'}; expected a text, a list of messages"),
         (lambda folder: [{"prompt": None}], "row 0"),
         (
             lambda folder: [{"prompt": "a", "x": 1}, {"prompt": "b"}],

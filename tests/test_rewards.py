@@ -481,6 +481,25 @@ class TestClassifierHeads:
         assert run(both, " great", prompts=["film"]) == run(alone, "film great")
         assert run(both, " great", prompts=["film"]) != run(alone, " great", prompts=["film"])
 
+    def test_conversations_are_written_by_its_own_chat_template(self, gpt2: Path) -> None:
+        reward = Classifier(str(gpt2), batch_size=1)
+        turn = "{{ m['role'] + ': ' + m['content'] + eos_token }}"
+        reward.tokenizer.chat_template = "{% for m in messages %}" + turn + "{% endfor %}"
+        prompts = [[{"role": "user", "content": "How?"}], "film"]
+        completions = [[{"role": "assistant", "content": "great"}], " great"]
+        ids = reward.tokenizer("user: How?<eos>assistant: great<eos>", return_tensors="pt")
+        expected = [reward.model(**ids).logits.item(), *run(reward, " great", prompts=["film"])]
+        scores = reward(prompts=prompts, completions=completions, completion_ids=[[1], [2]])
+        assert scores == pytest.approx(expected, rel=1e-4)
+
+    def test_without_a_chat_template_it_reads_what_the_assistant_said(self, bert: Path) -> None:
+        completion = [{"role": "assistant", "content": "great"}]
+        arguments: Any = {"prompts": [[{"role": "user", "content": "film"}]], "completions": [completion]}
+        with pytest.raises(TextEnvError, match=r"has no chat template.*include_prompt=False"):
+            Classifier(str(bert), label=0)(**arguments, completion_ids=[[1]])
+        alone = Classifier(str(bert), label=0, include_prompt=False)
+        assert alone(**arguments, completion_ids=[[1]]) == run(alone, "great")
+
     def test_a_long_text_keeps_its_end(self, bert: Path) -> None:
         reward = Classifier(str(bert), label=0, max_length=6)  # four words between [CLS] and [SEP]
         end = "I slept and slept"

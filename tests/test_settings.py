@@ -17,6 +17,9 @@ from textenv.types import TextEnvError
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("device", 5),
+        ("torch_dtype", "int8"),
+        ("chat", "yes"),
         ("kl_estimator", "k4"),
         ("kl_mode", None),
         ("max_new_tokens", 0),
@@ -57,7 +60,8 @@ def test_what_is_not_expected_is_refused_by_name(name: str, value: Any) -> None:
     [
         ("max_new_token", "Unknown setting 'max_new_token'. Did you mean 'max_new_tokens'"),
         ("kl_coeff", "Did you mean 'kl_coef'"),
-        ("zzz", "Unknown setting 'zzz'. Expected some of: model, prompts"),
+        ("dtype", "Did you mean 'torch_dtype'"),
+        ("zzz", "Unknown setting 'zzz'. Expected some of: model, device"),
     ],
 )
 def test_an_unknown_setting_is_answered_with_the_nearest(given: str, message: str) -> None:

@@ -465,7 +465,7 @@ def test_bad_arguments_are_refused(
         ({"options": {"reset_mask": np.array([1, 0, 1])}}, "3 booleans"),
         ({"options": {"reset_mask": np.zeros(3, dtype=bool)}}, "at least one"),
         ({"options": {"reset_mask": np.array([True, True, False])}}, "never begun"),
-        ({"options": {"prompt": ["a", "b"]}}, "'prompt'.*a text, or 3 of them"),
+        ({"options": {"prompt": ["a", "b"]}}, "'prompt'.*a text or a list of messages, or 3 of them"),
         ({"options": {"prompt_index": -1}}, "from 0 to 2"),
     ],
 )

@@ -36,7 +36,6 @@ from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import World, connect
 from textenv.doctor import examine
 from textenv.files import write_atomically
-from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.models.training import PretrainConfig, SftConfig, pretrain, sft
 from textenv.render import save_html, to_ansi
@@ -44,7 +43,7 @@ from textenv.rollouts import sample_episodes, text_env
 from textenv.scoring import resolve_reward, reward_name
 from textenv.settings import TextEnvSettings
 from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
-from textenv.types import Episode, TextEnvError
+from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["main"]
 
@@ -130,6 +129,9 @@ class Sample:
         greedy: Take the likeliest token every time.
         seed: Seeds the tokens.
         html: File to write the episodes to, with every token coloured by its KL.
+        chat: Take what is typed as a user's message, also where the run did not: one of conversations, say.
+        device: Where it runs; None for where it was trained.
+        max_prompt_tokens: Room for a prompt; None for what the run was told, or 128.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -138,6 +140,9 @@ class Sample:
     greedy: bool = False
     seed: int = 0
     html: Path | None = None
+    chat: bool = False
+    device: str | None = None
+    max_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -269,7 +274,7 @@ def _train(command: Train, world: World) -> None:
         torch.set_num_threads(command.threads)
     keywords = _keywords(command)
     if world.device is not None and world.device.type != "cpu":
-        keywords["model"] = CausalLM.from_pretrained(command.model, device=str(world.device))
+        keywords["device"] = str(world.device)
     rows = world.share("num_envs", command.num_envs)
     envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
     agent = PPO(envs, PPOConfig(**dataclasses.asdict(command.ppo), seed=command.seed), world=world)
@@ -279,8 +284,11 @@ def _train(command: Train, world: World) -> None:
     if world.first:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
-    held_out, prompts = _held_out(command, keywords, rows)
-    reference = TextPolicy(text_env(held_out).reference, temperature=_temperature(held_out))
+    shared = {name: value for name, value in keywords.items() if name not in ("device", "torch_dtype")}
+    held_out, prompts = _held_out(command, {**shared, "model": text_env(envs).reference}, rows)
+    reference = TextPolicy(
+        text_env(held_out).reference, value="none", temperature=_temperature(held_out), trainable=False
+    )
     before = _evaluate(held_out, reference, prompts, world)
     checkpoints = out / "checkpoints"
     resumed = agent.resume(checkpoints, command.total_steps)
@@ -316,7 +324,7 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str
     return found
 
 
-def _held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[str]]:
+def _held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[Prompt]]:
     """Return an environment to compare in, with dense KL of its own, and the prompts to compare on."""
     keywords = {**keywords, "kl_mode": "lump"}
     if command.eval_prompts is not None:
@@ -326,15 +334,15 @@ def _held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[A
     else:
         console.print("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
-    texts = [prompt.text for prompt in text_env(envs).prompts]
-    return envs, [texts[place % len(texts)] for place in range(command.eval_episodes)]
+    prompts = text_env(envs).prompts
+    return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
 
 
 def _temperature(envs: Any) -> float:
     return text_env(envs).settings.temperature
 
 
-def _evaluate(envs: Any, policy: TextPolicy, prompts: list[str], world: World) -> list[Episode]:
+def _evaluate(envs: Any, policy: TextPolicy, prompts: list[Prompt], world: World) -> list[Episode]:
     generator = torch.Generator(policy.lm.device).manual_seed(20_260)
     return sample_episodes(envs, policy, generator, prompts, world=world)
 
@@ -391,9 +399,11 @@ def _sample(command: Sample) -> None:
     settings = {
         **config["settings"],
         "kl_mode": "lump",
-        "max_prompt_tokens": config["settings"]["max_prompt_tokens"] or 128,
+        "max_prompt_tokens": command.max_prompt_tokens or config["settings"]["max_prompt_tokens"] or 128,
     }
     settings |= {"model": config["model"], "reward": _parsed(config["reward"]), "prompts": ["(typed)"]}
+    settings["chat"] = command.chat or settings.get("chat", False)
+    settings["device"] = command.device or settings.get("device")
     envs: Any = gym.make_vec(config["env"], num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
     agent = PPO.load(command.run / "policy", envs)
     generator = None if command.greedy else torch.Generator(agent.policy.lm.device).manual_seed(command.seed)

@@ -69,8 +69,9 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     masks = None
     if rollout.action_masks is not None:
         bits = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=policy.lm.vocab_size)
-        masks = torch.from_numpy(bits.astype(bool))
-    ids, lengths, starts = (torch.from_numpy(column) for column in (rollout.input_ids, rollout.lengths, rollout.starts))
+        masks = torch.from_numpy(bits.astype(bool)).to(policy.lm.device)
+    columns = (rollout.input_ids, rollout.lengths, rollout.starts)
+    ids, lengths, starts = (torch.from_numpy(column).to(policy.lm.device) for column in columns)
     with torch.no_grad():
         now = policy.evaluate(ids, lengths, starts, masks)
     ratio = (now.log_probs.cpu() - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()

@@ -102,7 +102,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
         Args:
             seed: Seeds the drawing of prompts.
-            options: ``prompt``, a text to start from, or ``prompt_index``, its place in the data set.
+            options: ``prompt``, a text, a list of messages, or one of ``prompts`` to start from, or ``prompt_index``,
+                its place in the data set.
 
         Returns:
             The observation and an info with the ``prompt``.

@@ -11,25 +11,31 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from textenv.types import TextEnvError
+import numpy as np
 
-__all__ = ["PromptSource", "movie_openings", "read_prompts"]
+from textenv.types import Conversation, TextEnvError
 
-PromptSource: TypeAlias = str | Path | Sequence[str] | Sequence[Mapping[str, Any]] | Iterable[Mapping[str, Any]]
-"""A file, a list of texts, or rows with a ``prompt`` column (a ``datasets.Dataset`` is such an iterable)."""
+__all__ = ["PromptSource", "movie_openings", "read_conversation", "read_prompts"]
+
+PromptSource: TypeAlias = str | Path | Iterable[str] | Iterable[Mapping[str, Any]] | Iterable[Sequence[Any]]
+"""A file, a list of texts or of conversations, or rows with a ``prompt`` column (such as a ``datasets.Dataset``)."""
 
 _KINDS = (".txt", ".jsonl", ".csv", ".parquet")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def read_prompts(source: PromptSource) -> tuple[list[str], dict[str, list[Any]]]:
-    """Return the prompts' texts and the other columns, handed to the reward as they are.
+def read_prompts(source: PromptSource) -> tuple[list[str | Conversation], dict[str, list[Any]]]:
+    """Return the prompts and the other columns, handed to the reward as they are.
+
+    A prompt is a text, or a conversation: a list of messages, each a mapping with ``role`` and ``content``.
 
     Args:
-        source: A list of strings; a list of mappings or a ``datasets.Dataset`` with the column ``prompt``; or the path
-            of a ``.txt`` file (a prompt a line), ``.jsonl``, ``.csv`` or ``.parquet`` (a column ``prompt``).
+        source: A list of prompts; a list of mappings or a ``datasets.Dataset`` with the column ``prompt``; or the path
+            of a ``.txt`` file (a text a line), ``.jsonl``, ``.csv`` or ``.parquet`` (a column ``prompt``).
 
     Raises:
-        TextEnvError: It is none of these, is empty, or a row lacks a text prompt or a column of the others.
+        TextEnvError: It is none of these, is empty, a row lacks a prompt or a column of the others, or texts and
+            conversations are mixed.
     """
     if isinstance(source, (str, Path)):
         rows, name = _read_file(Path(source)), f"{source}"
@@ -39,34 +45,47 @@ def read_prompts(source: PromptSource) -> tuple[list[str], dict[str, list[Any]]]
         rows, name = list(source), f"prompts ({type(source).__name__})"
     else:
         raise TextEnvError(
-            f"prompts={source!r}: expected a list of strings, a list of mappings with 'prompt', a datasets.Dataset, or "
-            f"the path of a file ({', '.join(_KINDS)})."
+            f"prompts={source!r}: expected a list of strings or of conversations, a list of mappings with 'prompt', a "
+            f"datasets.Dataset, or the path of a file ({', '.join(_KINDS)})."
         )
     if not rows:
         raise TextEnvError(f"{name}: no prompts in it; expected at least one.")
-    texts: list[str] = []
+    prompts: list[str | Conversation] = []
     names = list(rows[0]) if isinstance(rows[0], Mapping) else []
     if not all(isinstance(column, str) for column in names):
         raise TextEnvError(f"{name}: columns {names}; expected names that are texts.")
     columns: dict[str, list[Any]] = {column: [] for column in names if column != "prompt"}
     for number, row in enumerate(rows):
-        values = {"prompt": row} if isinstance(row, str) else row
-        if not isinstance(values, Mapping) or not isinstance(values.get("prompt"), str):
+        values = row if isinstance(row, Mapping) else {"prompt": row}
+        prompt = values.get("prompt")
+        if not isinstance(prompt, str):
+            prompt = _conversation(prompt, f"{name}, row {number}: {_short(row)}")
+        if prompts and isinstance(prompt, str) is not isinstance(prompts[0], str):
             raise TextEnvError(
-                f"{name}, row {number}: {_short(row)}; expected a text, or a mapping with a text 'prompt'."
+                f"{name}, row {number}: {_short(row)}; the first row holds {_short(prompts[0])}. Expected texts, or "
+                "conversations, not both: a reward gets them as they are."
             )
         if (set(values) - {"prompt"}) != set(columns):
             raise TextEnvError(
                 f"{name}, row {number}: columns {sorted(map(str, set(values) - {'prompt'}))}, but the first row has "
                 f"{sorted(columns)}; expected the same in every row."
             )
-        texts.append(values["prompt"])
+        prompts.append(prompt)
         for column, cells in columns.items():
             cells.append(values[column])
     reserved = sorted(columns.keys() & {"prompts", "completions", "completion_ids"})
     if reserved:
         raise TextEnvError(f"{name}: the column(s) {reserved} would hide what the reward is given; rename them.")
-    return texts, columns
+    return prompts, columns
+
+
+def read_conversation(value: object) -> Conversation:
+    """Return a list of messages, checked.
+
+    Raises:
+        TextEnvError: It is none, or a message lacks a known role or a text content.
+    """
+    return _conversation(value, f"prompt={_short(value)}")
 
 
 @functools.cache
@@ -83,6 +102,29 @@ def movie_openings(half: Literal["train", "heldout"]) -> tuple[str, ...]:
         raise TextEnvError(f"split={half!r}: expected 'train' or 'heldout'.")
     content = (resources.files("textenv") / "data" / "openings.json").read_text("utf-8")
     return tuple(json.loads(content)[half])
+
+
+def _conversation(value: object, where: str) -> Conversation:
+    value = value.tolist() if isinstance(value, np.ndarray) else value  # as pandas reads parquet
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
+        raise TextEnvError(
+            f"{where}; expected a text, a list of messages such as [{{'role': 'user', 'content': 'Hello'}}], or a "
+            "mapping with one of these as 'prompt'."
+        )
+    messages = []
+    for place, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            raise TextEnvError(
+                f"{where}; message {place} is {_short(message)}, expected a mapping with 'role' and 'content'."
+            )
+        role, content = message.get("role"), message.get("content")
+        if role not in _ROLES:
+            raise TextEnvError(f"{where}; message {place} has the role {role!r}, expected one of {list(_ROLES)}.")
+        if not isinstance(content, str):
+            raise TextEnvError(f"{where}; message {place} has the content {_short(content)}, expected a text.")
+        # Tables give every message every key that one of them has.
+        messages.append({str(key): item for key, item in message.items() if item is not None})
+    return tuple(messages)
 
 
 def _read_file(path: Path) -> list[Any]:

@@ -184,11 +184,14 @@ def sample_episodes(
     envs: VectorEnv[Any, Any, Any],
     policy: TextPolicy,
     generator: torch.Generator | None,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     *,
     world: World = ALONE,
 ) -> list[Episode]:
-    """Let ``policy`` write one episode from each prompt, in the rows of all processes group by group."""
+    """Let ``policy`` write one episode from each prompt, in the rows of all processes group by group.
+
+    A prompt is whatever ``reset(options={"prompt": ...})`` takes for a row.
+    """
     episodes: list[Episode] = []
     size = envs.num_envs * world.size
     for begin in range(0, len(prompts), size):

@@ -44,8 +44,8 @@ def reward_name(reward: Callable[..., Any]) -> str:
 def score(
     reward: Callable[..., Any],
     *,
-    prompts: Sequence[str],
-    completions: Sequence[str],
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
 ) -> FloatArray:
@@ -53,7 +53,7 @@ def score(
 
     Args:
         reward: The reward, as ``Reward`` describes it. It may return a sequence, an array or a tensor, shape ``(n,)``.
-        prompts: ``n`` prompts.
+        prompts: ``n`` prompts, texts or lists of messages.
         completions: ``n`` completions. With none of them the reward isn't called.
         completion_ids: Their token ids.
         columns: The prompts' other columns, ``n`` values each.
@@ -128,7 +128,7 @@ def _signature_mismatch(reward: Callable[..., Any], arguments: Mapping[str, Any]
     return None
 
 
-def _row(prompt: str, completion: str) -> str:
+def _row(prompt: Any, completion: Any) -> str:
     return f"prompt is {_shorten(repr(prompt))} and the completion {_shorten(repr(completion))}"
 
 

@@ -8,11 +8,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from textenv.types import KLEstimator, KLMode, TextEnvError
 
 __all__ = ["TextEnvSettings"]
+
+DType: TypeAlias = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +24,16 @@ class TextEnvSettings:
     Attributes:
         model: The reference model, which also gives the vocabulary: ``"bundled"``, a folder, a Hugging Face id, or a
             ``CausalLM``. Agents start from a copy of it.
-        prompts: A list of texts or of mappings with ``prompt`` and further columns for the reward, a ``.txt``,
-            ``.jsonl``, ``.csv`` or ``.parquet`` file, or a ``datasets.Dataset``; None for the bundled openings of
-            movie reviews.
+        device: Where the models run: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU if there is one. None
+            for the CPU, or for where a given ``CausalLM`` is.
+        torch_dtype: Data type of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the one
+            they are saved in. None for float32, or for that of a given ``CausalLM``. An agent's weights are of this
+            type too, and an update that is small beside its weight is lost in 16 bits.
+        prompts: A list of texts, of conversations (each a list of messages with ``role`` and ``content``), or of
+            mappings with one of these as ``prompt`` and further columns for the reward; a ``.txt``, ``.jsonl``,
+            ``.csv`` or ``.parquet`` file; or a ``datasets.Dataset``. None for the bundled openings of movie reviews.
+            Conversations go through the tokenizer's chat template, and the reward gets them as messages.
+        chat: Take a prompt that is a text as one message of a user to a chat model. The reward gets it as a text.
         reward: A name, a JSON mapping with ``name`` and arguments, ``"package.module:attribute"``, or a callable
             (see ``textenv.types.Reward``).
         max_new_tokens: Token budget of an episode.
@@ -43,7 +52,10 @@ class TextEnvSettings:
     """
 
     model: Any = "bundled"
+    device: str | None = None
+    torch_dtype: DType | None = None
     prompts: Any = None
+    chat: bool = False
     reward: Any = "vader"
     max_new_tokens: int = 12
     max_prompt_tokens: int | None = None
@@ -78,6 +90,12 @@ class TextEnvSettings:
         for name, choices in (("kl_estimator", get_args(KLEstimator)), ("kl_mode", get_args(KLMode))):
             if getattr(self, name) not in choices:
                 raise TextEnvError(f"{name}={getattr(self, name)!r}: expected one of {list(choices)}.")
+        if self.torch_dtype not in (None, *get_args(DType)):
+            raise TextEnvError(f"torch_dtype={self.torch_dtype!r}: expected one of {[*get_args(DType)]}, or None.")
+        if self.device is not None and not isinstance(self.device, str):
+            raise TextEnvError(f"device={self.device!r}: expected a text such as 'cpu', 'cuda' or 'auto', or None.")
+        if not isinstance(self.chat, bool):
+            raise TextEnvError(f"chat={self.chat!r}: expected True or False.")
         for name in ("max_new_tokens", "max_prompt_tokens", "kl_horizon", "top_k"):
             value = getattr(self, name)
             if value is None and name in ("max_prompt_tokens", "top_k"):

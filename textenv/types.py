@@ -6,6 +6,7 @@ without pulling in a language model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 
 __all__ = [
     "ActionLogProb",
+    "Conversation",
     "Episode",
     "FloatArray",
     "FullDistribution",
     "IntArray",
     "KLEstimator",
     "KLMode",
+    "Message",
     "Observation",
     "Prompt",
     "Reward",
@@ -34,6 +37,9 @@ Observation: TypeAlias = dict[str, NDArray[Any]]
 StopReason: TypeAlias = Literal["eos", "stop", "length"]
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3", "full"]
 KLMode: TypeAlias = Literal["dense", "lump"]
+Message: TypeAlias = Mapping[str, Any]
+"""``role`` and ``content``, both texts, and whatever else a chat template reads."""
+Conversation: TypeAlias = tuple[Message, ...]
 
 
 class TextEnvError(ValueError):
@@ -45,14 +51,28 @@ class Prompt:
     """What an episode starts from.
 
     Attributes:
-        text: The prompt as people read it.
+        text: The prompt as the model reads it: with a chat template, what the template made of it.
         ids: Its token ids, never empty, shape ``(prompt_length,)``.
         columns: The other columns of the prompt data set, handed to the reward as they are.
+        given: What a chat template made the text of, a conversation or a user's message; None without a template.
     """
 
     text: str
     ids: tuple[int, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    given: str | Conversation | None = None
+
+    def for_reward(self, completion: str) -> tuple[Any, Any]:
+        """Return the prompt and a completion as a reward gets them, in the form in which the prompt was given.
+
+        A text is a text. A conversation is a list of messages, and so is the completion: one message of the assistant,
+        which holds the beginning too where the conversation gave one. It is the form of TRL's trainers.
+        """
+        if self.given is None or isinstance(self.given, str):
+            return self.text if self.given is None else self.given, completion
+        messages = [copy.deepcopy(dict(message)) for message in self.given]  # a reward may change them
+        begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+        return messages, [{"role": "assistant", "content": begun + completion}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +80,7 @@ class Episode:
     """A finished episode, token by token. ``T`` is the number of tokens that the agent wrote.
 
     Attributes:
-        prompt: The prompt's text.
+        prompt: The prompt's text, as the model reads it.
         completion: The text that was scored: without special tokens, cut before a stop string.
         prompt_ids: Token ids of the prompt.
         completion_ids: Token ids of the completion as sampled, the end-of-sequence token included, shape ``(T,)``.
@@ -84,13 +104,17 @@ class Episode:
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores a batch of ``n`` finished completions; functions written for TRL fit unmodified."""
+    """Scores a batch of ``n`` finished completions; functions written for TRL fit unmodified.
+
+    Prompts come in the form in which they were given. For a text, both it and its completion are texts. For a
+    conversation both are lists of messages, the completion being ``[{"role": "assistant", "content": ...}]``.
+    """
 
     def __call__(
         self,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> Sequence[float]:

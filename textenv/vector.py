@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from textenv import kl as kl_module
 from textenv.handle import unwrap, with_handles
-from textenv.models.causal_lm import CausalLM, log_softmax
-from textenv.prompts import PromptSource, movie_openings, read_prompts
+from textenv.models.causal_lm import CausalLM, find_device, log_softmax
+from textenv.prompts import PromptSource, movie_openings, read_conversation, read_prompts
 from textenv.render import to_ansi
 from textenv.scoring import resolve_reward, score
 from textenv.settings import TextEnvSettings
 from textenv.types import (
     ActionLogProb,
+    Conversation,
     Episode,
     FullDistribution,
     IntArray,
@@ -58,9 +59,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     ``kl_coef`` then optimises the same objective.
 
     ``info`` holds, a step, ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` not before
-    the end), ``action_mask`` with ``top_k`` or ``top_p``, and ``prompt`` after a reset. At the end of an episode come
-    ``score``, ``stop_reason``, ``completion``, ``completion_ids``, ``token_kl`` and ``token_rewards``, the last being
-    what each token earned also where ``kl_mode="lump"`` pays it all at the end.
+    the end), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the model reads.
+    At the end of an episode come ``score``, ``stop_reason``, ``completion``, ``completion_ids``, ``token_kl`` and
+    ``token_rewards``, the last being what each token earned also where ``kl_mode="lump"`` pays it all at the end.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
@@ -98,9 +99,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.render_mode = render_mode
         self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
         self.kl_controller = kl_module.AdaptiveKL(float(given.kl_coef), given.kl_target, given.kl_horizon)
-        self.reference = given.model if isinstance(given.model, CausalLM) else CausalLM.from_pretrained(given.model)
+        self.reference = _model(given)
         self.reward = resolve_reward(given.reward)
-        self.prompts = self._encode(movie_openings("train") if given.prompts is None else given.prompts)
+        self.prompts = self._read(movie_openings("train") if given.prompts is None else given.prompts)
         longest = max(self.prompts, key=lambda prompt: len(prompt.ids))
         self.max_prompt_tokens = given.max_prompt_tokens or len(longest.ids)
         self._check_prompt(longest)
@@ -250,8 +251,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Args:
             seed: Row ``i`` is seeded with ``seed + i``, or the ``i``-th of a list; what it then does depends on
                 neither the other rows nor their number.
-            options: ``reset_mask``, which rows begin anew, booleans ``(num_envs,)``; ``prompt``, a text for all rows
-                or one for each, in place of a drawn one; ``prompt_index``, the same by place in the data set.
+            options: ``reset_mask``, which rows begin anew, booleans ``(num_envs,)``; ``prompt``, a text or a
+                list of messages for all rows, or one for each, in place of a drawn one; it may also be one of the
+                environment's ``prompts``, columns included. ``prompt_index``, the same by place in the data set.
 
         Returns:
             Observations and infos, which hold each row's ``prompt``.
@@ -455,10 +457,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def _score(self, rows: IntArray, reasons: list[StopReason]) -> NDArray[np.float64]:
         prompts = [self._row_prompts[row] for row in rows]
         names = sorted({name for prompt in prompts for name in prompt.columns})
+        given = [prompt.for_reward(self._completion(row)) for prompt, row in zip(prompts, rows, strict=True)]
         scores = score(
             self.reward,
-            prompts=[prompt.text for prompt in prompts],
-            completions=[self._completion(row) for row in rows],
+            prompts=[prompt for prompt, _ in given],
+            completions=[completion for _, completion in given],
             completion_ids=[self._completion_ids(row) for row in rows],
             columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
         ).astype(np.float64)
@@ -592,15 +595,31 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             raise TextEnvError(f"seed={seed!r}: expected one number of at least 0, or {self.num_envs} of them.")
         return [None if value is None else int(value) for value in seeds]
 
-    def _encode(self, source: PromptSource) -> list[Prompt]:
-        texts, columns = read_prompts(source)
+    def _read(self, source: PromptSource) -> list[Prompt]:
+        given, columns = read_prompts(source)
         rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-        encoded = self.reference.encode_many(texts)
-        return [
-            Prompt(text, ids, row) for text, ids, row in zip(texts, encoded, rows or [{}] * len(texts), strict=True)
-        ]
+        return self._encoded(given, rows or [{}] * len(given))
+
+    def _encoded(self, given: Sequence[str | Conversation], rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+        """Return prompts of texts and conversations, ``rows`` being their other columns."""
+        plain = [prompt for prompt in given if isinstance(prompt, str) and not self.settings.chat]
+        encoded = iter(self.reference.encode_many(plain))  # in one call of the tokenizer
+        prompts = []
+        for prompt, row in zip(given, rows, strict=True):
+            if isinstance(prompt, str) and not self.settings.chat:
+                prompts.append(Prompt(prompt, next(encoded), row))
+                continue
+            messages: Conversation = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+            text, ids = self.reference.encode_conversation(messages)
+            prompts.append(Prompt(text, ids, row, given=prompt))
+        return prompts
 
     def _check_prompt(self, prompt: Prompt) -> None:
+        if not prompt.ids or not 0 <= min(prompt.ids) <= max(prompt.ids) < self.reference.vocab_size:
+            raise TextEnvError(
+                f"{prompt}: expected token ids from 0 to {self.reference.vocab_size - 1}, at least one. It was "
+                "made for another model; give its text."
+            )
         if len(prompt.ids) > self.max_prompt_tokens:
             raise TextEnvError(
                 f"The prompt {prompt.text[:80]!r} takes {len(prompt.ids)} tokens, max_prompt_tokens is "
@@ -609,8 +628,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def _wanted_prompts(self, options: dict[str, Any]) -> dict[int, Prompt]:
         if "prompt" in options:
-            texts = self._one_each(options.pop("prompt"), str, "prompt", "a text")
-            prompts = [Prompt(text, ids) for text, ids in zip(texts, self.reference.encode_many(texts), strict=True)]
+            prompts = self._given_prompts(options.pop("prompt"))
         elif "prompt_index" in options:
             indices = self._one_each(options.pop("prompt_index"), (int, np.integer), "prompt_index", "a number")
             if not all(0 <= index < len(self.prompts) for index in indices):
@@ -621,6 +639,18 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         for prompt in prompts:
             self._check_prompt(prompt)
         return dict(enumerate(prompts))
+
+    def _given_prompts(self, value: Any) -> list[Prompt]:
+        """Return the prompts of ``options["prompt"]``, one a row."""
+        if isinstance(value, Sequence) and value and isinstance(value[0], Mapping):  # messages: one conversation
+            value = [value] * self.num_envs
+        values = self._one_each(value, (str, Sequence, Prompt), "prompt", "a text or a list of messages")
+        return [
+            item
+            if isinstance(item, Prompt)
+            else self._encoded([item if isinstance(item, str) else read_conversation(item)], [{}])[0]
+            for item in values
+        ]
 
     def _one_each(self, value: Any, kind: Any, name: str, what: str) -> list[Any]:
         values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * self.num_envs
@@ -638,6 +668,26 @@ def movie_review(num_envs: int = 1, *, split: Literal["train", "heldout"] = "tra
         **settings: Those of ``textenv.settings.TextEnvSettings``.
     """
     return TextVectorEnv(num_envs, **{"prompts": list(movie_openings(split)), **settings})
+
+
+def _model(settings: TextEnvSettings) -> CausalLM:
+    """Load the reference, or return the one that was given, if it is where and of the type that it should be."""
+    lm = settings.model
+    if not isinstance(lm, CausalLM):
+        return CausalLM.from_pretrained(lm, device=settings.device or "cpu", dtype=settings.torch_dtype or "float32")
+    if settings.device is not None:
+        wanted = find_device(settings.device)
+        if wanted.type != lm.device.type or wanted.index not in (None, lm.device.index or 0):
+            raise TextEnvError(
+                f"device={settings.device!r}, but the model that was given is on {str(lm.device)!r}; leave device out, "
+                "or load the model there: CausalLM.from_pretrained(..., device=...)."
+            )
+    if settings.torch_dtype not in (None, "auto", str(lm.model.dtype).removeprefix("torch.")):
+        raise TextEnvError(
+            f"torch_dtype={settings.torch_dtype!r}, but the model that was given is of {lm.model.dtype}; leave it out, "
+            "or load the model so: CausalLM.from_pretrained(..., dtype=...)."
+        )
+    return lm
 
 
 def _likeliest(log_probs: NDArray[np.float32], top_k: int | None, top_p: float | None) -> NDArray[np.bool_]:

@@ -27,10 +27,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
+from textenv.models.chat import end_of_turn, render_conversation
 from textenv.models.network import KeyValues, Network, hooks_of
-from textenv.types import IntArray, TextEnvError
+from textenv.types import Conversation, IntArray, TextEnvError
 
-__all__ = ["BUNDLED", "CausalLM", "bundled_folder", "quiet"]
+__all__ = ["BUNDLED", "CausalLM", "bundled_folder", "find_device", "quiet"]
 
 BUNDLED = "bundled"
 """The name of the model that ships with textenv."""
@@ -57,6 +58,30 @@ def quiet() -> Iterator[None]:
         hook(before)
 
 
+def find_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name, ``"auto"`` being a GPU if there is one and the CPU if not.
+
+    Raises:
+        TextEnvError: It is of another kind, or this machine has none that torch can use.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise TextEnvError(f"device={name!r}: expected 'cpu', 'cuda', 'cuda:1' or 'auto'.") from error
+    have = {"cpu": 1, "cuda": gpus}.get(device.type)
+    if have is None:
+        raise TextEnvError(f"device={str(name)!r}: expected 'cpu', 'cuda', 'cuda:1' or 'auto'.")
+    if (device.index or 0) >= have:
+        raise TextEnvError(
+            f"device={str(name)!r}: torch {torch.__version__} can use {have} device(s) of the kind {device.type!r} on "
+            "this machine; expected one of them, or 'auto' for a GPU if there is one."
+        )
+    return device
+
+
 class CausalLM:
     """A Hugging Face causal language model, its tokenizer, and a cache of the prefixes it saw last.
 
@@ -65,7 +90,8 @@ class CausalLM:
         tokenizer: Its tokenizer.
         vocab_size: Width of its logits; can exceed the tokenizer's vocabulary.
         hidden_size: Width of the hidden states that its head reads.
-        eos_ids: Token ids that end a text.
+        eos_ids: Token ids that end a text: those that tokenizer and generation config name, and that which the chat
+            template puts behind what the assistant says.
         pad_id: Token id that fills up rows. It may be an end-of-sequence token: masks come from lengths.
         max_positions: Longest sequence the model takes, or None where it has no limit.
         adapter: Name of the LoRA adapter in the network that belongs to this model; None for the network without one.
@@ -110,18 +136,24 @@ class CausalLM:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = BUNDLED, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        name: str | Path = BUNDLED,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
     ) -> CausalLM:
         """Load a model and its tokenizer.
 
         Args:
             name: ``"bundled"``, a folder in Hugging Face format, or a Hugging Face id.
-            device: Where it runs.
-            dtype: Data type of its weights.
+            device: Where it runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU if there is one.
+            dtype: Data type of its weights, or its name; ``"auto"`` for the one that they are saved in.
 
         Raises:
-            TextEnvError: The folder or id cannot be loaded, or lacks weights; the message repeats the reason.
+            TextEnvError: The folder or id cannot be loaded, or lacks weights; the message repeats the reason. Or this
+                machine has no such device.
         """
+        where = find_device(device)
         source = str(bundled_folder()) if str(name) == BUNDLED else str(name)
         try:
             with quiet():
@@ -141,7 +173,7 @@ class CausalLM:
                 f"model={str(name)!r} lacks {len(missing)} of the weights of a {type(model).__name__}, among them "
                 f"{', '.join(missing[:3])}; expected a causal language model, saved whole."
             )
-        return cls(model.to(device), tokenizer)
+        return cls(model.to(where), tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has in common: not what was computed, which refers to this model's parameters."""
@@ -172,19 +204,33 @@ class CausalLM:
         """Return ``encode`` of each text, in one call of the tokenizer."""
         encoded: list[tuple[int, ...]] = []
         for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"] if texts else (), strict=True):
-            tokens = tuple(ids[:-1] if self._appends_eos else ids) or (self._start_id,)
-            if max(tokens) >= self.vocab_size:
-                raise TextEnvError(
-                    f"The tokenizer reads {text[:80]!r} as token {max(tokens)}, but the model's tokens end at "
-                    f"{self.vocab_size - 1}: give the tokenizer that the model was trained with."
-                )
-            encoded.append(tokens)
+            encoded.append(self._prompt_ids(text, ids[:-1] if self._appends_eos else ids))
         return encoded
 
+    def encode_conversation(self, messages: Conversation) -> tuple[str, tuple[int, ...]]:
+        """Return the text and token ids that the chat template makes of messages, up to where the assistant goes on.
+
+        Raises:
+            TextEnvError: There is no chat template or it refuses the messages, or the text has a token that the model
+                does not know.
+        """
+        text, ids = render_conversation(self.tokenizer, messages)
+        return text, self._prompt_ids(text, ids)
+
+    def _prompt_ids(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:
+        tokens = tuple(ids) or (self._start_id,)
+        if max(tokens) >= self.vocab_size:
+            raise TextEnvError(
+                f"The tokenizer reads {text[:80]!r} as token {max(tokens)}, but the model's tokens end at "
+                f"{self.vocab_size - 1}: give the tokenizer that the model was trained with."
+            )
+        return tokens
+
     def decode(self, ids: Sequence[int] | IntArray) -> str:
-        """Return the text of token ids, special tokens and ids beyond the tokenizer's vocabulary left out."""
+        """Return the text of token ids, less special tokens, those that end a text, and those the tokenizer lacks."""
         size = len(self.tokenizer)
-        return str(self.tokenizer.decode([int(i) for i in ids if i < size], skip_special_tokens=True))
+        kept = [int(i) for i in ids if i < size and i not in self.eos_ids]  # not all that end turns are marked special
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
     def token_texts(self, ids: Sequence[int] | IntArray) -> tuple[str, ...]:
         """Return the text of each token by itself, for display; special tokens are shown by name."""
@@ -457,7 +503,7 @@ def _close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> bool
 def _eos_ids(model: PreTrainedModel, tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
     generation = getattr(model, "generation_config", None)
     found: list[int] = []
-    for value in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
+    for value in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None), end_of_turn(tokenizer)):
         found += [value] if isinstance(value, int) else value or []
     ids = tuple(dict.fromkeys(int(i) for i in found if i < vocab_size))
     if not ids:

@@ -237,7 +237,9 @@ class Network:
         config = model.config
         if not type(model).__module__.startswith(f"transformers.models.{config.model_type}."):
             return None
-        if config._attn_implementation not in ("eager", "sdpa") or any(any(hooks_of(module)) for module in model.modules()):
+        if config._attn_implementation not in ("eager", "sdpa") or any(
+            any(hooks_of(module)) for module in model.modules()
+        ):
             return None
         if config.model_type == "gpt2":
             return _gpt2(model, functools.partial(Linear, adapted=adapted))

@@ -74,6 +74,7 @@ class TextPolicy(nn.Module):
         temperature: float = 1.0,
         lora: Lora | None = None,
         gradient_checkpointing: bool = False,
+        trainable: bool = True,
     ) -> None:
         """Make a policy that starts as a copy of ``lm``.
 
@@ -84,6 +85,7 @@ class TextPolicy(nn.Module):
             lora: Share the network and its weights with ``lm`` and learn an adapter; None for a copy that learns in
                 all its weights.
             gradient_checkpointing: Keep only the inputs of layers for the backward pass, and compute the rest again.
+            trainable: Whether it is to learn; else it acts with ``lm`` itself.
 
         Raises:
             TextEnvError: The model is not made for the adapter, or for checkpoints of gradients.
@@ -91,7 +93,7 @@ class TextPolicy(nn.Module):
         super().__init__()
         if lora is not None and value == "model":
             raise TextEnvError("value='model' makes a second copy of the weights, which LoRA avoids: use 'head'.")
-        self.lm = _trainable_copy(lm) if lora is None else _adapted(lm, lora)
+        self.lm = lm if not trainable else _trainable_copy(lm) if lora is None else _adapted(lm, lora)
         self.model = self.lm.model  # registers the parameters
         self.value_lm = _trainable_copy(lm) if value == "model" else None
         self.value_model = self.value_lm.model.base_model if self.value_lm is not None else None
