@@ -106,7 +106,7 @@ class PPOConfig:
     target_kl: float | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     lora_rank: int | None = None
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
     lora_targets: tuple[str, ...] = ("all-linear",)
     gradient_checkpointing: bool = False
     seed: int = 0

@@ -95,7 +95,12 @@ class Forwards:
             self.shapes.clear()
         else:
             run = network.run
-            network.run = lambda ids, *rest: (self._record(ids), run(ids, *rest))[1]
+
+            def recorded(ids: torch.Tensor, *rest: Any) -> Any:
+                self._record(ids)
+                return run(ids, *rest)
+
+            network.run = recorded
             self._undo = lambda: network.__dict__.pop("run")
         return self
 

@@ -159,7 +159,7 @@ class CausalLM:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(source)
                 if (Path(source) / "adapter_config.json").is_file():
-                    model, report = _merged(source, dtype), {"missing_keys": ()}
+                    model, report = _merged(source, dtype), {"missing_keys": set[str]()}
                 else:
                     load: Any = AutoModelForCausalLM.from_pretrained
                     model, report = load(source, dtype=dtype, output_loading_info=True)
@@ -460,7 +460,7 @@ class CausalLM:
         return int(self.eos_ids[0] if bos is None else bos)
 
 
-def _merged(folder: str, dtype: torch.dtype) -> Any:
+def _merged(folder: str, dtype: str | torch.dtype) -> Any:
     """Load a LoRA adapter and the model it belongs to, as one model."""
     try:
         from peft import PeftConfig, PeftModel  # noqa: PLC0415 (an optional dependency, and slow)
@@ -598,10 +598,7 @@ class _PrefixCache:
             ids, lengths, start, slots = ids[order], lengths[order], start[order], slots[order]
         span = int((lengths - start).max())
         keys = int(lengths.max())
-        if span == 1:
-            positions = start[:, None]
-        else:
-            positions = np.minimum(start[:, None] + np.arange(span), ids.shape[1] - 1)
+        positions = np.minimum(start[:, None] + np.arange(span), ids.shape[1] - 1)
         block = torch.from_numpy(np.take_along_axis(ids, positions, axis=1)).to(device)
         where = torch.from_numpy(positions).to(device)
         into = torch.from_numpy(slots).to(device)
@@ -611,8 +608,8 @@ class _PrefixCache:
             mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=device)
             mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
         if isinstance(self._held, _RaggedCache):
-            mask = None if mask is None else mask[:, None]
-            output = self._held.run(self._model, block, where, into, keys, mask, fresh=fresh)
+            self._held.aim(into, where, keys, mask, fresh=fresh)
+            output = self._held.run(self._model, block)
         else:
             assert self._network is not None
             self._held.aim(into, where, keys, mask, fresh=fresh)
@@ -695,28 +692,25 @@ class _RaggedCache(Cache):
         self._size = (0, 0)
         self._rows = self._where = torch.zeros(0, dtype=torch.int64)
         self._length = 0
+        self._mask: torch.Tensor | None = None
 
-    def run(
-        self,
-        model: PreTrainedModel,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        rows: torch.Tensor,
-        length: int,
-        mask: torch.Tensor | None,
-        *,
-        fresh: bool,
-    ) -> torch.Tensor:
-        """Return the hidden states of new tokens ``(batch, new)``; arguments as those of ``KeyValues.aim``."""
-        self._rows, self._where, self._length = rows, positions, 0 if fresh else length
+    def aim(
+        self, rows: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor | None, *, fresh: bool
+    ) -> None:
+        """Say where the next forward writes, and what it reads; as ``KeyValues.aim``."""
+        self._rows, self._where, self._length, self._mask = rows, positions, 0 if fresh else length, mask
+
+    def run(self, model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states of new tokens ``(batch, new)``."""
+        mask = self._mask
         if mask is None:  # given all the same, so that transformers derives none from a cache it cannot read
-            places = torch.arange(ids.shape[1] if fresh else length, device=ids.device)
-            mask = torch.zeros(1, 1, ids.shape[1], len(places), dtype=model.dtype, device=ids.device)
+            fresh = self._length == 0
+            places = torch.arange(ids.shape[1] if fresh else self._length, device=ids.device)
+            mask = torch.zeros(len(ids), ids.shape[1], len(places), dtype=model.dtype, device=ids.device)
             if fresh:
                 mask.masked_fill_(places[None, :] > places[:, None], torch.finfo(mask.dtype).min)
-            mask = mask.expand(len(ids), -1, -1, -1)
         output: torch.Tensor = _trunk(model)(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self, use_cache=True
+            input_ids=ids, attention_mask=mask[:, None], position_ids=self._where, past_key_values=self, use_cache=True
         ).last_hidden_state
         return output
 

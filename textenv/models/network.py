@@ -208,11 +208,12 @@ class Network:
     def __init__(
         self,
         model: PreTrainedModel,
+        *,
         embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        rotary: nn.Module | None,
         blocks: list[_Block],
         norm: Activation,
         heads: tuple[int, int, int],
+        rotary: nn.Module | None = None,
     ) -> None:
         """Take a model's parts; use ``Network.of``."""
         self.head = Linear(cast(nn.Module, model.get_output_embeddings()))
@@ -222,7 +223,7 @@ class Network:
         self._heads = heads  # of queries, of keys and values, and their size
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
         self._triangle: tuple[Any, torch.Tensor] | None = None
-        self._runs = 0
+        self._packed = False
 
     @staticmethod
     def of(model: PreTrainedModel, *, adapted: bool = False) -> Network | None:
@@ -269,21 +270,23 @@ class Network:
         if self._rotary is not None:
             angles = self._rotation(places, x, new if keys_values is None else keys_values.size[1])
         save = self.checkpointing and torch.is_grad_enabled()
-        for layer, block in enumerate(self._blocks):
-            arguments = (layer, block, x, batch, angles, keys_values)
+        for layer in range(len(self._blocks)):
+            arguments = (layer, x, batch, angles, keys_values)
             x = checkpoint(self._layer, *arguments, use_reentrant=False) if save else self._layer(*arguments)
         return self._norm(x).view(batch, new, -1)
 
     def pack(self) -> None:
-        """Pack the weights, from the second call after a change on: once is not worth it."""
-        self._runs += 1
-        if self._runs == 2 and sum(p.nbytes for p in self._model.parameters()) <= _PACKED_BYTES:
+        """Pack the weights, if they are not."""
+        if self._packed:
+            return
+        self._packed = True
+        if sum(p.nbytes for p in self._model.parameters()) <= _PACKED_BYTES:
             for linear in self._linears():
                 linear.pack()
 
     def unpack(self) -> None:
         """Forget the packed weights, because they have changed or are about to."""
-        self._runs = 0
+        self._packed = False
         for linear in self._linears():
             linear.unpack()
 
@@ -293,12 +296,12 @@ class Network:
     def _layer(
         self,
         layer: int,
-        block: _Block,
         x: torch.Tensor,
         batch: int,
         angles: tuple[torch.Tensor, torch.Tensor] | None,
         keys_values: KeyValues | None,
     ) -> torch.Tensor:
+        block = self._blocks[layer]
         heads, kv_heads, size = self._heads
         qkv = block.qkv(block.attention_norm(x)).view(len(x), heads + 2 * kv_heads, size)
         if angles is not None:
@@ -407,7 +410,7 @@ def _gpt2(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network | No
         )
         for block in trunk.h
     ]
-    return Network(model, embed, None, blocks, _layer_norm(trunk.ln_f), (heads, heads, size))
+    return Network(model, embed=embed, blocks=blocks, norm=_layer_norm(trunk.ln_f), heads=(heads, heads, size))
 
 
 def _llama(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network | None:
@@ -438,7 +441,7 @@ def _llama(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network | N
             )
         )
     heads = (config.num_attention_heads, config.num_key_value_heads, size)
-    return Network(model, embed, trunk.rotary_emb, blocks, _rms_norm(trunk.norm), heads)
+    return Network(model, embed=embed, blocks=blocks, norm=_rms_norm(trunk.norm), heads=heads, rotary=trunk.rotary_emb)
 
 
 _SHIFTING_ROPES = ("dynamic", "longrope")  # their angles depend on the length of the text

@@ -49,7 +49,7 @@ class Lora:
     """
 
     rank: int
-    alpha: float
+    alpha: int
     targets: tuple[str, ...] = ("all-linear",)
 
 
