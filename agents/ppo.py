@@ -408,7 +408,7 @@ class PPO:
         if path is None:
             return False
         before = json.loads((path / "state.json").read_text("utf-8"))
-        settings = {"total_steps": total_steps, **dataclasses.asdict(self.config)}
+        settings = json.loads(json.dumps({"total_steps": total_steps, **dataclasses.asdict(self.config)}))
         earlier = {"total_steps": before["total_steps"], **before["config"]}
         if changed := sorted(name for name in settings if settings[name] != earlier.get(name)):
             raise TextEnvError(

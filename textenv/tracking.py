@@ -65,7 +65,9 @@ class RunLogger:
         self._bar: Progress | None = None
         if progress and self._console.is_interactive:
             columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self._console
+            )
             self._task = self._bar.add_task("training", total=total_steps, completed=resume_from, note="")
             self._bar.start()
         self._plain = progress and self._bar is None
