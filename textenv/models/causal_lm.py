@@ -125,6 +125,7 @@ class CausalLM:
         self.pad_id = int(self.eos_ids[0] if pad is None or pad >= self.vocab_size else pad)
         limit = getattr(config, "max_position_embeddings", None)
         self.max_positions = None if limit is None else int(limit)
+        self._window = _window(config)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self._watch = _Watch(model, adapted=adapter is not None)
@@ -345,10 +346,10 @@ class CausalLM:
         if not torch.is_grad_enabled():
             self._refresh()
         else:
-            self._activate()
             if self._watch.restructured():
                 self._rebuild()
-        if self._network is not None:
+            self._activate()
+        if self._network is not None and (self._window is None or input_ids.shape[1] <= self._window):
             self._network.checkpointing = self.gradient_checkpointing
             return self._network.run(input_ids)  # causal, so that what is on the right is not seen
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -414,9 +415,9 @@ class CausalLM:
 
     def _refresh(self) -> None:
         """Before a forward without gradients: drop what was computed from weights that have changed."""
-        self._activate()
         if self._watch.restructured():
             self._rebuild()
+        self._activate()
         if self._watch.changed():
             self._cache.forget(None)
             if self._network is not None:
@@ -433,7 +434,7 @@ class CausalLM:
         model: Any = self.model
         if not getattr(model, "_hf_peft_config_loaded", False):
             return
-        layer = next(module for module in model.modules() if hasattr(module, "active_adapters"))
+        layer = next(module for module in model.modules() if hasattr(module, "base_layer"))
         if self.adapter is None:
             settled = self._network is not None and self._cache.usable  # a network of ours leaves adapters out anyway
             if not settled and not layer.disable_adapters:
@@ -470,8 +471,10 @@ def _merged(folder: str, dtype: str | torch.dtype) -> Any:
         raise OSError("its adapter is not in safetensors format")  # the other format runs code
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
     load: Any = AutoModelForCausalLM.from_pretrained
-    merged: Any = PeftModel.from_pretrained(load(base, dtype=dtype), folder)
-    return merged.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft asks for it
+        adapted: Any = PeftModel.from_pretrained(load(base, dtype=dtype), folder)
+    return adapted.merge_and_unload()
 
 
 def _trunk(model: PreTrainedModel) -> nn.Module:

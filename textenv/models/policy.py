@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from textenv.models.causal_lm import CausalLM, quiet
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
@@ -333,7 +334,12 @@ def _adapted(lm: CausalLM, lora: Lora) -> CausalLM:
     name = f"policy{len(getattr(model, 'peft_config', {}))}"
     targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
         with warnings.catch_warnings():

@@ -1,0 +1,282 @@
+"""The networks of the families against transformers, by every way through them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tests.families import FAMILIES, family_model, make_family
+from textenv import CausalLM, TextEnvError
+from textenv.models import network as network_module
+from textenv.models.network import Linear, Network
+from textenv.models.policy import Lora, TextPolicy
+
+KNOWN = [(name, tied) for name, tied in FAMILIES if name not in ("gemma2", "gemma3")]
+BATCH, TIME = 3, 11
+
+
+def token_ids(batch: int = BATCH, time: int = TIME) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(2, 300, (batch, time)))
+
+
+def theirs(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    trunk: Any = model.base_model
+    hidden: torch.Tensor = trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+    return hidden
+
+
+def network_of(model: PreTrainedModel, *, adapted: bool = False) -> Network:
+    found = Network.of(model, adapted=adapted)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("name", "tied"), KNOWN)
+@pytest.mark.parametrize("packed", [False, True])
+def test_whole_sequences(name: str, tied: bool, packed: bool) -> None:
+    model = family_model(name, tied=tied).eval()
+    network, ids = network_of(model), token_ids()
+    with torch.no_grad():
+        if packed:
+            network.pack()
+        torch.testing.assert_close(network.run(ids), theirs(model, ids), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_long_sequences_do_not_keep_their_scores(name: str) -> None:
+    """Beyond a length attention goes through another operation."""
+    model = family_model(name).eval()
+    ids = token_ids(2, 100)
+    assert ids.shape[1] ** 2 > network_module._FLASH
+    with torch.no_grad():
+        torch.testing.assert_close(network_of(model).run(ids), theirs(model, ids), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "tied"), KNOWN)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients(name: str, tied: bool, checkpointing: bool) -> None:
+    model = family_model(name, tied=tied).eval().requires_grad_(True)
+    network, ids = network_of(model), token_ids()
+    network.pack()  # packed weights are for forwards without gradients, and stay out of this
+    network.checkpointing = checkpointing
+    gradients = []
+    for hidden in (network.run(ids), theirs(model, ids)):
+        model.zero_grad()
+        hidden.square().mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() != set()
+    for parameter, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][parameter], atol=1e-5, rtol=1e-3, msg=parameter)
+
+
+def test_checkpoints_save_memory() -> None:
+    saved = []
+    for checkpointing in (False, True):
+        network = network_of(family_model("llama").requires_grad_(True))
+        network.checkpointing = checkpointing
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network.run(token_ids())
+        saved.append(sum(sizes))
+    assert saved[1] < 0.5 * saved[0]
+
+
+class Subclass(LlamaForCausalLM):
+    """What it computes cannot be known."""
+
+
+def test_what_is_not_known_runs_through_its_own_forward() -> None:
+    assert Network.of(family_model("gemma2")) is None
+    assert Network.of(family_model("gemma3")) is None
+    llama = family_model("llama")
+    assert Network.of(Subclass(llama.config)) is None
+    assert (
+        Network.of(family_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
+        is None
+    )
+    hook = llama.base_model.layers[0].register_forward_hook(lambda module, inputs, output: None)  # type: ignore[index,operator,union-attr]
+    assert Network.of(llama) is None
+    hook.remove()
+    assert Network.of(llama) is not None
+
+
+def test_a_hook_is_heeded_from_the_next_call_on() -> None:
+    lm = make_family("llama")
+    ids, lengths = token_ids().numpy(), np.full(BATCH, TIME)
+    before = lm.next_token_logits(ids, lengths)
+    layer: Any = lm.model.base_model
+    hook = layer.norm.register_forward_hook(lambda module, inputs, output: output * 2)
+    torch.testing.assert_close(lm.next_token_logits(ids, lengths), before * 2, atol=1e-4, rtol=1e-4)
+    hook.remove()
+    torch.testing.assert_close(lm.next_token_logits(ids, lengths), before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_sliding_window_is_kept_to() -> None:
+    shape = {**family_model("llama").config.to_dict(), "sliding_window": 6}
+    for name in ("model_type", "architectures"):
+        shape.pop(name)
+    torch.manual_seed(0)
+    lm = CausalLM(MistralForCausalLM(MistralConfig(**shape)).eval(), make_family("llama").tokenizer)
+    for width in (5, 11):
+        ids = token_ids(2, width)
+        with torch.no_grad():
+            expected = theirs(lm.model, ids)
+            torch.testing.assert_close(lm.hidden_states(ids, torch.full((2,), width)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_copy_reads_its_own_weights() -> None:
+    lm = make_family("gpt2")
+    ids, lengths = token_ids().numpy(), np.full(BATCH, TIME)
+    before = lm.next_token_logits(ids, lengths)
+    twin = copy.deepcopy(lm)
+    with torch.no_grad():
+        for parameter in twin.model.parameters():
+            parameter.mul_(0.5)
+    assert float((twin.next_token_logits(ids, lengths) - before).abs().max()) > 1e-2
+    torch.testing.assert_close(lm.next_token_logits(ids, lengths), before, atol=1e-5, rtol=1e-5)
+
+
+# -- linear layers ------------------------------------------------------------------------------------------------
+
+
+def layers(kind: str, size: int) -> tuple[nn.Module, ...]:
+    torch.manual_seed(0)
+    if kind == "conv1d":
+        layer = Conv1D(3 * size, size)
+        nn.init.normal_(layer.bias)
+        return (layer,)
+    if kind == "some biases":
+        return nn.Linear(size, size), nn.Linear(size, 8, bias=False), nn.Linear(size, 24)
+    return nn.Linear(size, size, bias=False), nn.Linear(size, 8, bias=False)
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "some biases", "no biases"])
+@pytest.mark.parametrize(("size", "rows"), [(16, 3), (16, 100), (512, 3)])  # small, many rows, large
+@pytest.mark.parametrize("activation", [None, network_module._gelu_tanh, torch.nn.functional.gelu, torch.sigmoid])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_packed_layers_are_the_layers(  # noqa: PLR0917
+    kind: str,
+    size: int,
+    rows: int,
+    activation: Callable[[torch.Tensor], torch.Tensor] | None,
+    onednn: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not onednn:
+        monkeypatch.setattr(network_module, "_has_onednn", lambda: False)
+    modules = layers(kind, size)
+    linear = Linear(*modules, activation=activation)
+    x = torch.randn(rows, size)
+    with torch.no_grad():
+        expected = torch.cat([module(x) for module in modules], dim=-1)
+        if activation is not None:
+            expected = activation(expected)
+        residual = torch.randn_like(expected)
+        for _ in range(2):  # as they are, then packed
+            torch.testing.assert_close(linear(x), expected, atol=1e-4, rtol=1e-4)
+            if activation is None:
+                torch.testing.assert_close(linear(x, residual), expected + residual, atol=1e-4, rtol=1e-4)
+            linear.pack()
+
+
+def test_packed_weights_are_dropped_with_the_next_step() -> None:
+    lm = make_family("llama")
+    lm.model.requires_grad_(True)
+    ids, lengths = token_ids().numpy(), np.full(BATCH, TIME)
+    lm.next_token_logits(ids, lengths)
+    optimizer = torch.optim.SGD(lm.model.parameters(), lr=0.1)
+    lm.model(input_ids=token_ids()).logits.square().mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        expected = lm.model(input_ids=token_ids()).logits[:, -1]
+    torch.testing.assert_close(lm.next_token_logits(ids, lengths), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.from_numpy(lm.token_log_probs(ids, lengths)),
+        lm.model(input_ids=token_ids())
+        .logits.detach()
+        .log_softmax(-1)[:, :-1]
+        .gather(2, token_ids()[:, 1:, None])[..., 0],
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+# -- adapters -----------------------------------------------------------------------------------------------------
+
+
+def disturb(policy: TextPolicy) -> None:
+    """Make an adapter that does something: it starts as zero."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.learned.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])  # the last runs through its own forward
+def test_policy_and_reference_share_the_weights_and_nothing_else(name: str) -> None:
+    lm = make_family(name)
+    ids, lengths = token_ids().numpy(), np.full(BATCH, TIME)
+    before = lm.next_token_logits(ids, lengths)
+    bytes_before = sum(p.nbytes for p in lm.model.parameters())
+    policies = [TextPolicy(lm, lora=Lora(rank=2, alpha=4)) for _ in range(2)]
+    torch.testing.assert_close(policies[0].lm.next_token_logits(ids, lengths), before, atol=1e-5, rtol=1e-5)
+    for policy in policies:
+        assert policy.lm.model is lm.model
+        disturb(policy)
+    found = [policy.lm.next_token_logits(ids, lengths) for policy in policies]
+    assert float((found[0] - before).abs().max()) > 0.05
+    assert float((found[0] - found[1]).abs().max()) > 0.05 or name == "gemma2"
+    torch.testing.assert_close(lm.next_token_logits(ids, lengths), before, atol=1e-5, rtol=1e-5)
+    starts = torch.full((BATCH,), 4)
+    logits = policies[0].evaluate(token_ids(), torch.full((BATCH,), TIME), starts)  # with gradients, by other ways
+    log_probs = policies[0].lm.token_log_probs(ids, lengths)[:, 3:]
+    torch.testing.assert_close(logits.log_probs.detach(), torch.from_numpy(log_probs).flatten(), atol=1e-4, rtol=1e-4)
+    logits.log_probs.sum().backward()
+    assert all(p.grad is not None for n, p in policies[0].named_parameters() if ".policy0." in n)
+    assert all(p.grad is None for n, p in policies[0].named_parameters() if "lora_" not in n and "value" not in n)
+    assert sum(p.nbytes for p in lm.model.parameters()) < 2 * bytes_before
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_an_adapter_is_saved_by_itself_and_loads_as_a_model(name: str, tmp_path: Path) -> None:
+    plain = make_family(name)
+    plain.model.save_pretrained(tmp_path / "base")
+    plain.tokenizer.save_pretrained(tmp_path / "base")
+    lm = CausalLM.from_pretrained(tmp_path / "base")
+    policy = TextPolicy(lm, lora=Lora(rank=2, alpha=4))
+    disturb(policy)
+    policy.save(tmp_path / "policy")
+    names = {path.name for path in (tmp_path / "policy").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "value.safetensors"} <= names
+    assert not names & {"model.safetensors", "config.json"}
+    ids, lengths = token_ids().numpy(), np.full(BATCH, TIME)
+    expected = policy.lm.next_token_logits(ids, lengths)
+    again = TextPolicy(lm, lora=Lora(rank=2, alpha=4))
+    again.load(tmp_path / "policy")
+    torch.testing.assert_close(again.lm.next_token_logits(ids, lengths), expected)
+    merged = CausalLM.from_pretrained(tmp_path / "policy")
+    torch.testing.assert_close(merged.next_token_logits(ids, lengths), expected, atol=1e-4, rtol=1e-4)
+    other = TextPolicy(lm, lora=Lora(rank=3, alpha=4))
+    with pytest.raises(TextEnvError, match="cannot be read into the policy"):
+        other.load(tmp_path / "policy")
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    with pytest.raises(TextEnvError, match=r"LoRA with targets .*nonsense.* does not fit LlamaForCausalLM"):
+        TextPolicy(make_family("llama"), lora=Lora(rank=2, alpha=4, targets=("nonsense",)))
+    with pytest.raises(TextEnvError, match="a second copy of the weights"):
+        TextPolicy(make_family("llama"), lora=Lora(rank=2, alpha=4), value="model")
