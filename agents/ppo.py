@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -282,7 +283,9 @@ class PPO:
         for rows in self._minibatches(len(rollout.lengths)):
             tokens = int(rollout.mask[rows].sum())
             sums: dict[str, float] = {}
-            parts = _split(rows[self.world.rank :: self.world.size], config.micro_batch_size)
+            parts = _parts(
+                rows[self.world.rank :: self.world.size], rollout.lengths, config.micro_batch_size, self.world
+            )
             for number, part in enumerate(parts, start=1):
                 log_probs, values, advantage, target = (column[part][mask[part]].to(device) for column in columns)
                 with self.world.accumulate(self._network, last=number == len(parts)):
@@ -487,8 +490,25 @@ def _any(state: Any) -> bool:
     return any(map(_any, state.values())) if isinstance(state, Mapping) else state is not None
 
 
+_ROWS = 8  # fewer are not worth a pass of their own
+_SHORTER = 0.75  # of the longest row's length: from there a row is left to the next pass
+
+
 def _split(rows: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
     return torch.split(rows, size or len(rows))
+
+
+def _parts(rows: torch.Tensor, lengths: IntArray, size: int | None, world: World) -> Sequence[torch.Tensor]:
+    """Split a minibatch into what is computed at a time: rows of about the same length, all padded to the longest."""
+    ordered = rows[torch.from_numpy(np.argsort(-lengths[rows.numpy()], kind="stable"))]
+    if size is not None or world.size > 1:  # several processes make the same number of passes
+        return _split(ordered, size)
+    tokens = lengths[ordered.numpy()]
+    ends = [0]
+    for place in range(1, len(tokens)):
+        if place - ends[-1] >= _ROWS and tokens[place] <= _SHORTER * tokens[ends[-1]]:
+            ends.append(place)
+    return [ordered[begin:end] for begin, end in itertools.pairwise([*ends, len(tokens)])]
 
 
 def _episodes(

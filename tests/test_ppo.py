@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from tests.contracts import AgentContract
+from tests.families import make_family
+from textenv.agents import ppo
 from textenv.agents.ppo import PPO, PPOConfig
+from textenv.checkpoint import latest_checkpoint
+from textenv.distributed import World
 from textenv.models.causal_lm import CausalLM
+from textenv.models.policy import TextPolicy
 from textenv.rollouts import collect, sample_episodes
 from textenv.types import TextEnvError
 
@@ -110,6 +115,78 @@ def test_accumulated_gradients_equal_those_of_the_whole_minibatch(tiny_lm: Causa
         agent.update(rollout)
         finals.append(parameters(agent))
     torch.testing.assert_close(finals[0], finals[1], atol=2e-5, rtol=1e-4)
+
+
+def test_rows_of_a_pass_are_of_about_the_same_length() -> None:
+    lengths = np.array([9, 40, 8, 39, 7, 38, 7, 37] * 4)
+    parts = ppo._parts(torch.arange(32), lengths, None, World())
+    assert [sorted(set(lengths[part.numpy()].tolist())) for part in parts] == [[37, 38, 39, 40], [7, 8, 9]]
+    assert sorted(torch.cat(list(parts)).tolist()) == list(range(32))
+    assert len(ppo._parts(torch.arange(8), lengths, None, World())) == 1  # too few to part
+    assert [len(part) for part in ppo._parts(torch.arange(32), lengths, 12, World())] == [12, 12, 8]
+
+
+def test_lengths_that_differ_change_no_gradient(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for rows in (1, 10**6):
+        monkeypatch.setattr(ppo, "_ROWS", rows)
+        agent = PPO(make_envs(tiny_lm, 16, max_new_tokens=24), PPOConfig(minibatch_size=None, seed=5))
+        agent.learn(1)
+        found.append(parameters(agent))
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_number(tiny_lm: CausalLM) -> None:
+    found = []
+    for checkpointing in (False, True):
+        agent = PPO(make_envs(tiny_lm), PPOConfig(gradient_checkpointing=checkpointing, seed=5))
+        agent.learn(60)
+        found.append(parameters(agent))
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2"])
+def test_gradient_checkpointing_of_other_architectures(name: str) -> None:
+    lm = make_family(name)  # the first runs through transformers
+    ids, lengths, starts = torch.arange(2, 20).view(2, 9), torch.full((2,), 9), torch.full((2,), 3)
+    gradients = []
+    for checkpointing in (False, True):
+        policy = TextPolicy(lm, gradient_checkpointing=checkpointing)
+        policy.evaluate(ids, lengths, starts).log_probs.sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+
+
+def test_lora_learns_and_leaves_the_reference_alone(make_lm: Callable[..., CausalLM]) -> None:
+    lm = make_lm()
+    before = {name: p.clone() for name, p in lm.model.named_parameters()}
+    agent = PPO(
+        make_envs(lm, 32, kl_coef=0.0), PPOConfig(learning_rate=3e-2, lora_rank=4, seed=1, lr_schedule="constant")
+    )
+    history: list[dict[str, float]] = []
+    agent.learn(5000, progress=lambda steps, metrics: history.append(dict(metrics)))
+    scores = [row["objective/score"] for row in history]
+    assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 0.3
+    assert history[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert history[0]["train/first_ratio"] == pytest.approx(1, abs=1e-4)
+    after = {name.replace(".base_layer", ""): p for name, p in lm.model.named_parameters()}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_lora_resumes_and_keeps_only_what_it_learns(make_lm: Callable[..., CausalLM], tmp_path: Path) -> None:
+    config = PPOConfig(learning_rate=1e-2, lora_rank=2, seed=11)
+    straight, stopped, resumed = (PPO(make_envs(make_lm()), config) for _ in range(3))
+    straight.learn(300)
+    stopped.learn(300, progress=lambda steps, _: None, checkpoints=tmp_path / "whole", checkpoint_every=2)
+    checkpoint = latest_checkpoint(tmp_path / "whole")
+    assert checkpoint is not None
+    assert (checkpoint / "tensors.safetensors").stat().st_size < 0.5 * sum(
+        p.nbytes for p in straight.policy.parameters()
+    )
+    resumed.learn(300, checkpoints=tmp_path / "whole")
+    assert resumed.steps == straight.steps
+    learned = [torch.cat([p.flatten() for p in agent.policy.learned.parameters()]) for agent in (straight, resumed)]
+    assert torch.equal(learned[0], learned[1])
 
 
 def test_target_kl_stops_the_passes(tiny_lm: CausalLM) -> None:

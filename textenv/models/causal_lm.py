@@ -299,7 +299,10 @@ class CausalLM:
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         plain = _trunk(self.model)(input_ids=ids).last_hidden_state
         try:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 6 has it under the second name alone
+            model: Any = self.model
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         except ValueError as error:
             raise TextEnvError(f"gradient_checkpointing: {error}") from error
         for module in self.model.modules():
