@@ -1,0 +1,128 @@
+"""The same small training job with our PPO and with TRL's trainers: seconds, and peak memory.
+
+    benchmarks/setup_peers.sh && python -m benchmarks.ppo_iteration
+
+Every run is a process of its own, in the interpreter of its trainer; imports and the making of models and trainers are
+left out of the seconds and printed apart. Each run counts from outside what its trainer wrote and learnt from, and
+fails if that is not the work of the job. TRL's PPO is of the last series that has one; it trains a value model of its
+own, as ours does with ``value="model"``. GRPO and RLOO have no values and compare completions of one prompt instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import tyro
+
+from benchmarks import _jobs
+from benchmarks._measure import Effort, environment, interleave, remark, show
+from benchmarks._train import Job, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+        trainers: Which to run.
+        peers: Folder that setup_peers.sh made, with an environment for each version of TRL.
+        episodes: Episodes, rounded up to whole batches.
+        size: Shape of the model.
+        batch: Episodes an iteration, which are one minibatch.
+        prompt: Tokens of a prompt.
+        response: Tokens of a completion.
+        epochs: Passes over the episodes.
+        samples: Completions of a prompt, for GRPO and RLOO.
+        effort: How often.
+    """
+
+    trainers: tuple[Trainer, ...] = get_args(Trainer)
+    peers: Path = Path(os.environ.get("PEERS", ".venv-peers"))
+    episodes: int = 1000
+    size: _jobs.Size = "tiny"
+    batch: int = 64
+    prompt: int = 8
+    response: int = 24
+    epochs: int = 4
+    samples: int = 8
+    effort: tyro.conf.OmitArgPrefixes[Effort] = field(
+        default_factory=lambda: Effort(rounds=3, attempts=1, patience=10.0)
+    )
+
+
+def interpreter(trainer: Trainer, peers: Path) -> Path:
+    """Return the interpreter that has a trainer."""
+    if trainer.startswith("textenv"):
+        return Path(sys.executable)
+    path = peers / ("trl-1.9.2" if trainer == "trl-ppo" else "trl-1.16") / "bin" / "python"
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: run benchmarks/setup_peers.sh {peers} first, or leave {trainer} out.")
+    return path
+
+
+def main(config: Config) -> None:
+    print(environment("textenv", "torch", "transformers"))
+    reports: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(Job) if field.name != "trainer"}
+
+    def measure(python: Path, trainer: Trainer) -> float:
+        job = json.dumps({**settings, "trainer": trainer})
+        command = [python, "-m", "benchmarks._train", job]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{done.stderr}\n{trainer} failed with code {done.returncode}, see above.")
+        report = json.loads(done.stdout.splitlines()[-1])
+        reports[trainer].append(report)
+        return float(report["seconds"])
+
+    cases: dict[str, Callable[[], float]] = {}
+    for trainer in config.trainers:
+        python = interpreter(trainer, config.peers)
+        cases[trainer] = partial(measure, python, trainer)
+        if not trainer.startswith("textenv"):
+            code = "from benchmarks._measure import environment; print(environment('trl', 'torch', 'transformers'))"
+            print(f"{trainer}: ", end="", flush=True)
+            subprocess.run([python, "-c", code], check=True)
+    results = interleave(cases, config.effort)
+
+    first, *_ = config.trainers
+    peak = {trainer: statistics.median(report["peak"] for report in reports[trainer]) for trainer in results}
+    rows = []
+    for trainer, case in results.items():
+        report = reports[trainer][0]
+        setup = statistics.median(report["setup"] for report in reports[trainer])
+        seconds = (f"{case.median:.1f}", f"{case.ratio(results[first]):.2f}", f"{setup:.1f}")
+        memory = (f"{peak[trainer]:,.0f}", f"{peak[trainer] / peak[first]:.2f}", f"{report['start']:,.0f}")
+        rows.append((trainer, *seconds, *memory, f"{report['tokens']:,}", f"{report['episodes']:,}"))
+    show(
+        f"{config.size}: {config.episodes:,} episodes of {config.prompt} + {config.response} tokens, batch "
+        f"{config.batch}, {config.epochs} epochs",
+        (
+            "trainer",
+            "s",
+            "ratio",
+            "s before",
+            "peak MiB",
+            "ratio",
+            "MiB before",
+            "tokens written",
+            "episodes learnt from",
+        ),
+        rows,
+        f"Ratios to {first}. Before: imports, models and trainer, before training. {remark(results.values())}",
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,197 @@
+"""The benchmarks of speed: their statistics on made-up numbers, the models they share, and that each one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import _jobs, contention, overhead, ppo_iteration, rollout, scaling
+from benchmarks._measure import Case, Effort, Load, environment, interleave, rate, remark
+from benchmarks._ours import make_env
+from textenv.models.policy import TextPolicy
+
+QUICK = Effort(rounds=1, attempts=1, patience=0.0)
+QUIET = Load(wall=1.0, own=1.5, waited=0.0, busy=1.5, stolen=0.0, cores=2)
+
+
+def test_a_ratio_compares_rounds_one_by_one_so_that_drift_cancels() -> None:
+    mine, theirs = Case((1.0, 2.0, 8.0), 0), Case((2.0, 4.0, 16.0), 0)
+    assert mine.median == 2.0
+    assert mine.ratio(theirs) == 0.5
+
+
+def test_rounds_that_were_disturbed_on_either_side_do_not_count() -> None:
+    mine, theirs = Case((1.0, 9.0, None, 3.0, 4.0), 2), Case((2.0, None, 7.0, 6.0, 8.0), 2)
+    assert mine.median == 3.5
+    assert mine.ratio(theirs) == 0.5
+
+
+def test_with_too_few_common_rounds_the_medians_are_compared() -> None:
+    assert Case((1.0, None, 3.0, None), 2).ratio(Case((None, 4.0, None, 6.0), 2)) == 2.0 / 5.0
+
+
+@pytest.mark.parametrize(
+    ("load", "disturbed"),
+    [
+        (QUIET, False),
+        (Load(1.0, 1.5, 0.02, 1.5, 0.0, 2), False),  # waited 2 % of the time
+        (Load(1.0, 1.5, 0.05, 1.5, 0.0, 2), True),  # 5 %
+        (Load(1.0, 1.5, 0.0, 1.5, 0.05, 2), True),  # as much taken by the hypervisor
+        (Load(1.0, 1.0, 0.0, 1.2, 0.0, 2), False),  # a tenth of the machine used by others
+        (Load(1.0, 1.0, 0.0, 2.0, 0.0, 2), True),  # another process on the second core
+        (Load(0.1, 0.2, 0.0, 0.25, 0.0, 2), False),  # no more than ticks can tell
+    ],
+)
+def test_what_counts_as_disturbed(load: Load, disturbed: bool) -> None:
+    assert load.disturbed is disturbed
+
+
+def test_loads_subtract() -> None:
+    before, after = Load(1.0, 2.0, 0.5, 3.0, 0.1, 2), Load(3.0, 5.0, 0.75, 8.0, 0.1, 2)
+    assert after - before == Load(2.0, 3.0, 0.25, 5.0, 0.0, 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux")
+def test_the_counters_tell_own_from_foreign_work() -> None:
+    before = Load.now()
+    while (passed := Load.now() - before).own < 0.05:
+        pass
+    assert 0.05 <= passed.own <= passed.wall * 1.1  # one thread
+    assert passed.waited >= 0
+    assert passed.busy >= passed.own - 0.02 * passed.cores - 0.02  # ticks
+
+
+class Readings:
+    """Counters on which every measurement takes a second, and those of some numbers are disturbed."""
+
+    def __init__(self, *disturbed: int) -> None:
+        self._disturbed, self._reads, self._waited = disturbed, 0, 0.0
+
+    def __call__(self) -> Load:
+        number, after = divmod(self._reads, 2)
+        self._waited += 0.5 * (after and number in self._disturbed)
+        self._reads += 1
+        return Load(float(self._reads), 0.0, self._waited, 0.0, 0.0, 2)
+
+
+def test_disturbed_attempts_are_dropped_counted_and_made_again() -> None:
+    calls: list[str] = []
+
+    def case(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    effort = Effort(rounds=3, attempts=2, patience=0.0)
+    results = interleave({"a": lambda: case("a"), "b": lambda: case("b")}, effort, Readings(1))
+    assert calls == ["a", "b", "b", "b", "a", "a", "b"]  # the first begins, then the second, then the first
+    assert results == {"a": Case((1.0, 5.0, 6.0), 0), "b": Case((3.0, 4.0, 7.0), 1)}
+    assert "3 interleaved rounds; 1 attempts were disturbed" in remark(results.values())
+
+
+def test_without_enough_undisturbed_rounds_all_count_and_it_says_so() -> None:
+    figures = iter([1.0, 2.0, 3.0, 4.0])
+    effort = Effort(rounds=4, attempts=1, patience=0.0)
+    results = interleave({"a": lambda: next(figures)}, effort, Readings(0, 2))
+    assert results == {"a": Case((1.0, 2.0, 3.0, 4.0), 2, clean=False)}
+    assert "TOO FEW WERE UNDISTURBED" in remark(results.values())
+
+
+def test_a_rate_is_of_several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock: Iterator[float] = iter([0.0, 0.1, 5.0, 7.0])  # a run takes 0.1 s, then four of them take 2 s
+    monkeypatch.setattr("benchmarks._measure.time.perf_counter", lambda: next(clock))
+    runs: list[int] = []
+
+    def run() -> int:
+        runs.append(1)
+        return 10
+
+    assert rate(run)() == 4 * 10 / 2.0
+    assert len(runs) == 2 + 4
+
+
+def test_the_versions_are_printed() -> None:
+    assert f"torch {torch.__version__.partition('+')[0]}" in environment("torch")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("hazard", [0.0, 0.2])
+def test_texts_end_with_the_probability_that_was_asked_for(architecture: _jobs.Architecture, hazard: float) -> None:
+    model = _jobs.model("toy", architecture, hazard=hazard)
+    ids = torch.randint(2, 300, (4, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        probabilities = model(input_ids=ids).logits.softmax(dim=-1)
+    assert probabilities[..., _jobs.END].numpy() == pytest.approx(hazard, rel=0.1, abs=1e-9)
+    assert probabilities[..., _jobs.PAD].max() < 1e-9
+
+
+def test_prompts_have_as_many_tokens_as_were_asked_for() -> None:
+    tokenizer = _jobs.tokenizer(300)
+    ids = tokenizer(_jobs.prompts(5, 7, 300))["input_ids"]
+    assert np.shape(ids) == (5, 7)
+    assert np.min(ids) > _jobs.PAD
+    assert tokenizer.encode("w17 w299") == [17, 299]
+    assert tokenizer.decode([17, _jobs.END], skip_special_tokens=True) == "w17"
+
+
+def test_tokens_of_generate_count_up_to_the_end() -> None:
+    generate = rollout.Generate(_jobs.model("toy"), rollout.Config(batch=2, prompt=2))
+    end, pad = _jobs.END, _jobs.PAD
+    assert generate.tokens(torch.tensor([[7, 7, 5, 6, 5], [7, 7, 5, end, pad]])) == 3 + 2
+
+
+def test_memory_counts_buffers_once_and_no_weights() -> None:
+    env = make_env(_jobs.model("toy"), batch=2, prompt=4, response=4)
+    policy = TextPolicy(env.reference)
+    before = scaling.held(env, policy)
+    assert 0 < before < 100_000  # the weights are more
+    shared = np.zeros(1000)
+    vars(env)["spare"] = [shared, shared[:10], torch.from_numpy(shared), torch.zeros(8)]
+    assert scaling.held(env, policy) == before + 8000 + 32
+
+
+def test_a_trainer_whose_environment_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"setup_peers\.sh .* leave trl-grpo out"):
+        ppo_iteration.interpreter("trl-grpo", tmp_path)
+
+
+@pytest.mark.slow
+def test_rollout_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    rollout.main(
+        rollout.Config(("toy",), ("gpt2", "llama"), batch=2, prompt=4, response=6, effort=QUICK, seconds=0.0)
+    )  # fmt: skip
+    assert capsys.readouterr().out.count("generate + forwards") >= 4
+
+
+@pytest.mark.slow
+def test_overhead_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    overhead.main(overhead.Config("toy", batch=2, prompt=4, response=6, effort=QUICK))
+    assert "dense" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_scaling_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    scaling.main(scaling.Config("toy", batch=2, prompt=4, responses=(4, 8), effort=QUICK, seconds=0.0))
+    assert "further token" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_contention_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    config = contention.Config(
+        ("toy",), ("OMP_NUM_THREADS=1",), (1,), batch=2, prompt=4, response=6, effort=QUICK, seconds=0.05
+    )
+    contention.main(config)
+    assert "× slower beside 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ppo_iteration_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ppo_iteration.Config(
+        ("textenv-head", "textenv-model"), episodes=5, size="toy", batch=4, prompt=4, response=3, epochs=2, effort=QUICK
+    )
+    ppo_iteration.main(config)
+    printed = capsys.readouterr().out
+    assert "24" in printed  # two batches of four episodes of three tokens
