@@ -13,7 +13,6 @@ SFT_FLAGS ?= --save-dtype float16
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: train test check format bundled-model setup
 

@@ -5,6 +5,11 @@
 
 import gymnasium
 
+from textenv.process import limit_spinning
+
+limit_spinning()  # before torch is loaded
+
+# ruff: noqa: E402
 from textenv.env import TextEnv
 from textenv.handle import Handle
 from textenv.models.causal_lm import CausalLM

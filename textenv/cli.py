@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -17,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin slow every other process tenfold
 
 import gymnasium as gym
 import numpy as np
@@ -38,6 +35,7 @@ from textenv.doctor import examine
 from textenv.files import write_atomically
 from textenv.models.policy import TextPolicy
 from textenv.models.training import PretrainConfig, SftConfig, pretrain, sft
+from textenv.process import keep_memory
 from textenv.render import save_html, to_ansi
 from textenv.rollouts import sample_episodes, text_env
 from textenv.scoring import resolve_reward, reward_name
@@ -210,6 +208,7 @@ Command = (
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
+    keep_memory()
     command: Any = tyro.cli(Command, args=args, prog="textenv", description=__doc__)
     try:
         match command:
