@@ -566,6 +566,8 @@ class _PrefixCache:
             self._ids, self._placed = self._ids[:0, :0], placed
         self._grow(int(rows.max()) + 1, input_ids.shape[1])
         ids = input_ids[:, : self._ids.shape[1]]
+        if (hidden := self._continued(ids, lengths, rows)) is not None:
+            return hidden
         width = ids.shape[1]
         differs = ids != self._ids[rows, :width]
         first = differs.argmax(axis=1)
@@ -575,6 +577,27 @@ class _PrefixCache:
         self._ids[rows, :width] = ids
         self._lengths[rows] = start  # a forward that fails half-way leaves no more than that
         return self._run_all(ids, lengths, rows, start)
+
+    def _continued(self, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor | None:
+        """Return the answer where rows ``0 .. n-1`` are each a token longer than before, and else None.
+
+        It is what ``_run_all`` finds too, with less bookkeeping: this is asked for every token.
+        """
+        count, width = ids.shape
+        every, at = np.arange(count), lengths - 1
+        known = self._ids[:count, :width]
+        in_place = np.array_equal(rows, every) and np.array_equal(self._slots[:count], every)
+        if not in_place or not np.array_equal(self._lengths[:count], at):
+            return None
+        tokens = known[every, at] = ids[every, at]
+        if not np.array_equal(known, ids):
+            return None
+        last = int(at.max())
+        block, where = (torch.from_numpy(array[:, None]).to(self._model.device) for array in (tokens, at))
+        mask = None if last == int(at.min()) else self._mask(where, last + 1)
+        output = self._compute(block, where, torch.from_numpy(every).to(where.device), last + 1, mask, fresh=False)
+        self._lengths[:count] = lengths
+        return output[:, 0]
 
     def _run_all(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
         """Run rows that go on by a token, those that begin, and others, each kind by itself."""
@@ -608,20 +631,32 @@ class _PrefixCache:
         block = torch.from_numpy(np.take_along_axis(ids, positions, axis=1)).to(device)
         where = torch.from_numpy(positions).to(device)
         into = torch.from_numpy(slots).to(device)
-        mask: torch.Tensor | None = None
-        if not fresh and not (span == 1 and bool((start == start[0]).all())):
-            visible = torch.arange(keys, device=device)[None, None, :] <= where[:, :, None]
-            mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=device)
-            mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
-        if isinstance(self._held, _RaggedCache):
-            self._held.aim(into, where, keys, mask, fresh=fresh)
-            output = self._held.run(self._model, block)
-        else:
-            assert self._network is not None
-            self._held.aim(into, where, keys, mask, fresh=fresh)
-            output = self._network.run(block, where, self._held)
+        seen = fresh or (span == 1 and bool((start == start[0]).all()))
+        output = self._compute(block, where, into, keys, None if seen else self._mask(where, keys), fresh=fresh)
         last = output[:, 0] if span == 1 else output[torch.arange(len(rows)), torch.from_numpy(lengths - start - 1)]
         return last if back is None else last[back]
+
+    def _mask(self, where: torch.Tensor, keys: int) -> torch.Tensor:
+        """Return what is added to the scores ``(rows, new, keys)``, so that no token sees beyond itself."""
+        visible = torch.arange(keys, device=where.device)[None, None, :] <= where[:, :, None]
+        mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=where.device)
+        return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
+
+    def _compute(
+        self,
+        block: torch.Tensor,
+        where: torch.Tensor,
+        into: torch.Tensor,
+        keys: int,
+        mask: torch.Tensor | None,
+        *,
+        fresh: bool,
+    ) -> torch.Tensor:
+        self._held.aim(into, where, keys, mask, fresh=fresh)
+        if isinstance(self._held, _RaggedCache):
+            return self._held.run(self._model, block)
+        assert self._network is not None
+        return self._network.run(block, where, self._held)
 
     def _gather(self, rows: IntArray) -> None:
         """Bring ``rows`` into the first slots, in whatever order."""
@@ -813,11 +848,14 @@ def _as_integers(sample: torch.Tensor) -> torch.Tensor:
 
 
 def _diagonal(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a view of 8 to 15 numbers along a tensor's diagonal, or all of it where it is shorter."""
+    """Return a view of up to 3 numbers along a tensor's diagonal.
+
+    No more, since each is read from memory that nothing else has touched lately, before every token.
+    """
     tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor
     while tensor.ndim > 1:
         tensor = tensor.diagonal()
-    return tensor[:: max(1, len(tensor) // 8)]
+    return tensor[:: max(1, (len(tensor) + 1) // 2)]
 
 
 def _window(config: Any) -> int | None:
