@@ -22,7 +22,7 @@ from functools import partial
 import tyro
 
 from benchmarks import _jobs
-from benchmarks._measure import Effort, Load, environment, interleave, remark, show
+from benchmarks._measure import ROOT, Effort, Load, environment, interleave, remark, show
 from benchmarks._ours import Rollouts, make_env
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -87,7 +87,7 @@ def workers(size: _jobs.Size, config: Config) -> Iterator[dict[str, subprocess.P
             found[name] = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-c", f"from benchmarks.contention import worker; {call}"],
-                    env={**plain, **SETTINGS[name]}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                    env={**plain, **SETTINGS[name]}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
                 )
             )  # fmt: skip
             stack.callback(found[name].kill)
