@@ -54,11 +54,11 @@ def model(
     one component of the last hidden state is constant, and the head reads the end's logit off that one alone.
     """
     vocab = SHAPES[size].vocab
-    ids = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": PAD}
+    ids: dict[str, Any] = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": PAD}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lm = _gpt2(SHAPES[size], positions, ids) if architecture == "gpt2" else _llama(SHAPES[size], positions, ids)
-        sample = torch.randint(2, vocab, (4, 16))
+        sample = torch.randint(2, vocab, (4, min(16, positions)))
     lm.requires_grad_(False).eval()
     head = lm.get_output_embeddings().weight
     head[:, 0] = 0.0
@@ -69,7 +69,7 @@ def model(
     return lm
 
 
-def _gpt2(shape: Shape, positions: int, ids: dict[str, int]) -> Any:
+def _gpt2(shape: Shape, positions: int, ids: dict[str, Any]) -> Any:
     config = GPT2Config(
         vocab_size=shape.vocab, n_positions=positions, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids,
@@ -80,7 +80,7 @@ def _gpt2(shape: Shape, positions: int, ids: dict[str, int]) -> Any:
     return lm
 
 
-def _llama(shape: Shape, positions: int, ids: dict[str, int]) -> Any:
+def _llama(shape: Shape, positions: int, ids: dict[str, Any]) -> Any:
     config = LlamaConfig(
         vocab_size=shape.vocab, hidden_size=shape.width, intermediate_size=4 * shape.width,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, max_position_embeddings=positions, **ids,

@@ -19,6 +19,9 @@ from rich.table import Table
 WAITED, FOREIGN = 0.03, 0.1
 """Shares from which a repetition counts as disturbed; see ``Load.disturbed``."""
 
+ROOT = Path(__file__).parents[1]
+"""Where processes that a benchmark starts find it."""
+
 LEAST = 3
 """Undisturbed rounds that make a figure."""
 

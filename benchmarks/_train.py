@@ -97,7 +97,7 @@ def textenv(job: Job, work: Work, folder: str) -> Callable[[], None]:
     return train
 
 
-def trl_ppo(job: Job, work: Work, folder: str) -> Callable[[], None]:
+def trl_ppo(job: Job, work: Work, folder: str) -> Callable[[], Any]:
     from datasets import Dataset  # noqa: PLC0415
     from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: PLC0415
 
@@ -114,10 +114,11 @@ def trl_ppo(job: Job, work: Work, folder: str) -> Callable[[], None]:
     tokenizer = _jobs.tokenizer(policy.config.vocab_size)
     rows = Dataset.from_dict({"input_ids": tokenizer(_prompts(job))["input_ids"]})
     trainer = PPOTrainer(config, tokenizer, policy, _jobs.model(job.size), _LastToken(), rows, value, eval_dataset=rows)
-    return trainer.train
+    train: Callable[[], Any] = trainer.train
+    return train
 
 
-def trl_groups(job: Job, work: Work, folder: str) -> Callable[[], None]:
+def trl_groups(job: Job, work: Work, folder: str) -> Callable[[], Any]:
     import trl  # noqa: PLC0415
     from datasets import Dataset  # noqa: PLC0415
 
@@ -141,10 +142,11 @@ def trl_groups(job: Job, work: Work, folder: str) -> Callable[[], None]:
         train_dataset=rows,
         processing_class=_jobs.tokenizer(policy.config.vocab_size),
     )
-    return trainer.train
+    train: Callable[[], Any] = trainer.train
+    return train
 
 
-TRAINERS: dict[str, Callable[[Job, Work, str], Callable[[], None]]] = {
+TRAINERS: dict[str, Callable[[Job, Work, str], Callable[[], Any]]] = {
     "textenv-head": textenv,
     "textenv-model": textenv,
     "trl-ppo": trl_ppo,

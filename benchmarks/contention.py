@@ -22,7 +22,7 @@ from functools import partial
 import tyro
 
 from benchmarks import _jobs
-from benchmarks._measure import Effort, Load, environment, interleave, remark, show
+from benchmarks._measure import ROOT, Effort, Load, environment, interleave, remark, show
 from benchmarks._ours import Rollouts, make_env
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -36,6 +36,13 @@ SETTINGS: dict[str, dict[str, str]] = {
     "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
 }
 _OURS = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OMP_DYNAMIC", "GOMP_SPINCOUNT", "MKL_NUM_THREADS")
+BURN = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:  # it does not outlive a benchmark that was killed
+    for _ in range(100_000):
+        pass
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ def workers(size: _jobs.Size, config: Config) -> Iterator[dict[str, subprocess.P
             found[name] = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-c", f"from benchmarks.contention import worker; {call}"],
-                    env={**plain, **SETTINGS[name]}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                    env={**plain, **SETTINGS[name]}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
                 )
             )  # fmt: skip
             stack.callback(found[name].kill)
@@ -106,7 +113,7 @@ def answer(process: subprocess.Popen[str]) -> str:
 def measure(process: subprocess.Popen[str], competitors: int, seconds: float) -> float:
     """Return a worker's tokens a second beside busy processes."""
     assert process.stdin is not None
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(competitors)]
+    busy = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(competitors)]
     try:
         time.sleep(0.2)  # they have started
         print(seconds, file=process.stdin, flush=True)

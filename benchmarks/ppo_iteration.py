@@ -26,7 +26,7 @@ from typing import get_args
 import tyro
 
 from benchmarks import _jobs
-from benchmarks._measure import Effort, environment, interleave, remark, show
+from benchmarks._measure import ROOT, Effort, environment, interleave, remark, show
 from benchmarks._train import Job, Trainer
 
 
@@ -78,8 +78,8 @@ def main(config: Config) -> None:
 
     def measure(python: Path, trainer: Trainer) -> float:
         job = json.dumps({**settings, "trainer": trainer})
-        command = [python, "-m", "benchmarks._train", job]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [str(python), "-m", "benchmarks._train", job]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         if done.returncode:
             raise SystemExit(f"{done.stderr}\n{trainer} failed with code {done.returncode}, see above.")
         report = json.loads(done.stdout.splitlines()[-1])
@@ -93,32 +93,22 @@ def main(config: Config) -> None:
         if not trainer.startswith("textenv"):
             code = "from benchmarks._measure import environment; print(environment('trl', 'torch', 'transformers'))"
             print(f"{trainer}: ", end="", flush=True)
-            subprocess.run([python, "-c", code], check=True)
+            subprocess.run([python, "-c", code], check=True, cwd=ROOT)
     results = interleave(cases, config.effort)
 
     first, *_ = config.trainers
     peak = {trainer: statistics.median(report["peak"] for report in reports[trainer]) for trainer in results}
     rows = []
-    for trainer, case in results.items():
-        report = reports[trainer][0]
-        setup = statistics.median(report["setup"] for report in reports[trainer])
+    for name, case in results.items():
+        report = reports[name][0]
+        setup = statistics.median(report["setup"] for report in reports[name])
         seconds = (f"{case.median:.1f}", f"{case.ratio(results[first]):.2f}", f"{setup:.1f}")
-        memory = (f"{peak[trainer]:,.0f}", f"{peak[trainer] / peak[first]:.2f}", f"{report['start']:,.0f}")
-        rows.append((trainer, *seconds, *memory, f"{report['tokens']:,}", f"{report['episodes']:,}"))
+        memory = (f"{peak[name]:,.0f}", f"{peak[name] / peak[first]:.2f}", f"{report['start']:,.0f}")
+        rows.append((name, *seconds, *memory, f"{report['tokens']:,}", f"{report['episodes']:,}"))
     show(
         f"{config.size}: {config.episodes:,} episodes of {config.prompt} + {config.response} tokens, batch "
         f"{config.batch}, {config.epochs} epochs",
-        (
-            "trainer",
-            "s",
-            "ratio",
-            "s before",
-            "peak MiB",
-            "ratio",
-            "MiB before",
-            "tokens written",
-            "episodes learnt from",
-        ),
+        ("trainer", "s", "ratio", "s before", "peak MiB", "ratio", "MiB before", "tokens written", "episodes learnt"),
         rows,
         f"Ratios to {first}. Before: imports, models and trainer, before training. {remark(results.values())}",
     )
