@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tests.families import FAMILIES, family_model, make_family
@@ -103,12 +103,12 @@ def test_what_is_not_known_runs_through_its_own_forward() -> None:
     assert Network.of(family_model("gemma2")) is None
     assert Network.of(family_model("gemma3")) is None
     llama = family_model("llama")
-    assert Network.of(Subclass(llama.config)) is None
+    assert Network.of(Subclass(cast(LlamaConfig, llama.config))) is None
     assert (
         Network.of(family_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
         is None
     )
-    hook = llama.base_model.layers[0].register_forward_hook(lambda module, inputs, output: None)  # type: ignore[index,operator,union-attr]
+    hook = llama.base_model.layers[0].register_forward_hook(lambda module, inputs, output: None)  # type: ignore[index,union-attr]
     assert Network.of(llama) is None
     hook.remove()
     assert Network.of(llama) is not None

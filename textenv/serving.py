@@ -129,6 +129,7 @@ def serve(
         raise TextEnvError(f"Cannot listen at port {port}; expected one from 0 to 65535.")
     config = uvicorn.Config(
         make_app(reward, max_bytes=max_bytes),
+        log_config=None,  # its own closes the handlers of others, and absl's, which rouge brings, closes stderr with it
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_GRACE,

@@ -325,9 +325,8 @@ class Network:
         heads, kv_heads, size = self._heads
         new, group = len(qkv) // batch, heads // kv_heads
         mask: torch.Tensor | None = None
-        if keys_values is not None:
-            held = keys_values.write(layer, qkv[:, heads:])
-        if keys_values is None or keys_values.length == 0:
+        held = None if keys_values is None else keys_values.write(layer, qkv[:, heads:])
+        if keys_values is None or held is None or keys_values.length == 0:
             length = new
             k, v = qkv.view(batch, new, -1, size).transpose(1, 2)[:, heads:].chunk(2, dim=1)
         else:
