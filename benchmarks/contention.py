@@ -63,7 +63,9 @@ class Config:
     sizes: tuple[_jobs.Size, ...] = ("tiny",)
     settings: tuple[str, ...] = tuple(SETTINGS)
     competitors: tuple[int, ...] = (1, 2)
-    effort: tyro.conf.OmitArgPrefixes[Effort] = field(default_factory=lambda: Effort(rounds=5, attempts=2))
+    effort: tyro.conf.OmitArgPrefixes[Effort] = field(
+        default_factory=lambda: Effort(rounds=3, attempts=2, patience=0.5)
+    )
     seconds: float = 0.7
     batch: int = 16
     prompt: int = 16
