@@ -22,6 +22,7 @@ from torch.nn import functional
 from benchmarks import _jobs
 from benchmarks._measure import Effort, environment, interleave, rate, remark, show
 from benchmarks._ours import Rollouts, make_env
+from textenv.models.network import Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ def _reachable(roots: tuple[Any, ...]) -> Iterator[Any]:
             pending += found.values()
         elif isinstance(found, (list, tuple, set)):
             pending += found
+        elif isinstance(found, Linear):
+            continue  # packed weights
         elif type(found).__module__.partition(".")[0] in ("textenv", "benchmarks"):
             pending += vars(found).values() if hasattr(found, "__dict__") else ()
             pending += [getattr(found, name, None) for name in getattr(found, "__slots__", ())]
