@@ -346,12 +346,10 @@ class CausalLM:
         Returns:
             Hidden states, shape ``(batch, time, hidden_size)``; those of padding have no meaning.
         """
-        if not torch.is_grad_enabled():
-            self._refresh()
+        if torch.is_grad_enabled():
+            self._settle()
         else:
-            if self._watch.restructured():
-                self._rebuild()
-            self._activate()
+            self._refresh()
         if self._network is not None and (self._window is None or input_ids.shape[1] <= self._window):
             self._network.checkpointing = self.gradient_checkpointing
             return self._network.run(input_ids)  # causal, so that what is on the right is not seen
@@ -418,9 +416,7 @@ class CausalLM:
 
     def _refresh(self) -> None:
         """Before a forward without gradients: drop what was computed from weights that have changed."""
-        if self._watch.restructured():
-            self._rebuild()
-        self._activate()
+        self._settle()
         if self._watch.changed():
             self._cache.forget(None)
             if self._network is not None:
@@ -428,9 +424,12 @@ class CausalLM:
         if self._network is not None:
             self._network.pack()
 
-    def _rebuild(self) -> None:
-        self._network = Network.of(self.model, adapted=self.adapter is not None)
-        self._cache = _PrefixCache(self.model, self._network)
+    def _settle(self) -> None:
+        """Before any forward: read the modules as they are now, with this model's adapter."""
+        if self._watch.restructured():
+            self._network = Network.of(self.model, adapted=self.adapter is not None)
+            self._cache = _PrefixCache(self.model, self._network)
+        self._activate()
 
     def _activate(self) -> None:
         """Have the network run with this model's adapter, or without any."""
