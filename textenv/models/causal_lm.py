@@ -299,7 +299,7 @@ class CausalLM:
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         plain = _trunk(self.model)(input_ids=ids).last_hidden_state
         try:
-            # transformers 6 has it under the second name alone
+            # transformers 6 drops the second name
             model: Any = self.model
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
@@ -353,12 +353,7 @@ class CausalLM:
         if self._network is not None and (self._window is None or input_ids.shape[1] <= self._window):
             self._network.checkpointing = self.gradient_checkpointing
             return self._network.run(input_ids)  # causal, so that what is on the right is not seen
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        mask = (steps[None, :] < lengths[:, None]).long()
-        hidden: torch.Tensor = _trunk(self.model)(
-            input_ids=input_ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return hidden
+        return _plain_hidden(self.model, input_ids, lengths)
 
     def token_log_probs(
         self,
@@ -482,6 +477,14 @@ def _merged(folder: str, dtype: str | torch.dtype) -> Any:
 def _trunk(model: PreTrainedModel) -> nn.Module:
     trunk: nn.Module = model.base_model
     return trunk
+
+
+def _plain_hidden(model: PreTrainedModel, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the last hidden states by the model's own ``forward``, without any cache, ``(batch, time, hidden)``."""
+    steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+    mask = (steps[None, :] < lengths[:, None]).long()
+    hidden: torch.Tensor = _trunk(model)(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return hidden
 
 
 @contextlib.contextmanager
@@ -672,12 +675,9 @@ class _PrefixCache:
     def _uncached(self, input_ids: IntArray, lengths: IntArray) -> torch.Tensor:
         device = self._model.device
         width = int(lengths.max())
-        mask = _tensor(np.arange(width) < lengths[:, None], device)
-        ids = _tensor(input_ids[:, :width], device)
-        output: torch.Tensor = _trunk(self._model)(
-            input_ids=ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return output[torch.arange(len(lengths), device=device), _tensor(lengths - 1, device)]
+        sizes = _tensor(lengths, device)
+        output = _plain_hidden(self._model, _tensor(input_ids[:, :width], device), sizes)
+        return output[torch.arange(len(lengths), device=device), sizes - 1]
 
     def _grow(self, rows: int, width: int) -> None:
         have_rows, have_width = self._ids.shape
