@@ -64,6 +64,8 @@ def test_contents(wheel: Path) -> None:
     code = {name for name in sizes if name.endswith(".py")}
     assert code == {
         *(f"textenv/{name}" for name in modules("textenv")),
+        *(f"textenv/clips/{name}" for name in modules("textenv/clips")),
+        *(f"textenv/feedback/{name}" for name in modules("textenv/feedback")),
         *(f"textenv/models/{name}" for name in modules("textenv/models")),
         *(f"textenv/agents/{name}" for name in modules("agents")),
         *(f"textenv/rewards/{name}" for name in modules("rewards")),

@@ -26,6 +26,7 @@ __all__ = [
     "Message",
     "Observation",
     "Prompt",
+    "Ranking",
     "Reward",
     "StopReason",
     "TextEnvError",
@@ -100,6 +101,55 @@ class Episode:
     token_rewards: tuple[float, ...]
     score: float
     stop_reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One judgement of several completions of a prompt: what a reward model learns from. A comparison ranks two.
+
+    Attributes:
+        prompt: A text, or a conversation.
+        completions: Two or more texts; of a conversation, what the assistant says.
+        ranks: Rank of each completion, 0 being the best; equal ranks are ties. None for one that is below all that
+            have a rank, in no known order: in a choice of the best of four, one has rank 0 and three have None.
+        annotator: Who judged.
+        margin: How much better the best is than the worst, in units of score; None where nobody said.
+    """
+
+    prompt: str | Conversation
+    completions: tuple[str, ...]
+    ranks: tuple[int | None, ...]
+    annotator: str = ""
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check it.
+
+        Raises:
+            TextEnvError: There are not two completions, or not one rank for each, or none of them is the best.
+        """
+        if len(self.completions) < 2 or len(self.ranks) != len(self.completions):
+            raise TextEnvError(
+                f"A ranking of {len(self.completions)} completions has the ranks {list(self.ranks)}: expected at least "
+                "two completions, and one rank for each."
+            )
+        known = [rank for rank in self.ranks if rank is not None]
+        if min(known, default=-1) != 0:
+            raise TextEnvError(f"ranks={list(self.ranks)}: expected whole numbers from 0, which is the best, or None.")
+
+    def pairs(self) -> list[tuple[int, int, bool]]:
+        """Return ``(better, worse, tied)``, indices of completions, for each pair whose order is known."""
+        found = []
+        for first in range(len(self.ranks)):
+            for second in range(first + 1, len(self.ranks)):
+                one, other = self.ranks[first], self.ranks[second]
+                if one is None and other is None:
+                    continue
+                if other is None or (one is not None and one <= other):
+                    found.append((first, second, one == other))
+                else:
+                    found.append((second, first, False))
+        return found
 
 
 @runtime_checkable
