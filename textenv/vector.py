@@ -230,8 +230,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.render_mode is None:
             return None
         frames = tuple(
-            to_ansi(self._finished[row] or self._episode(row, self._completion(row)), finished=bool(self._finished[row]))
-            for row in range(self.num_envs)
+            to_ansi(over or self._episode(row, self._completion(row)), finished=over is not None)
+            for row, over in enumerate(self._finished)
         )
         if self.render_mode == "human":
             print("\n".join(frames))
