@@ -283,12 +283,12 @@ class PPO:
         for rows in self._minibatches(len(rollout.lengths)):
             tokens = int(rollout.mask[rows].sum())
             sums: dict[str, float] = {}
-            share, size = rows[self.world.rank :: self.world.size], config.micro_batch_size
+            mine, size = rows[self.world.rank :: self.world.size], config.micro_batch_size
             if size is None and self.world.size == 1:
                 room = (_LOGITS_CPU if device.type == "cpu" else _LOGITS_GPU) // self.policy.lm.vocab_size
-                parts = _parts(share, rollout.lengths, rollout.starts, room)
+                parts = _parts(mine, rollout.lengths, rollout.starts, room)
             else:  # several processes make the same number of passes
-                parts = torch.split(_by_length(share, rollout.lengths), size or len(share))
+                parts = torch.split(_by_length(mine, rollout.lengths), size or len(mine))
             for number, part in enumerate(parts, start=1):
                 log_probs, values, advantage, target = (column[part][mask[part]].to(device) for column in columns)
                 with self.world.accumulate(self._network, last=number == len(parts)):
