@@ -37,7 +37,21 @@ from textenv.settings import TextEnvSettings
 from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
 from textenv.types import Episode, Prompt, TextEnvError
 
-__all__ = ["EnvFlags", "Train", "console", "make_keywords", "parse_reward", "train"]
+__all__ = [
+    "EnvFlags",
+    "PPOFlags",
+    "Train",
+    "TrainEnvFlags",
+    "check_settings",
+    "console",
+    "described",
+    "held_out",
+    "make_keywords",
+    "mean_and_error",
+    "parse_reward",
+    "summary",
+    "train",
+]
 
 console = Console()
 
@@ -119,10 +133,25 @@ def make_keywords(settings: EnvFlags, *, reward: str, model: str, prompts: Path 
     return changed | ({"prompts": str(prompts)} if prompts else {})
 
 
-def _describe(command: Train) -> dict[str, Any]:
-    described: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(command), default=str))
-    del described["out"], described["threads"], described["timeout"]
-    return described
+def described(command: Any, without: Sequence[str] = ("out",)) -> dict[str, Any]:
+    """Return the settings of a command, a dataclass, as JSON values, for the ``config.json`` of its folder."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(command), default=str))
+    return {name: value for name, value in values.items() if name not in without}
+
+
+def check_settings(out: Path, config: Mapping[str, Any]) -> None:
+    """Check that a run in a folder, if there is one, was begun with these settings.
+
+    Raises:
+        TextEnvError: It was not.
+    """
+    if not (out / "config.json").exists():
+        return
+    if changed := _differences(json.loads((out / "config.json").read_text("utf-8")), config):
+        raise TextEnvError(
+            f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Start it again with those "
+            "it was started with, or give this one another folder with --out."
+        )
 
 
 def train(command: Train, world: World = ALONE) -> None:
@@ -134,14 +163,8 @@ def train(command: Train, world: World = ALONE) -> None:
     out = command.out
     if (out / "results.json").exists():
         raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
-    config = _describe(command)
-    if (out / "config.json").exists():
-        earlier = json.loads((out / "config.json").read_text("utf-8"))
-        if changed := _differences(earlier, config):
-            raise TextEnvError(
-                f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Start it again with those "
-                "it was started with, or give this one another folder with --out."
-            )
+    config = described(command, without=("out", "threads", "timeout"))
+    check_settings(out, config)
     if command.threads:
         torch.set_num_threads(command.threads)
     keywords = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
@@ -157,11 +180,11 @@ def train(command: Train, world: World = ALONE) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
     shared = {name: value for name, value in keywords.items() if name not in ("device", "torch_dtype")}
-    held_out, prompts = _held_out(command, {**shared, "model": text_env(envs).reference}, rows)
+    fresh, prompts = held_out(command, {**shared, "model": text_env(envs).reference}, rows)
     reference = TextPolicy(
-        text_env(held_out).reference, value="none", temperature=_temperature(held_out), trainable=False
+        text_env(fresh).reference, value="none", temperature=_temperature(fresh), trainable=False
     )
-    before = _evaluate(held_out, reference, prompts, world)
+    before = _evaluate(fresh, reference, prompts, world)
     checkpoints = out / "checkpoints"
     resumed = agent.resume(checkpoints, command.total_steps)
     if resumed:
@@ -180,7 +203,7 @@ def train(command: Train, world: World = ALONE) -> None:
     seconds = time.perf_counter() - began
     agent.save(out / "policy")
     with agent.whole():
-        after = _evaluate(held_out, agent.policy, prompts, world)
+        after = _evaluate(fresh, agent.policy, prompts, world)
     if world.first:
         _report(out, before, after, {"seconds": seconds, "resumed": resumed, "steps": agent.steps})
 
@@ -196,7 +219,7 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str
     return found
 
 
-def _held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[Prompt]]:
+def held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[Prompt]]:
     """Return an environment to compare in, with dense KL of its own, and the prompts to compare on."""
     keywords = {**keywords, "kl_mode": "lump"}
     if command.eval_prompts is not None:
@@ -222,8 +245,8 @@ def _evaluate(envs: Any, policy: TextPolicy, prompts: list[Prompt], world: World
 def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[str, Any]) -> None:
     results = {
         **about,
-        "before": _summary(before),
-        "after": _summary(after),
+        "before": summary(before),
+        "after": summary(after),
         "versions": {
             "textenv": textenv.__version__,
             "python": platform.python_version(),
@@ -251,16 +274,19 @@ def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
 
 
-def _summary(episodes: list[Episode]) -> dict[str, Any]:
-    def figures(values: list[float]) -> dict[str, float]:
-        return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
-
+def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Return the number of episodes, and mean and standard error of their ``score``, ``kl`` (nats) and ``length``."""
     return {
         "episodes": len(episodes),
-        "score": figures([episode.score for episode in episodes]),
-        "kl": figures([math.fsum(episode.kl) for episode in episodes]),
-        "length": figures([float(len(episode.completion_ids)) for episode in episodes]),
+        "score": mean_and_error([episode.score for episode in episodes]),
+        "kl": mean_and_error([math.fsum(episode.kl) for episode in episodes]),
+        "length": mean_and_error([float(len(episode.completion_ids)) for episode in episodes]),
     }
+
+
+def mean_and_error(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean of values and its standard error, under ``"mean"`` and ``"stderr"``."""
+    return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
 
 
 def parse_reward(reward: str) -> Any:
