@@ -444,4 +444,4 @@ def test_leases_beside_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run = settings(max_examples=25, stateful_step_count=25, deadline=None)
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(Leases, settings=run)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Leases, settings=run)
