@@ -181,9 +181,7 @@ def train(command: Train, world: World = ALONE) -> None:
         write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
     shared = {name: value for name, value in keywords.items() if name not in ("device", "torch_dtype")}
     fresh, prompts = held_out(command, {**shared, "model": text_env(envs).reference}, rows)
-    reference = TextPolicy(
-        text_env(fresh).reference, value="none", temperature=_temperature(fresh), trainable=False
-    )
+    reference = TextPolicy(text_env(fresh).reference, value="none", temperature=_temperature(fresh), trainable=False)
     before = _evaluate(fresh, reference, prompts, world)
     checkpoints = out / "checkpoints"
     resumed = agent.resume(checkpoints, command.total_steps)
