@@ -175,7 +175,9 @@ def test_best_of_k_by_hand() -> None:
 
 
 def test_centring_by_hand() -> None:
-    assert float(center_loss(double(1.0, 2.0), double(-1.0, 1.0))) == pytest.approx(4.5)
+    scores = torch.stack([double(1.0, -1.0, 2.0), double(2.0, 1.0, 100.0)])
+    ranks = torch.tensor([[0.0, 1.0, 1.0], [0.0, INF, NAN]])
+    assert center_loss(scores, ranks).tolist() == pytest.approx([(0 + 9 + 1) / 3, 9.0])
 
 
 RANKS = torch.tensor([[0.0, 1.0, 1.0, INF], [2.0, 0.0, NAN, 1.0]])
@@ -186,7 +188,7 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     ),
     "plackett-luce": lambda s, n: plackett_luce_loss(s, RANKS),
     "best of k": lambda s, n: best_of_k_loss(s, torch.tensor([1, 3])),
-    "centre": lambda s, n: center_loss(s[0], s[1]),
+    "centre": lambda s, n: center_loss(s, RANKS),
 }
 
 

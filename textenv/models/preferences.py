@@ -148,21 +148,24 @@ def best_of_k_loss(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(scores, best, reduction="none")
 
 
-def center_loss(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
-    """Square of the sum of a pair's scores, which pulls their mean to 0 (Eisenstein et al. 2023, section 2.1).
+def center_loss(scores: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    """Mean over all pairs of a ranking of ``(s_i + s_j)^2``, which pulls scores to mean 0 (Eisenstein et al. 2023).
 
     Args:
-        better: Scores, any shape.
-        worse: Scores of the others, the same shape.
+        scores: Shape ``(rankings, k)``.
+        ranks: Shape ``(rankings, k)``, see the module; only ``nan`` matters.
 
     Returns:
-        Mean over pairs, before its coefficient.
+        Before its coefficient, shape ``(rankings,)``.
 
     Raises:
         TextEnvError: The shapes do not agree.
     """
-    _same_shape(better=better, worse=worse)
-    return ((better + worse) ** 2).mean()
+    _same_shape(scores=scores, ranks=ranks)
+    there = ~ranks.isnan()
+    pairs = (there[:, :, None] & there[:, None, :]).triu(1)
+    sums = torch.where(pairs, scores[:, :, None] + scores[:, None, :], 0.0)
+    return (sums**2).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
 
 
 def rank_tensor(rankings: Sequence[Ranking]) -> torch.Tensor:
