@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import os
+import random
 import re
 import subprocess
 import sys
@@ -81,38 +82,57 @@ def load_reviews(split: Split | None = None, *, domain: Domain = "movie") -> lis
     return [review for review in _parse(domain) if split is None or split_of(review.text) == split]
 
 
-def review_rankings(split: Split | None = None, *, size: int = 30) -> list[Ranking]:
-    """Return what people said of movie snippets as rankings: each ranks what they rated, by their own ratings alone.
+def review_rankings(
+    split: Split | None = None, *, domain: Domain = "movie", size: int = 24, same_person: bool = False, seed: int = 0
+) -> list[Ranking]:
+    """Return what people said of snippets as rankings, by single people's ratings, never by their means.
 
-    The published ratings are anonymous, but their order is not lost: snippets were given out 30 at a time, and the
-    i-th rating of each of the 30 is the same person's. It can be seen in the data: over the 30, the i-th ratings
-    deviate from the snippets' means in the same direction, with nine times the variance that chance would give their
-    average (0.27 against 0.03). In the other domains nothing of the kind is left, so there are no rankings of them.
+    The published ratings are anonymous. With ``same_person`` a ranking orders snippets by the ratings of one person:
+    movie snippets were given out 30 at a time, and the i-th rating of each of the 30 is the same person's. It can be
+    seen in the data: over the 30, the i-th ratings deviate from the snippets' means in the same direction, with nine
+    times the variance that chance would give their average (0.27 against 0.03). In the other domains nothing of the
+    kind is left. But the 30 stem from one part of the source, mostly praise or mostly blame, so that these rankings
+    compare little of the one with the other.
 
-    Equal ratings are ties; the prompt is empty, the annotator a pseudonym such as ``"movie-17-3"``.
+    Without ``same_person`` snippets of all parts are put together at random, and the i-th ranking of some snippets
+    orders them by the i-th rating of each: every snippet by one person's word, but not all by the same person's.
+
+    Equal ratings are ties. The prompt is empty. The annotator is a pseudonym: ``"movie-17-3"`` for a person, and
+    ``"movie-3"`` for all third ratings.
 
     Args:
         split: Only snippets of this split, as ``load_reviews`` makes it; a ranking never spans two. None for all.
-        size: Most snippets in a ranking, at least 2; those of a person that are left over, one alone, are left out.
+        domain: See ``load_reviews``.
+        size: Most snippets in a ranking, at least 2; one that is left over is left out.
+        same_person: Whether all of a ranking is one person's judgement.
+        seed: Seeds which snippets are put together.
 
     Raises:
-        TextEnvError: ``size`` or the split is out of range, or the data could not be fetched.
+        TextEnvError: ``size`` or the split is out of range, the domain does not tell people apart, or the data could
+            not be fetched.
     """
-    if size < 2:
-        raise TextEnvError(f"size={size}: expected at least 2 snippets in a ranking.")
+    if size < 2 or (same_person and domain != "movie"):
+        raise TextEnvError(
+            f"size={size}, same_person={same_person}, domain={domain!r}: expected at least 2 snippets in a ranking, "
+            "and the domain 'movie' for those of one person."
+        )
     _check_split(split)
-    reviews = load_reviews()
+    reviews = load_reviews(domain=domain)
+    if same_person:
+        batches = [reviews[start : start + _GIVEN_OUT] for start in range(0, len(reviews), _GIVEN_OUT)]
+    else:
+        batches = [random.Random(seed).sample(reviews, len(reviews))]
     rankings = []
-    for start in range(0, len(reviews), _GIVEN_OUT):
-        given = [r for r in reviews[start : start + _GIVEN_OUT] if split is None or split_of(r.text) == split]
-        for first in range(0, len(given) - 1, size):
-            chosen = given[first : first + size]
-            for person, ratings in enumerate(zip(*(review.ratings for review in chosen), strict=True)):
+    for number, batch in enumerate(batches):
+        chosen = [review for review in batch if split is None or split_of(review.text) == split]
+        for start in range(0, len(chosen) - 1, size):
+            group = chosen[start : start + size]
+            for person, ratings in enumerate(zip(*(review.ratings for review in group), strict=same_person)):
                 order = sorted(set(ratings), reverse=True)
-                texts = tuple(review.text for review in chosen)
-                name = f"movie-{start // _GIVEN_OUT}-{person}"
-                if len(texts) > 1:
-                    rankings.append(Ranking("", texts, tuple(order.index(rating) for rating in ratings), name))
+                name = f"{domain}-{number}-{person}" if same_person else f"{domain}-{person}"
+                ranks = tuple(order.index(rating) for rating in ratings)
+                if len(group) > 1:
+                    rankings.append(Ranking("", tuple(review.text for review in group), ranks, name))
     return rankings
 
 

@@ -45,6 +45,7 @@ class RewardModel(nn.Module):
         shift: Mean of the head's output on the reference samples.
         scale: Its standard deviation there; a score is ``(output - shift) / scale``.
         max_tokens: Tokens read of a text, the end included.
+        about: What its folder says of it besides: the settings and the report of its training.
     """
 
     def __init__(self, lm: CausalLM, *, max_tokens: int | None = None) -> None:
@@ -72,6 +73,7 @@ class RewardModel(nn.Module):
         self.log_nu = nn.Parameter(torch.zeros((), device=lm.device))
         self.shift, self.scale = 0.0, 1.0
         self.max_tokens = max_tokens or longest
+        self.about: dict[str, Any] = {}
 
     @classmethod
     def load(
@@ -91,7 +93,7 @@ class RewardModel(nn.Module):
         try:
             about = json.loads((path / _ABOUT_FILE).read_text("utf-8"))
             tensors = safetensors.torch.load_file(path / _HEAD_FILE)
-            settings = {name: float(about[name]) for name in ("shift", "scale", "log_nu")}
+            numbers = {name: float(about[name]) for name in ("shift", "scale", "log_nu")}
             max_tokens = about["max_tokens"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise TextEnvError(
@@ -103,17 +105,17 @@ class RewardModel(nn.Module):
         if found != wanted:
             raise TextEnvError(f"{path / _HEAD_FILE} holds {found}, expected {wanted}.")
         model.head.load_state_dict(tensors)
-        model.shift, model.scale = settings["shift"], settings["scale"]
-        model.log_nu.data.fill_(settings["log_nu"])
+        model.shift, model.scale = numbers["shift"], numbers["scale"]
+        model.log_nu.data.fill_(numbers["log_nu"])
+        model.about = {name: value for name, value in about.items() if name not in {*numbers, "max_tokens"}}
         return model
 
-    def save(self, folder: Path, *, dtype: torch.dtype | None = None, about: dict[str, Any] | None = None) -> None:
+    def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Save trunk and tokenizer in Hugging Face format, the head as safetensors and the rest as JSON beside them.
 
         Args:
             folder: Where; made if it is missing.
             dtype: Data type of the saved trunk; None for its own.
-            about: Further JSON values to keep in ``reward.json``.
         """
         folder.mkdir(parents=True, exist_ok=True)
         model: Any = self.model
@@ -128,7 +130,7 @@ class RewardModel(nn.Module):
         write_atomically(folder / _HEAD_FILE, safetensors.torch.save(head))
         settings = {"shift": self.shift, "scale": self.scale, "log_nu": float(self.log_nu.detach())}
         # Last: without this file the folder is no reward model.
-        text = json.dumps({**settings, "max_tokens": self.max_tokens, **(about or {})}, indent=2)
+        text = json.dumps({**settings, "max_tokens": self.max_tokens, **self.about}, indent=2)
         write_atomically(folder / _ABOUT_FILE, text + "\n")
 
     def train(self, mode: bool = True) -> RewardModel:
@@ -242,9 +244,7 @@ class Ensemble:
         return mean if self.combine == "mean" else mean - np.float32(self.penalty) * each.var(axis=0)
 
 
-def padded(
-    ids: Sequence[Sequence[int]], pad: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids padded on the right, ``(batch, time)``, and their lengths, ``(batch,)``."""
     rows = torch.full((len(ids), max(map(len, ids))), pad)
     for row, tokens in enumerate(ids):

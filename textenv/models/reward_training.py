@@ -149,7 +149,7 @@ def train_reward_model(
         compare_settings(out, {**settings_of(config), **about}, found["settings"])
         return RewardModelReport(**found["report"])
     with seeded(config):
-        return _train(config, rankings, validation, reference, out, about)
+        return _train(config, rankings, list(validation), list(reference), out=out, about=about)
 
 
 def _train(
@@ -157,15 +157,15 @@ def _train(
     rankings: Sequence[Ranking],
     validation: Sequence[Ranking],
     reference: Sequence[Text],
+    *,
     out: Path,
     about: Mapping[str, Any],
 ) -> RewardModelReport:
     started = time.perf_counter()
     model = _start(config)
     groups = _groups(rankings)
-    texts = [text for text in dict.fromkeys(_keyed(text) for group in groups for text in _texts(group[0]))]
-    by_key = {_keyed(text): text for group in groups for text in _texts(group[0])}
-    ids = dict(zip(texts, model.encode(*_columns([by_key[key] for key in texts])), strict=True))
+    texts = {text_key(text): text for group in groups for text in texts_of(group[0])}
+    ids = dict(zip(texts, model.encode(*_columns(list(texts.values()))), strict=True))
     steps = _steps(config, [len(group[0].completions) for group in groups])
     pairs = [len(ranking.pairs()) for ranking in rankings]
     ties = sum(tied for ranking in rankings for _, _, tied in ranking.pairs()) / sum(pairs)
@@ -177,7 +177,7 @@ def _train(
 
     def loss(step: int) -> tuple[torch.Tensor, int]:
         chosen = [groups[index] for index in steps[step][1]]
-        keys = list(dict.fromkeys(_keyed(text) for group in chosen for text in _texts(group[0])))
+        keys = list(dict.fromkeys(text_key(text) for group in chosen for text in texts_of(group[0])))
         outputs = model([ids[key] for key in keys])
         tokens = sum(len(ids[key]) for key in keys)
         if fitted:
@@ -188,7 +188,7 @@ def _train(
         rows = {key: row for row, key in enumerate(keys)}
         where = torch.zeros(ranks.shape, dtype=torch.int64)
         for row, ranking in enumerate(judged):
-            where[row, : len(ranking.ranks)] = torch.tensor([rows[_keyed(text)] for text in _texts(ranking)])
+            where[row, : len(ranking.ranks)] = torch.tensor([rows[text_key(text)] for text in texts_of(ranking)])
         scores = outputs[where.to(outputs.device)]
         if config.loss == "plackett_luce":
             losses = plackett_luce_loss(scores, ranks)
@@ -206,7 +206,7 @@ def _train(
         return f"validation accuracy {pair_accuracy(model, validation):.4f}"
 
     done = optimise(model, loss, len(steps), config, out, name="reward", about=about, after=after)
-    model.normalise(*_columns(reference or list(by_key.values())))
+    model.normalise(*_columns(reference or list(texts.values())))
     report = RewardModelReport(
         rankings=len(rankings),
         comparisons=sum(pairs),
@@ -216,8 +216,8 @@ def _train(
         loss=done,
         accuracy=pair_accuracy(model, validation) if validation else None,
     )
-    saved = {"settings": {**settings_of(config), **about}, "report": dataclasses.asdict(report)}
-    model.save(out, dtype=getattr(torch, config.save_dtype), about=saved)
+    model.about = {"settings": {**settings_of(config), **about}, "report": dataclasses.asdict(report)}
+    model.save(out, dtype=getattr(torch, config.save_dtype))
     return report
 
 
@@ -246,11 +246,11 @@ def _start(config: RewardModelConfig) -> RewardModel:
 
 def pair_accuracy(model: RewardModel, rankings: Sequence[Ranking]) -> float:
     """Return the share of the rankings' pairs without ties that a model orders as they were; equal scores count 1/2."""
-    texts = {_keyed(text): text for ranking in rankings for text in _texts(ranking)}
+    texts = {text_key(text): text for ranking in rankings for text in texts_of(ranking)}
     scores = dict(zip(texts, model.scores(*_columns(list(texts.values()))).tolist(), strict=True))
     right: list[float] = []
     for ranking in rankings:
-        each = [scores[_keyed(text)] for text in _texts(ranking)]
+        each = [scores[text_key(text)] for text in texts_of(ranking)]
         right += [
             0.5 + 0.5 * float(np.sign(each[better] - each[worse]))
             for better, worse, tied in ranking.pairs()
@@ -260,15 +260,15 @@ def pair_accuracy(model: RewardModel, rankings: Sequence[Ranking]) -> float:
 
 
 def fit_scores(rankings: Sequence[Ranking], *, prior: float = 0.1) -> dict[str, float]:
-    """Return the Bradley-Terry score of each text, by its key: the first of two stages, of which regression is the next.
+    """Return the Bradley-Terry score of each text, by its key: the first of two stages, the next being regression.
 
     Ties are half a comparison for either side. The prior, normal with mean 0 and precision ``prior``, keeps the score
     of a text that always won finite, and sets the origin of texts that were never compared with each other.
     """
-    keys = {key: row for row, key in enumerate({_keyed(t): None for ranking in rankings for t in _texts(ranking)})}
+    keys = {key: row for row, key in enumerate({text_key(t): None for ranking in rankings for t in texts_of(ranking)})}
     counts: dict[tuple[int, int, bool], int] = defaultdict(int)
     for ranking in rankings:
-        rows = [keys[_keyed(text)] for text in _texts(ranking)]
+        rows = [keys[text_key(text)] for text in texts_of(ranking)]
         for better, worse, tied in ranking.pairs():
             counts[rows[better], rows[worse], tied] += 1
     winners, losers = (torch.tensor([pair[side] for pair in counts]) for side in (0, 1))
@@ -294,7 +294,7 @@ def _groups(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     """Put together the rankings of the same completions of a prompt, which are read once for all of them."""
     groups: dict[tuple[str, ...], list[Ranking]] = defaultdict(list)
     for ranking in rankings:
-        groups[tuple(sorted(_keyed(text) for text in _texts(ranking)))].append(ranking)
+        groups[tuple(sorted(text_key(text) for text in texts_of(ranking)))].append(ranking)
     return list(groups.values())
 
 
@@ -312,11 +312,13 @@ def _steps(config: RewardModelConfig, sizes: Sequence[int]) -> list[tuple[int, l
     return steps
 
 
-def _texts(ranking: Ranking) -> list[Text]:
+def texts_of(ranking: Ranking) -> list[Text]:
+    """Return the texts that a ranking ranks."""
     return [(ranking.prompt, completion) for completion in ranking.completions]
 
 
-def _keyed(text: Text) -> str:
+def text_key(text: Text) -> str:
+    """Return what tells texts apart; a conversation is not hashable."""
     prompt, completion = text
     return json.dumps([prompt if isinstance(prompt, str) else [dict(message) for message in prompt], completion])
 

@@ -189,6 +189,15 @@ def _read(path: Path) -> str:
         raise TextEnvError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
 
 
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """Return prompt and completion of each line of a ``.jsonl`` file; a line with ``text`` has an empty prompt.
+
+    Raises:
+        TextEnvError: As ``read_texts``.
+    """
+    return list(_read_pairs(path, _read(path)))
+
+
 def _read_pairs(path: Path, content: str) -> Iterator[tuple[str, str]]:
     """Yield prompt and completion of each line that is not blank; a line with ``text`` has an empty prompt."""
     for number, line in enumerate(content.split("\n"), start=1):  # splitlines also cuts at U+0085 and U+2028
