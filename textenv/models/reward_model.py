@@ -181,10 +181,10 @@ class RewardModel(nn.Module):
         output: torch.Tensor = self.head(last.to(self.head.weight.dtype))[:, 0].float()
         return output
 
-    @torch.no_grad()
     def scores(self, prompts: Sequence[str | Conversation], completions: Sequence[Any]) -> NDArray[np.float32]:
         """Return the score of each completion, shape ``(n,)``; see ``encode`` for the arguments."""
-        with torch.inference_mode(False), torch.autocast(self.lm.device.type, enabled=False):
+        # In this order: leaving inference mode turns gradients on.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.lm.device.type, enabled=False):
             outputs = self(self.encode(prompts, completions))
         found: NDArray[np.float32] = ((outputs - self.shift) / self.scale).cpu().numpy()
         return found

@@ -27,6 +27,8 @@ __all__ = ["RewardModelConfig", "RewardModelReport", "fit_scores", "pair_accurac
 Text: TypeAlias = tuple[str | Conversation, str]
 """A prompt and a completion."""
 
+_REFERENCES = 1000  # texts of the rankings to normalise scores on, where no others are given
+
 
 @dataclass(frozen=True, slots=True)
 class RewardModelConfig:
@@ -129,7 +131,7 @@ def train_reward_model(
         rankings: What to learn.
         validation: Rankings to measure the accuracy on after each epoch.
         reference: Prompts and completions that the scores are normalised on, samples of the policy to be trained, say;
-            without any, on the texts of ``rankings``.
+            without any, on up to 1,000 texts of ``rankings``.
         out: Folder of the reward model; checkpoints go into its ``checkpoints``.
 
     Returns:
@@ -206,7 +208,8 @@ def _train(
         return f"validation accuracy {pair_accuracy(model, validation):.4f}"
 
     done = optimise(model, loss, len(steps), config, out, name="reward", about=about, after=after)
-    model.normalise(*_columns(reference or list(texts.values())))
+    drawn = permutation(config.seed, config.epochs, len(texts))[:_REFERENCES]
+    model.normalise(*_columns(reference or [list(texts.values())[index] for index in drawn]))
     report = RewardModelReport(
         rankings=len(rankings),
         comparisons=sum(pairs),
