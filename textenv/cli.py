@@ -34,6 +34,7 @@ from textenv.models.training import PretrainConfig, SftConfig, pretrain, read_pa
 from textenv.process import keep_memory
 from textenv.render import save_html, to_ansi
 from textenv.reviews import review_rankings
+from textenv.rlhf import Rlhf, rlhf
 from textenv.rollouts import sample_episodes
 from textenv.scoring import resolve_reward, reward_name
 from textenv.types import Episode, Ranking, TextEnvError
@@ -192,6 +193,7 @@ Command = (
     | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")]
     | Annotated[SftConfig, tyro.conf.subcommand("sft")]
     | Annotated[Corpus, tyro.conf.subcommand("corpus")]
+    | Annotated[Rlhf, tyro.conf.subcommand("rlhf")]
     | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Train, measure or serve a reward.")]
 )
 
@@ -220,6 +222,8 @@ def main(args: list[str] | None = None) -> int:
                 sizes = write_general_corpus(command.out / "general.jsonl")
                 console.print(f"{command.out / 'general.jsonl'}: characters {sizes}")
                 console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
+            case Rlhf():
+                rlhf(command)
             case Serve():
                 _serve(command)
             case RewardTrain():
