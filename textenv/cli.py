@@ -1,4 +1,4 @@
-"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward``.
+"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | feedback``.
 
 With ``textenv.experiment`` it stands above the layers: only these know agents and rewards.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import connect
 from textenv.doctor import examine
 from textenv.experiment import EnvFlags, Train, console, make_keywords, parse_reward, train
+from textenv.feedback.exchange import ExportFeedback, ImportFeedback, export_feedback, import_feedback
+from textenv.feedback.sampling import AddTasks, add_tasks
 from textenv.models.training import PretrainConfig, SftConfig, pretrain, sft
 from textenv.process import keep_memory
 from textenv.render import save_html, to_ansi
@@ -112,6 +115,11 @@ class Serve:
 
 
 RewardCommand = Annotated[Serve, tyro.conf.subcommand("serve")] | Annotated[None, tyro.conf.Suppress]  # tyro wants two
+FeedbackCommand = (
+    Annotated[AddTasks, tyro.conf.subcommand("add")]
+    | Annotated[ImportFeedback, tyro.conf.subcommand("import")]
+    | Annotated[ExportFeedback, tyro.conf.subcommand("export")]
+)
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
@@ -120,6 +128,7 @@ Command = (
     | Annotated[SftConfig, tyro.conf.subcommand("sft")]
     | Annotated[Corpus, tyro.conf.subcommand("corpus")]
     | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Serve a reward.")]
+    | Annotated[FeedbackCommand, tyro.conf.subcommand("feedback", description="Collect, import and export rankings.")]
 )
 
 
@@ -149,6 +158,12 @@ def main(args: list[str] | None = None) -> int:
                 console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
             case Serve():
                 _serve(command)
+            case AddTasks():
+                _tell(add_tasks(command))
+            case ImportFeedback():
+                _tell(import_feedback(command))
+            case ExportFeedback():
+                _tell(export_feedback(command))
     except TextEnvError as error:
         console.quiet = False
         console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
@@ -193,6 +208,11 @@ def _serve(command: Serve) -> None:
         console.print(f"{reward_name(reward)} answers at {url}", markup=False, highlight=False, soft_wrap=True)
 
     serve(reward, host=command.host, port=command.port, max_bytes=command.max_megabytes * 10**6, announce=announce)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _typed() -> Any:

@@ -586,7 +586,9 @@ def _read_label_studio(row: Row) -> list[Ranking]:
             ids = [str(item.get("id")) for item in items]
             if not set(order) <= set(ids) or len(set(order)) < len(order):
                 raise TextEnvError(f"the ranker has {order}; expected ids of the items, each once: {ids}.")
-            texts = tuple(_text(item.get("body") or item.get("title"), "body") for item in items)
+            texts = tuple(
+                _text(item.get("title") if item.get("body") is None else item["body"], "body") for item in items
+            )
             ranks = tuple(order.index(name) if name in order else None for name in ids)
         rankings.append(Ranking(_prompt(data[_prompt_name(data, names)]), texts, ranks, annotator))
     return rankings
