@@ -1,4 +1,4 @@
-"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward``.
+"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | feedback``.
 
 With ``textenv.experiment`` it stands above the layers: only these know agents and rewards.
 """
@@ -26,6 +26,9 @@ from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import connect
 from textenv.doctor import examine
 from textenv.experiment import EnvFlags, Train, console, make_keywords, parse_reward, train
+from textenv.feedback.commands import AnnotateFeedback, FeedbackStatus, annotate_feedback, feedback_status
+from textenv.feedback.exchange import ExportFeedback, ImportFeedback, export_feedback, import_feedback
+from textenv.feedback.sampling import AddTasks, add_tasks
 from textenv.files import write_atomically
 from textenv.models.reward_evaluation import Evaluation, evaluate, plot_evaluations, read_rankings, reward_bench
 from textenv.models.reward_model import RewardModel
@@ -186,6 +189,13 @@ RewardCommand = (
     | Annotated[RewardEval, tyro.conf.subcommand("eval")]
     | Annotated[RewardData, tyro.conf.subcommand("data")]
 )
+FeedbackCommand = (
+    Annotated[AddTasks, tyro.conf.subcommand("add")]
+    | Annotated[ImportFeedback, tyro.conf.subcommand("import")]
+    | Annotated[ExportFeedback, tyro.conf.subcommand("export")]
+    | Annotated[AnnotateFeedback, tyro.conf.subcommand("annotate")]
+    | Annotated[FeedbackStatus, tyro.conf.subcommand("status")]
+)
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
@@ -195,6 +205,7 @@ Command = (
     | Annotated[Corpus, tyro.conf.subcommand("corpus")]
     | Annotated[Rlhf, tyro.conf.subcommand("rlhf")]
     | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Train, measure or serve a reward.")]
+    | Annotated[FeedbackCommand, tyro.conf.subcommand("feedback", description="Collect, import and export rankings.")]
 )
 
 
@@ -232,6 +243,16 @@ def main(args: list[str] | None = None) -> int:
                 _reward_eval(command)
             case RewardData():
                 _reward_data(command)
+            case AddTasks():
+                _tell(add_tasks(command))
+            case ImportFeedback():
+                _tell(import_feedback(command))
+            case ExportFeedback():
+                _tell(export_feedback(command))
+            case AnnotateFeedback():
+                _tell(annotate_feedback(command))
+            case FeedbackStatus():
+                console.print(*feedback_status(command), sep="\n")
     except TextEnvError as error:
         console.quiet = False
         console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
@@ -276,6 +297,11 @@ def _serve(command: Serve) -> None:
         console.print(f"{reward_name(reward)} answers at {url}", markup=False, highlight=False, soft_wrap=True)
 
     serve(reward, host=command.host, port=command.port, max_bytes=command.max_megabytes * 10**6, announce=announce)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _reward_train(command: RewardTrain) -> None:
