@@ -38,7 +38,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_figures_and_picture_of_several_models(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = tmp_path / "pairs.jsonl"
-    row = {"prompt": "the ", "chosen": "great film", "rejected": "thin plot", "subset": "alpacaeval-easy"}
+    texts = {"chosen": "great film great great plot", "rejected": "thin film plot plot thin"}
+    row = {"prompt": "", **texts, "subset": "alpacaeval-easy"}
     pairs.write_text(json.dumps(row) + "\n", "utf-8")
     given = ["--files", str(work / "test.jsonl"), "--trained-on", str(work / "train.jsonl"), "--out", str(tmp_path)]
     models = ["--model", str(work / "few"), str(work / "all"), "--reward-bench", str(pairs)]
