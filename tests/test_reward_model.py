@@ -71,9 +71,14 @@ class TestReading:
         assert model.scores(blanks(5), TEXTS[::-1]) == pytest.approx(alone[::-1], abs=1e-5)
 
     def test_scores_keep_no_graph_even_in_inference_mode(self, model: RewardModel, monkeypatch: Any) -> None:
-        enabled = []
+        enabled: list[bool] = []
         forward = model.forward
-        monkeypatch.setattr(model, "forward", lambda ids: enabled.append(torch.is_grad_enabled()) or forward(ids))
+
+        def watched(ids: Any) -> torch.Tensor:
+            enabled.append(torch.is_grad_enabled())
+            return forward(ids)
+
+        monkeypatch.setattr(model, "forward", watched)
         with torch.inference_mode():
             model.scores([""], ["film"])
         assert enabled == [False]
@@ -164,8 +169,9 @@ class TestEnsemble:
 
     @pytest.mark.parametrize("wrong", [{"members": []}, {"combine": "max"}, {"penalty": -1.0}, {"penalty": math.nan}])
     def test_refuses(self, model: RewardModel, wrong: dict[str, Any]) -> None:
+        given: dict[str, Any] = {"members": [model]} | wrong
         with pytest.raises(TextEnvError, match="expected at least one"):
-            Ensemble(**({"members": [model]} | wrong))
+            Ensemble(**given)
 
 
 class TestLearned(RewardContract):

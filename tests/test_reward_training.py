@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import build_lm
+from textenv.checkpoint import save_checkpoint
 from textenv.models import reward_training, training
 from textenv.models.causal_lm import quiet
 from textenv.models.reward_model import RewardModel
@@ -44,7 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 def rankings(count: int, *, seed: int = 0, size: int = 3, best_only: bool = False) -> list[Ranking]:
     """Return rankings of texts of five words: the more of them are "great", the better."""
     rng = random.Random(seed)
-    made = []
+    made: list[Ranking] = []
     while len(made) < count:
         texts = tuple(dict.fromkeys(" ".join(rng.choices(WORDS, k=5)) for _ in range(size)))
         order = sorted({text.count("great") for text in texts}, reverse=True)
@@ -84,7 +85,7 @@ class TestLearning:
     def test_scores_are_normalised_on_the_reference(self, base: str, tmp_path: Path) -> None:
         reference = [("the ", "film"), ("", "great"), ("thin", " plot")]
         train_reward_model(config(base), rankings(20), reference=reference, out=tmp_path / "rm")
-        scores = RewardModel.load(tmp_path / "rm").scores(*map(list, zip(*reference, strict=True)))  # type: ignore[arg-type]
+        scores = RewardModel.load(tmp_path / "rm").scores(*map(list, zip(*reference, strict=True)))
         assert [float(scores.mean()), float(scores.std())] == pytest.approx([0, 1], abs=1e-4)
 
     def test_a_text_is_read_once_an_epoch_however_many_ranked_it(
@@ -92,7 +93,12 @@ class TestLearning:
     ) -> None:
         read: list[int] = []
         forward = RewardModel.forward
-        monkeypatch.setattr(RewardModel, "forward", lambda self, ids: read.append(len(ids)) or forward(self, ids))
+
+        def counted(self: RewardModel, ids: Any) -> torch.Tensor:
+            read.append(len(ids))
+            return forward(self, ids)
+
+        monkeypatch.setattr(RewardModel, "forward", counted)
         few = rankings(4)
         several = [dataclasses.replace(one, annotator=name) for one in few for name in "abc"]
         report = train_reward_model(config(base, batch_size=6), several, out=tmp_path / "rm")
@@ -119,7 +125,7 @@ class TestLearning:
         after = RewardModel.load(tmp_path / "second")
         texts = ["great film", "thin plot", "film film"]
         scores = [model.scores([""] * 3, texts) for model in (before, after)]
-        assert np.corrcoef(*scores)[0, 1] == pytest.approx(1, abs=1e-5)
+        assert np.corrcoef(scores[0], scores[1])[0, 1] == pytest.approx(1, abs=1e-5)
 
 
 class TestRuns:
@@ -127,15 +133,15 @@ class TestRuns:
         settings = config(base, checkpoint_every=2, epochs=2)
         data = rankings(40)
         train_reward_model(settings, data, out=tmp_path / "whole")
-        save = training.save_checkpoint
 
-        def killed(*args: Any, **kwargs: Any) -> Path:
-            save(*args, **kwargs)
+        def killed(*args: Any, **kwargs: Any) -> None:
+            save_checkpoint(*args, **kwargs)
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(training, "save_checkpoint", killed)
+        monkeypatch.setattr(training, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
             train_reward_model(settings, data, out=tmp_path / "cut")
+        monkeypatch.undo()
         assert not (tmp_path / "cut" / "reward.json").exists()
         train_reward_model(settings, data, out=tmp_path / "cut")
         for name in ("model.safetensors", "reward_head.safetensors"):
@@ -175,7 +181,7 @@ class TestRuns:
 class TestFit:
     def test_agrees_with_choix(self) -> None:
         rng = random.Random(0)
-        games = [tuple(rng.sample(range(5), 2)) for _ in range(200)]
+        games = [(one, (one + rng.randrange(1, 5)) % 5) for one in rng.choices(range(5), k=200)]
         judged = [Ranking("", (str(one), str(other)), (0, 1)) for one, other in games]
         found = fit_scores(judged, prior=0.5)
         scores = [found[text_key(("", str(item)))] for item in range(5)]

@@ -328,15 +328,15 @@ def _reward_eval(command: RewardEval) -> None:
     evaluations: dict[str, tuple[int, Evaluation]] = {}
     for name in command.model:
         model = RewardModel.load(name, device=command.device)
-        results[name] = {"comparisons": model.about.get("report", {}).get("comparisons", 0)}
+        results[name] = {"learnt_from": model.about.get("report", {}).get("comparisons", 0)}
         if rankings:
             found = evaluate(model.scores, rankings, scale=model.scale, trained_on=trained_on)
-            evaluations[name] = (results[name]["comparisons"], found)
+            evaluations[name] = (results[name]["learnt_from"], found)
             results[name] |= dataclasses.asdict(found)
         if command.reward_bench is not None:
             results[name]["reward_bench"] = reward_bench(model.scores, command.reward_bench)
     for title, rows in _figures(evaluations, results):
-        table = Table("", *command.model, title=title)
+        table = Table("", *(Path(name).name for name in command.model), title=title)
         for name, cells in rows.items():
             table.add_row(name, *cells)
         console.print(table)

@@ -227,11 +227,10 @@ def _train(
 def _start(config: RewardModelConfig) -> RewardModel:
     if (Path(config.model) / "reward.json").is_file():
         model = RewardModel.load(config.model, device=config.device)
-        with torch.no_grad():  # a score is what the head puts out again
-            model.head.bias.sub_(model.shift)
-            for parameter in model.head.parameters():
-                parameter.div_(model.scale)
+        with torch.no_grad():
+            model.head.bias.sub_(model.shift)  # what the head puts out stays a log-odds, so it keeps its scale
         model.shift, model.scale = 0.0, 1.0
+        model.max_tokens = config.max_tokens or model.max_tokens
     else:
         model = RewardModel(CausalLM.from_pretrained(config.model, device=config.device), max_tokens=config.max_tokens)
     if config.layers is not None:
