@@ -16,7 +16,7 @@ __all__ = ["Comparisons", "FitReport", "RewardEnsemble", "RewardLearner", "prefe
 
 L2_RATIOS = (1.1, 1.5)  # what the validation loss is to be, as a multiple of the training loss
 _L2_STEP, _L2_LEAST, _L2_MOST = 1.1, 1e-7, 1.0
-_L2_EVERY = 10  # updates between two looks at the losses
+_L2_EVERY = 30  # updates between two looks at the losses, which read all comparisons
 _BATCH = 64  # comparisons in an update
 _TINY = 1e-6  # a feature that never changes is not divided by its standard deviation
 

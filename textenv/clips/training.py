@@ -51,7 +51,11 @@ class Judge(Protocol):
         ...
 
     def answers(self) -> Mapping[int, float]:
-        """Return all answers so far: 1 if the first is preferred, 0 if the second, 0.5 for a tie, nan if none can be."""
+        """Return answers: 1 if the first is preferred, 0 if the second, 0.5 for a tie, nan where there is none now."""
+        ...
+
+    def waiting(self) -> int:
+        """Return how many comparisons nobody has looked at yet."""
         ...
 
 
@@ -67,6 +71,9 @@ class _OracleJudge:
 
     def answers(self) -> Mapping[int, float]:
         return self._answers
+
+    def waiting(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,12 +283,15 @@ class _Run:
 
     def _wait(self, due: int) -> None:
         """Wait until people have judged enough for training to go on."""
-        wanted = max(1, math.ceil(due * (1 - self.config.lag)))
         told = False
-        while (judged := len(self.comparisons.judged())) < min(wanted, len(self.comparisons)):
+        while (waiting := self.judge.waiting()) > self.config.lag * due or not len(self.comparisons.judged()):
+            if not waiting:
+                raise TextEnvError(
+                    f"None of {len(self.comparisons)} pairs of clips could be told apart. Give longer clips with clip_steps."
+                )
             if not told:
                 told = True
-                print(f"Waiting for judgements: {judged} of {due} are there, training goes on with {wanted}.", flush=True)
+                print(f"Training waits for judgements of clips: {waiting} of {due} are missing.", flush=True)
             time.sleep(_PATIENCE)
             self._read_answers()
 
