@@ -32,7 +32,12 @@ Frame = NDArray[np.uint8]
 
 
 class Player:
-    """Plays segments of a task again and draws them."""
+    """Plays segments of a task again and draws them.
+
+    Attributes:
+        env: The task, with pictures.
+        frames_per_second: How many steps of it are a second.
+    """
 
     def __init__(self, task: str, settings: Mapping[str, Any]) -> None:
         """Make the task once more, with ``render_mode="rgb_array"``.
@@ -48,14 +53,14 @@ class Player:
             os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default wants a screen
         self._task = task
         try:
-            self._env = gym.make(task, **{**settings, "render_mode": "rgb_array"})
+            self.env = gym.make(task, **{**settings, "render_mode": "rgb_array"})
         except (gym.error.Error, TypeError) as error:
             raise TextEnvError(f"{task} cannot be made to be drawn: {error}") from error
-        self.frames_per_second = float(self._env.metadata.get("render_fps", _MOST_FRAMES))
+        self.frames_per_second = float(self.env.metadata.get("render_fps", _MOST_FRAMES))
 
     def close(self) -> None:
         """Close the task."""
-        self._env.close()
+        self.env.close()
 
     def frames(self, clip: Segment) -> list[Frame]:
         """Return what the task looks like before, between and after the clip's steps: ``steps + 1`` pictures.
@@ -63,7 +68,7 @@ class Player:
         Raises:
             TextEnvError: The task cannot be drawn, or an episode is not the same when it is played again.
         """
-        trajectory, env = clip.trajectory, self._env
+        trajectory, env = clip.trajectory, self.env
         observation, _ = env.reset(seed=trajectory.seed)
         pictures = []
         for step in range(clip.stop):
@@ -84,7 +89,7 @@ class Player:
             TextEnvError: The task cannot be drawn.
         """
         try:
-            drawn: Any = self._env.render()
+            drawn: Any = self.env.render()
         except Exception as error:
             raise TextEnvError(f"{self._task} cannot be drawn here: {error!r}. MuJoCo's tasks need EGL.") from error
         image = Image.fromarray(np.asarray(drawn, dtype=np.uint8))

@@ -49,7 +49,8 @@ class ClipsConfig:
         store: File of a feedback store: its annotators judge, on the page of "textenv label". None has a synthetic judge
             who goes by the task's own reward.
         clip_steps: Steps of a clip.
-        rounds: How often new comparisons are asked for and the reward model goes on learning.
+        rounds: How often new comparisons are asked for and the reward model goes on learning; fewer if a round would be
+            shorter than an episode.
         initial_share: Share of the comparisons that is asked for before training, on clips of random actions.
         anneal_share: After this share of the steps, comparisons are asked for half as often as at first.
         query: Which pairs are asked for: those on which the reward models disagree, or random ones.

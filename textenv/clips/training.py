@@ -203,7 +203,7 @@ class _Run:
             settings=config.agent_settings,
         )
         rollout = getattr(self.agent, "n_steps", 1)  # an on-policy agent stops at the end of a rollout only
-        self.round_steps = math.ceil(config.total_steps / config.rounds / rollout) * rollout
+        self.round_steps = math.ceil(max(config.total_steps / config.rounds, limit) / rollout) * rollout
         self.total_steps = math.ceil(config.total_steps / rollout) * rollout
         self.last_round = (self.total_steps - 1) // self.round_steps * self.round_steps
         self.next_round = 0
