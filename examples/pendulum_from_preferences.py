@@ -20,7 +20,7 @@ from textenv.clips.training import plot_returns, train
 
 
 def main(
-    out: Path = Path("runs/pendulum-preferences"), seeds: int = 5, labels: int = 700, total_steps: int = 10_000
+    out: Path = Path("runs/pendulum-preferences"), seeds: int = 5, labels: int = 700, total_steps: int = 8_000
 ) -> None:
     folders: dict[str, list[Path]] = {}
     sides: tuple[tuple[str, Literal["learned", "task"]], ...] = (
@@ -31,8 +31,8 @@ def main(
         folders[name] = [out / f"{reward}-{seed}" for seed in range(seeds)]
         for seed, folder in enumerate(folders[name]):
             config = ClipsConfig(
-                out=folder, labels=labels, reward=reward, total_steps=total_steps, rounds=20, seed=seed,
-                agent_settings={"learning_rate": 1e-3},
+                out=folder, labels=labels, reward=reward, total_steps=total_steps, rounds=16, seed=seed,
+                agent_settings={"learning_rate": 1e-3, "batch_size": 128, "policy_kwargs": {"net_arch": [64, 64]}},
             )  # fmt: skip
             if not (folder / "results.json").exists():
                 train(config)
