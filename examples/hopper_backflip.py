@@ -16,9 +16,11 @@ from typing import Any, Literal
 import gymnasium as gym
 import tyro
 
+from textenv.clips.measuring import plot_returns
 from textenv.clips.media import Player, write_animation
+from textenv.clips.saved import load_policy
 from textenv.clips.settings import ClipsConfig
-from textenv.clips.training import load_policy, plot_returns, train
+from textenv.clips.training import train
 
 TASK = "textenv/HopperBackflip-v0"
 HEIGHT, SPIN = 0, 7  # in Hopper-v5's observation: metres, and radians a second, forwards
@@ -28,6 +30,7 @@ class Backflip(gym.Wrapper[Any, Any, Any, Any]):
     """Pays for turning backwards high above the ground: 1 is a turn a second at a height of a metre."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the hopper."""
         observation, _, terminated, truncated, info = self.env.step(action)
         reward = -observation[SPIN] / (2 * math.pi) * max(observation[HEIGHT], 0.0)
         return observation, float(reward), terminated, truncated, info
@@ -56,7 +59,7 @@ def film(policy: Path, path: Path, seed: int = 0) -> float:
     return float(begin - observation[1]) / (2 * math.pi)
 
 
-def main(
+def main(  # noqa: PLR0917 (a command line's)
     out: Path = Path("runs/backflip"),
     labels: int = 900,
     total_steps: int = 150_000,
@@ -65,8 +68,8 @@ def main(
     seed: int = 0,
 ) -> None:
     config = ClipsConfig(
-        out=out, task=TASK, agent="sac", labels=labels, reward=reward, total_steps=total_steps, store=store, clip_steps=60,
-        seed=seed, eval_episodes=5,
+        out=out, task=TASK, agent="sac", labels=labels, reward=reward, total_steps=total_steps, store=store,
+        seed=seed, clip_steps=60, eval_episodes=5,
         agent_settings={
             "learning_rate": 1e-3, "batch_size": 128, "train_freq": 4, "gradient_steps": 2, "learning_starts": 2000,
             "policy_kwargs": {"net_arch": [128, 128]},

@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from textenv.clips.measuring import plot_returns
 from textenv.clips.settings import ClipsConfig
-from textenv.clips.training import plot_returns, train
+from textenv.clips.training import train
 
 
 def main(

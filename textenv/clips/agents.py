@@ -33,7 +33,9 @@ _COUNTERS = (
     "_current_progress_remaining",
 )
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-_NOISE = 0.1  # standard deviation of exploration in TD3 and DDPG, which have none of their own; actions reach from -1 to 1
+_NOISE = (
+    0.1  # standard deviation of exploration in TD3 and DDPG, which have none of their own; actions reach from -1 to 1
+)
 
 
 def make_agent(name: str, env: Any, *, seed: int, buffer_size: int, settings: Mapping[str, Any]) -> Agent:

@@ -49,8 +49,8 @@ class Comparisons:
         """Add pairs that nobody has judged yet.
 
         A bootstrap sample of a data set that grows: how often a comparison stands in a member's sample is drawn from a
-        Poisson distribution of mean 1 when the comparison arrives, and stays (online bagging, Oza & Russell 2001). It is
-        0 with probability 1/e. Those are the member's validation set, so it never sees what it is validated on.
+        Poisson distribution of mean 1 when the comparison arrives, and stays (online bagging, Oza & Russell 2001). It
+        is 0 with probability 1/e. Those are the member's validation set, so it never sees what it is validated on.
 
         Args:
             clips: Shape ``(new, 2, steps, features)``.
@@ -206,7 +206,7 @@ class FitReport:
         training: Loss on the members' bootstrap samples, in nats.
         validation: Loss on the comparisons that are not in them; nan where there are none.
         l2: Coefficient of the members' L2 penalties, geometric mean.
-        accuracy: Share of the held-out comparisons, ties aside, whose winner a member predicts; nan where there are none.
+        accuracy: Share of those, ties aside, whose winner a member predicts; nan where there are none.
     """
 
     training: float

@@ -170,8 +170,8 @@ class Features:
         """
         if not isinstance(observations, spaces.Box) or not isinstance(actions, (spaces.Box, spaces.Discrete)):
             raise TextEnvError(
-                f"Observations of {observations} and actions of {actions}: expected a Box of observations, and a Box or "
-                "Discrete of actions. Gymnasium's FlattenObservation makes a Box of the others."
+                f"Observations of {observations} and actions of {actions}: expected a Box of observations, and a Box "
+                "or Discrete of actions. Gymnasium's FlattenObservation makes a Box of the others."
             )
         self._actions = actions
         self.size = spaces.flatdim(observations) + spaces.flatdim(actions)
