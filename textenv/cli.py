@@ -1,4 +1,4 @@
-"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward``.
+"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | clips``.
 
 The only module of ``textenv`` that imports agents.
 """
@@ -29,6 +29,7 @@ from rich.table import Table
 
 import textenv
 from textenv.agents.ppo import PPO, PPOConfig
+from textenv.clips.settings import ClipsConfig
 from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import World, connect
 from textenv.doctor import examine
@@ -195,6 +196,7 @@ class Serve:
 
 
 RewardCommand = Annotated[Serve, tyro.conf.subcommand("serve")] | Annotated[None, tyro.conf.Suppress]  # tyro wants two
+ClipsCommand = Annotated[ClipsConfig, tyro.conf.subcommand("train")] | Annotated[None, tyro.conf.Suppress]
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
@@ -203,6 +205,7 @@ Command = (
     | Annotated[SftConfig, tyro.conf.subcommand("sft")]
     | Annotated[Corpus, tyro.conf.subcommand("corpus")]
     | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Serve a reward.")]
+    | Annotated[ClipsCommand, tyro.conf.subcommand("clips", description="Learn a task from preferences on clips.")]
 )
 
 
@@ -232,6 +235,8 @@ def main(args: list[str] | None = None) -> int:
                 console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
             case Serve():
                 _serve(command)
+            case ClipsConfig():
+                _clips(command)
     except TextEnvError as error:
         console.quiet = False
         console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
@@ -433,6 +438,16 @@ def _serve(command: Serve) -> None:
         console.print(f"{reward_name(reward)} answers at {url}", markup=False, highlight=False, soft_wrap=True)
 
     serve(reward, host=command.host, port=command.port, max_bytes=command.max_megabytes * 10**6, announce=announce)
+
+
+def _clips(command: ClipsConfig) -> None:
+    from textenv.clips.training import train  # noqa: PLC0415 (Stable-Baselines3 takes seconds to load)
+
+    results = train(command)
+    console.print(
+        f"True return of {command.eval_episodes} episodes: {results['true_return']:.1f}, from "
+        f"{results['labels_judged']} comparisons. The learning curve is {command.out / 'returns.png'}"
+    )
 
 
 def _typed() -> Any:

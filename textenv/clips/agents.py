@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -57,10 +58,9 @@ def make_agent(name: str, env: Any, *, seed: int, buffer_size: int, settings: Ma
     if name in ("td3", "ddpg"):
         size = spaces.flatdim(env.action_space)
         keywords["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, _NOISE))
+    keywords |= copy.deepcopy(dict(settings))  # A2C writes into its policy_kwargs
     try:
-        return AGENTS[name](
-            "MlpPolicy", DummyVecEnv([lambda: env]), seed=seed, device="cpu", **{**keywords, **settings}
-        )
+        return AGENTS[name]("MlpPolicy", DummyVecEnv([lambda: env]), seed=seed, device="cpu", **keywords)
     except (AssertionError, TypeError, ValueError) as error:  # the first for an action space that does not fit
         raise TextEnvError(
             f"Stable-Baselines3 cannot make agent {name!r} for actions of {env.action_space} with the settings "
