@@ -6,12 +6,13 @@ from the ensemble's reward and never sees the task's. All three take turns, in r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -31,6 +32,9 @@ from textenv.clips.wrappers import Endless, LearnedReward
 from textenv.files import write_atomically
 from textenv.tracking import RunLogger
 from textenv.types import TextEnvError
+
+if TYPE_CHECKING:
+    from textenv.clips.people import People
 
 __all__ = ["Judge", "train"]
 
@@ -89,7 +93,19 @@ def train(
                 "those it was started with, or give this one another folder."
             )
     torch.set_num_threads(config.threads)
-    run = _Run(config, judge, score)
+    with contextlib.ExitStack() as stack:
+        people = None
+        if judge is None and config.store is not None and config.reward == "learned":
+            from textenv.clips.people import People  # noqa: PLC0415 (draws clips, which needs Pillow)
+
+            judge = people = People(config.store, config.out, config.task, config.task_settings)
+            stack.callback(people.close)
+        return _train(config, _Run(config, judge, score), described, people, progress=progress)
+
+
+def _train(
+    config: ClipsConfig, run: _Run, described: Mapping[str, Any], people: People | None, *, progress: bool
+) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomically(config.out / "config.json", json.dumps(described, indent=2) + "\n")
     began = time.perf_counter()
@@ -105,6 +121,8 @@ def train(
     save_policy(config.out / "policy", run.agent, config)
     if config.reward == "learned":
         save_reward(config.out / "reward", run.learner.ensemble)
+    if people is not None:
+        people.record(config.out / "reward", config.out / "policy")
     returns = evaluate(run.agent, config.task, config.task_settings, config.eval_episodes)
     results = {
         "true_return": float(np.mean(returns)),
