@@ -28,6 +28,16 @@ class Walk(gym.Env[Any, Any]):
 
     observation_space = spaces.Box(-10, 10, (1,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (Gymnasium's)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        """A white picture with a black column at the place."""
+        picture = np.full((300, 60, 3), 255, np.uint8)
+        picture[:, round(float(np.clip(30 + 20 * self.place, 2, 57))) + np.arange(-2, 3)] = 0
+        return picture
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)

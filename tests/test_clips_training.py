@@ -27,7 +27,13 @@ from textenv.tracking import read_metrics
 from textenv.types import TextEnvError
 
 TASK = "tests/Walk-v0"
-gym.register(TASK, lambda **settings: Walk(**settings), max_episode_steps=30)
+
+
+def make_walk(**settings: Any) -> Walk:
+    return Walk(**settings)
+
+
+gym.register(TASK, make_walk, max_episode_steps=30)
 
 SMALL: dict[str, Any] = {"batch_size": 16, "policy_kwargs": {"net_arch": [16]}}
 AGENT_SETTINGS: dict[str, dict[str, Any]] = {

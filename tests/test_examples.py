@@ -8,6 +8,8 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {
+    "pendulum_from_preferences.py": (["--seeds", "1", "--labels", "20", "--total-steps", "400"], "| true reward | -"),
+    "hopper_backflip.py": (["--labels", "8", "--total-steps", "600"], "turns backwards in the 4 seconds"),
     "best_of_n.py": (["--n", "2", "--prompts", "2"], "best of 2: mean score"),
     "own_reward.py": (["--total-steps", "150", "--num-envs", "4"], "What begins as"),
 }

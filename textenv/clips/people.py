@@ -75,7 +75,10 @@ class People:
 
     def record(self, reward: Path, policy: Path) -> None:
         """Enter what was trained into the store: a reward model on the judgements last read, and the policy by it."""
-        model = self._store.add_reward_model(reward.resolve(), judgements=self._read, details={"task": self._task})
+        known = {model.folder: model.id for model in self._store.reward_models()}  # of a run cut off after this
+        model = known.get(str(reward.resolve()))
+        if model is None:
+            model = self._store.add_reward_model(reward.resolve(), judgements=self._read, details={"task": self._task})
         name = f"{self._out}, trained"
         self._store.add_policy(name, folder=str(policy.resolve()), reward_model=model, details={"task": self._task})
 

@@ -192,6 +192,7 @@ class _Run:
     def learn(self, logger: RunLogger) -> None:
         """Train from where the run stands to its end."""
         self.logger = logger
+        self._read_answers()
         left = self.total_steps - self.agent.num_timesteps
         if left > 0:
             self.agent.learn(left, callback=_Rounds(self), reset_num_timesteps=False)
