@@ -48,12 +48,13 @@ def film(policy: Path, path: Path, seed: int = 0) -> float:
     agent = load_policy(policy)
     player = Player(TASK, {"width": 200, "height": 200})
     observation, _ = player.env.reset(seed=seed)
-    begin, frames, done = observation[1], [player.picture()], False
+    begin, frames, steps, done = observation[1], [], 0, False
     while not done:
+        if steps % player.every == 0:
+            frames.append(player.picture())
         action, _ = agent.predict(observation, deterministic=True)
         observation, _, terminated, truncated, _ = player.env.step(action)
-        frames.append(player.picture())
-        done = terminated or truncated
+        steps, done = steps + 1, terminated or truncated
     write_animation(frames, path, frames_per_second=player.frames_per_second)
     player.close()
     return float(begin - observation[1]) / (2 * math.pi)

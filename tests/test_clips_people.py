@@ -42,9 +42,9 @@ def player() -> Iterator[Player]:
 
 def test_a_clip_shows_what_has_happened(clip: Segment, player: Player) -> None:
     frames = player.frames(clip)
-    assert len(frames) == 9
+    assert len(frames) == 8
     assert {frame.shape for frame in frames} == {(240, 48, 3)}
-    for frame, place in zip(frames, clip.trajectory.observations[4:13, 0], strict=True):
+    for frame, place in zip(frames, clip.trajectory.observations[4:12, 0], strict=True):
         assert (np.argmin(frame[120, :, 0]) + 0.5) * 300 / 240 == pytest.approx(30 + 20 * place, abs=2.5)
 
 
@@ -65,11 +65,20 @@ def test_an_animation_has_the_speed_of_the_task(suffix: str, clip: Segment, play
     with Image.open(path) as picture:
         read: Any = picture
         assert (read.size, read.info["loop"]) == ((48, 240), 0)
-        assert duration(read) == 9 * 50
-    fast = [np.full((4, 4, 3), 255 * (number // 4 % 2), np.uint8) for number in range(120)]  # every fourth is kept
-    write_animation(fast, path, frames_per_second=120)
+        assert duration(read) == 8 * 50
+    flicker = [np.full((4, 4, 3), 255 * (number % 2), np.uint8) for number in range(30)]
+    write_animation(flicker, path, frames_per_second=25)
     with Image.open(path) as picture:
-        assert (getattr(picture, "n_frames", 1), duration(picture)) == (30, 30 * (30 if suffix == ".gif" else 33))
+        assert (getattr(picture, "n_frames", 1), duration(picture)) == (30, 30 * 40)
+
+
+def test_a_fast_task_is_not_drawn_at_every_step(clip: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Walk.metadata, "render_fps", 90)
+    player = Player(TASK, {})
+    assert (player.every, player.frames_per_second) == (3, 30)
+    frames = player.frames(clip)
+    monkeypatch.setitem(Walk.metadata, "render_fps", 20)
+    assert np.array_equal(frames, Player(TASK, {}).frames(clip)[::3])
 
 
 def test_what_cannot_be_drawn_says_so(clip: Segment, player: Player, tmp_path: Path) -> None:
@@ -105,7 +114,7 @@ def judge_until(stop: threading.Event, path: Path) -> None:
             for item in given.items:
                 assert item.scene == TASK
                 with Image.open(item.path) as picture:
-                    assert duration(picture) == 6 * 50
+                    assert duration(picture) == 5 * 50
             if given.task % 7 == 0:
                 store.judge(given.id, [None, None], verdict="cant_tell")
             elif given.task % 5 == 0:

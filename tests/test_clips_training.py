@@ -196,6 +196,8 @@ def test_pairs_that_nobody_can_tell_apart_end_the_run(tmp_path: Path) -> None:
         ({"labels": 1}, "at least one comparison before training"),
         ({"episode_steps": 4}, "at least the 5 steps of a clip"),
         ({"lag": 1.5}, "lag=1.5"),
+        ({"store": Path("x"), "reward": "task"}, "asks people"),
+        ({"clip_steps": 31, "episode_steps": None}, "at most the 30 steps of an episode"),
         ({"error_rate": 1.0}, "all random"),
         ({"reward_std": 0.0}, "reward_std=0.0"),
         ({"task": "tests/NoSuchTask-v0"}, "NoSuchTask"),

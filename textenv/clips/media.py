@@ -36,7 +36,8 @@ class Player:
 
     Attributes:
         env: The task, with pictures.
-        frames_per_second: How many steps of it are a second.
+        every: Of so many steps one is drawn, so that there are at most 30 frames a second.
+        frames_per_second: At the speed of the task.
     """
 
     def __init__(self, task: str, settings: Mapping[str, Any]) -> None:
@@ -56,14 +57,16 @@ class Player:
             self.env = gym.make(task, **{**settings, "render_mode": "rgb_array"})
         except (gym.error.Error, TypeError) as error:
             raise TextEnvError(f"{task} cannot be made to be drawn: {error}") from error
-        self.frames_per_second = float(self.env.metadata.get("render_fps", _MOST_FRAMES))
+        speed = float(self.env.metadata.get("render_fps", _MOST_FRAMES))
+        self.every = max(1, round(speed / _MOST_FRAMES))
+        self.frames_per_second = speed / self.every
 
     def close(self) -> None:
         """Close the task."""
         self.env.close()
 
     def frames(self, clip: Segment) -> list[Frame]:
-        """Return what the task looks like before, between and after the clip's steps: ``steps + 1`` pictures.
+        """Return what the task looks like before each ``every``-th step of the clip, each a picture.
 
         Raises:
             TextEnvError: The task cannot be drawn, or an episode is not the same when it is played again.
@@ -77,10 +80,10 @@ class Player:
                     f"{self._task} is not a function of its seed and the actions: played again, step {step} looks "
                     "different. Its clips cannot be drawn."
                 )
-            if step >= clip.start:
+            if step >= clip.start and (step - clip.start) % self.every == 0:
                 pictures.append(self.picture())
             observation, *_ = env.step(as_action(env.action_space, trajectory.actions[step]))
-        return [*pictures, self.picture()]
+        return pictures
 
     def picture(self) -> Frame:
         """Return what the task looks like now, at most 240 pixels high, shape ``(height, width, 3)``.
@@ -104,23 +107,21 @@ class Player:
 
 
 def write_animation(frames: Sequence[Frame], path: Path, *, frames_per_second: float) -> None:
-    """Write frames as an animation that every browser shows and that repeats; at most 30 frames a second are kept.
+    """Write frames as an animation that every browser shows and that repeats.
 
     Args:
         frames: Each of shape ``(height, width, 3)``.
         path: ``.webp``, or ``.gif``, which is larger. Its folder exists.
-        frames_per_second: Of ``frames``, before any are left out.
+        frames_per_second: Their speed.
 
     Raises:
         TextEnvError: The file's kind is another, or there are no frames.
     """
     if path.suffix not in _FORMATS or not frames:
         raise TextEnvError(f"{path}, {len(frames)} frames: expected some, and a name that ends in .webp or .gif.")
-    every = max(1, round(frames_per_second / _MOST_FRAMES))
-    images = [Image.fromarray(frame) for frame in frames[::every]]
-    milliseconds = round(1000 * every / frames_per_second)
+    milliseconds = round(1000 / frames_per_second)
     data = io.BytesIO()
-    first, *others = images
+    first, *others = map(Image.fromarray, frames)
     options: dict[str, Any] = {"quality": 60, "method": 4} if path.suffix == ".webp" else {}
     first.save(
         data, _FORMATS[path.suffix], save_all=True, append_images=others, duration=milliseconds, loop=0, **options

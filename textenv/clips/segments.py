@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from textenv.types import FloatArray, TextEnvError
 
-__all__ = ["Features", "Recorder", "Segment", "Trajectory", "sample_segments"]
+__all__ = ["Features", "Recorder", "Segment", "Trajectory", "as_action", "sample_segments"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

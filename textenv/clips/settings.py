@@ -123,6 +123,11 @@ class ClipsConfig:
         for name in ("anneal_share", "learning_rate", "reward_std"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a number above 0.")
+        if self.store is not None and (self.reward == "task" or self.oracle_error_rate or self.oracle_temperature):
+            raise TextEnvError(
+                f"store={str(self.store)!r} asks people, which goes neither with reward='task' nor with the settings of a "
+                "synthetic judge."
+            )
         if self.seed < 0:
             raise TextEnvError(f"seed={self.seed}: expected a whole number of at least 0.")
         if round(self.labels * self.initial_share) < 1:

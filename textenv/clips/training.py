@@ -63,7 +63,8 @@ def train(
     """Train an agent on preferences, or on the task's own reward, and measure it by the latter.
 
     A run that was killed goes on from its last round. On a CPU, with a judge who answers at once and a task that is a
-    function of its seed and the actions, its numbers are those of a run that was never killed.
+    function of its seed and the actions, its numbers are those of a run that was never killed. Where people judge, the
+    numbers depend on when they do; the row of a round that was cut off while it waited has no true return.
 
     Args:
         config: Settings.
