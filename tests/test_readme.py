@@ -164,7 +164,8 @@ def test_commands(
             if words[0] == "textenv" and words[-1] == "&":
                 background.enter_context(in_background(words[:-1]))
             elif words[0] == "textenv":
-                status = main(with_flags(words[1:], short if words[1] == "train" else []))
+                given = short if words[1] == "train" else flags if words[1] in ("clips", "rlhf") else []
+                status = main(with_flags(words[1:], given))
                 assert status == 0, f"{line}\n{capsys.readouterr().out}"
             elif words[:2] == ["accelerate", "launch"]:
                 launch(with_flags(words[2:], flags))

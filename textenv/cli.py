@@ -1,4 +1,4 @@
-"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | feedback``.
+"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | feedback | clips | rlhf``.
 
 With ``textenv.experiment`` it stands above the layers: only these know agents and rewards.
 """
@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from textenv.agents.ppo import PPO
+from textenv.clips.settings import ClipsConfig
 from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import connect
 from textenv.doctor import examine
@@ -196,6 +197,7 @@ FeedbackCommand = (
     | Annotated[AnnotateFeedback, tyro.conf.subcommand("annotate")]
     | Annotated[FeedbackStatus, tyro.conf.subcommand("status")]
 )
+ClipsCommand = Annotated[ClipsConfig, tyro.conf.subcommand("train")] | Annotated[None, tyro.conf.Suppress]
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
@@ -206,6 +208,7 @@ Command = (
     | Annotated[Rlhf, tyro.conf.subcommand("rlhf")]
     | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Train, measure or serve a reward.")]
     | Annotated[FeedbackCommand, tyro.conf.subcommand("feedback", description="Collect, import and export rankings.")]
+    | Annotated[ClipsCommand, tyro.conf.subcommand("clips", description="Learn a task from preferences on clips.")]
 )
 
 
@@ -250,9 +253,11 @@ def main(args: list[str] | None = None) -> int:
             case ExportFeedback():
                 _tell(export_feedback(command))
             case AnnotateFeedback():
-                _tell(annotate_feedback(command))
+                _tell([annotate_feedback(command)])
             case FeedbackStatus():
                 console.print(*feedback_status(command), sep="\n")
+            case ClipsConfig():
+                _clips(command)
     except TextEnvError as error:
         console.quiet = False
         console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
@@ -393,6 +398,16 @@ def _reward_data(command: RewardData) -> None:
 
 def _rankings(files: Sequence[Path]) -> list[Ranking]:
     return [ranking for path in files for ranking in read_rankings(path)]
+
+
+def _clips(command: ClipsConfig) -> None:
+    from textenv.clips.training import train  # noqa: PLC0415 (Stable-Baselines3 takes seconds to load)
+
+    results = train(command)
+    console.print(
+        f"True return of {command.eval_episodes} episodes: {results['true_return']:.1f}, from "
+        f"{results['labels_judged']} comparisons. The learning curve is {command.out / 'returns.png'}"
+    )
 
 
 def _typed() -> Any:
