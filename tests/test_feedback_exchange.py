@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.families import save_family
 from textenv.cli import main
 from textenv.feedback.exchange import add_questions, add_rankings, read_questions
 from textenv.feedback.formats import read_rankings, write_rankings
@@ -231,6 +232,16 @@ def test_the_same_seed_gives_the_same_completions(prompts: Path) -> None:
 
     assert texts(1) == texts(1) != texts(2)
     assert [len(row) for row in texts(1)] == [2, 2]
+
+
+def test_conversations_are_asked_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": [{"role": "user", "content": "the film?"}]}))
+    model = save_family(tmp_path / "model", "smollm2")
+    add_tasks(AddTasks(tmp_path / "x.db", file, (f"a={model}",), max_new_tokens=4))
+    with FeedbackStore(tmp_path / "x.db") as store:
+        assert list(store.prompts().values()) == [({"role": "user", "content": "the film?"},)]
+        assert len(store.tasks()) == 1
 
 
 def test_policies_that_say_the_same_give_fewer_tasks(prompts: Path, tmp_path: Path) -> None:

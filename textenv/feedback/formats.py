@@ -345,7 +345,9 @@ def _write_openai(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
     for pair in _untied(rankings, "openai"):
         prompt = _only_text(pair, "openai")
         found = _TLDR.fullmatch(prompt)
-        info = dict(zip(("subreddit", "title", "post"), found.groups(), strict=True)) if found else {"post": prompt}
+        info: dict[str, str] = {"post": prompt}
+        if found:
+            info = dict(zip(("subreddit", "title", "post"), found.groups(), strict=True))
         rows.append(
             {
                 "info": {"id": hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16], **info},

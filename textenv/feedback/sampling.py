@@ -26,7 +26,7 @@ from textenv.types import Conversation, TextEnvError
 __all__ = ["AddTasks", "add_tasks", "sample_completions"]
 
 _ROWS = 32  # completions that are sampled at once
-_KEPT = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat", "max_prompt_tokens")  # of a run's settings
+_KEPT = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat")  # of a run's settings
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def sample_completions(
             kept = {name: config["settings"][name] for name in _KEPT if name in config["settings"]}
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TextEnvError(f"{folder} is no run of 'textenv train' ({error!r}).") from error
-        settings = {**kept, "model": config["model"], "max_prompt_tokens": None, **settings}
+        settings = {**kept, "model": config["model"], **settings}
     else:
         settings = {"model": folder, **settings}
     wanted = [prompt for prompt in prompts for _ in range(samples)]
