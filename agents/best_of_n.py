@@ -155,7 +155,9 @@ class BestOfN:
         for row, (line, mask) in enumerate(zip(ids, masks, strict=True)):
             state = tuple(line[mask.astype(bool)].tolist())
             plan = self._plans.get(row, ())
-            if state in known or len(plan) <= len(state) or plan[: len(state)] != state:
+            if plan == state:  # it is written; a row that is over waits here for the others, whatever it is given
+                continue
+            if state in known or plan[: len(state)] != state:
                 prompt = known.get(state) or Prompt(self.policy.lm.decode(state), state)
                 plan = self._plans[row] = state + self._best(prompt, self._source(state, deterministic)).completion_ids
             actions[row] = plan[len(state)]
