@@ -125,7 +125,7 @@ class ClipsConfig:
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a number above 0.")
         if self.store is not None and (self.reward == "task" or self.oracle_error_rate or self.oracle_temperature):
             raise TextEnvError(
-                f"store={str(self.store)!r} asks people, which goes neither with reward='task' nor with the settings of a "
+                f"store={str(self.store)!r} asks people, which goes neither with reward='task' nor with settings of a "
                 "synthetic judge."
             )
         if self.seed < 0:
