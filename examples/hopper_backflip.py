@@ -46,7 +46,8 @@ gym.register(TASK, make, max_episode_steps=500)
 def film(policy: Path, path: Path, seed: int = 0) -> float:
     """Write one episode as an animated picture; return how many times the torso has turned backwards in it."""
     agent = load_policy(policy)
-    player = Player(TASK, {"width": 200, "height": 200})
+    camera = {"type": 1, "trackbodyid": 1, "distance": 3.5, "elevation": -10.0}  # follows the torso
+    player = Player(TASK, {"width": 200, "height": 200, "camera_id": -1, "default_camera_config": camera})
     observation, _ = player.env.reset(seed=seed)
     begin, frames, steps, done = observation[1], [], 0, False
     while not done:

@@ -346,6 +346,7 @@ def test_l2_goes_towards_the_wanted_ratio() -> None:
     validation = torch.tensor([1.6, 1.3, 1.05, 0.5, math.nan])
     expected = torch.tensor([1.1e-3, 1e-3, 1e-3 / 1.1, 1e-3 / 1.1, 1e-3])
     assert torch.allclose(adapted_l2(l2, training, validation), expected)
+    assert adapted_l2(torch.tensor([0.03]), torch.ones(1), torch.full((1,), 9.0)).item() == pytest.approx(0.03)
     assert 0 < adapted_l2(torch.tensor([1e-7]), torch.ones(1), torch.ones(1)).item() < 1.1e-7  # it can come back
 
 

@@ -15,7 +15,8 @@ from textenv.models.preferences import pair_loss
 __all__ = ["Comparisons", "FitReport", "RewardEnsemble", "RewardLearner", "preference_losses"]
 
 L2_RATIOS = (1.1, 1.5)  # what the validation loss is to be, as a multiple of the training loss
-_L2_STEP, _L2_LEAST, _L2_MOST = 1.1, 1e-7, 1.0
+_L2_STEP, _L2_LEAST = 1.1, 1e-7
+_L2_MOST = 0.03  # beyond, the ratio is reached because nothing fits: at 0.16 a hopper's validation loss rose by a third
 _L2_EVERY = 30  # updates between two looks at the losses, which read all comparisons
 _BATCH = 64  # comparisons in an update
 _TINY = 1e-6  # a feature that never changes is not divided by its standard deviation
@@ -288,7 +289,8 @@ def adapted_l2(l2: torch.Tensor, training: torch.Tensor, validation: torch.Tenso
     """Return L2 coefficients that bring the validation loss to 1.1 to 1.5 times the training loss (section 2.2.3).
 
     A member that overfits gets more, one that could learn more gets less, by a tenth; one without a validation set
-    keeps what it has. All shapes are ``(members,)``.
+    keeps what it has. There is a most: penalised enough, every model fits both sets as badly. All shapes are
+    ``(members,)``.
     """
     ratio = validation / training
     l2 = torch.where(ratio > L2_RATIOS[1], l2 * _L2_STEP, torch.where(ratio < L2_RATIOS[0], l2 / _L2_STEP, l2))

@@ -125,8 +125,8 @@ class ClipsConfig:
                 raise TextEnvError(f"{name}={getattr(self, name)}: expected a number above 0.")
         if self.store is not None and (self.reward == "task" or self.oracle_error_rate or self.oracle_temperature):
             raise TextEnvError(
-                f"store={str(self.store)!r} asks people, which goes neither with reward='task' nor with settings of "
-                "a synthetic judge."
+                f"store={str(self.store)!r} asks people, which goes neither with reward='task' nor with settings of a "
+                "synthetic judge."
             )
         if self.seed < 0:
             raise TextEnvError(f"seed={self.seed}: expected a whole number of at least 0.")
