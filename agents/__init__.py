@@ -30,8 +30,9 @@ def find(name: str) -> Any:
     """Return the class of an agent: a name of ``AGENTS``, or the import path ``package.module:Class`` of one's own.
 
     One's own is best derived from ``textenv.agents.agent.Agent``. Any other class needs its methods ``learn``,
-    ``predict``, ``sample``, ``save`` and ``load``, is made as ``Class(env, config, world=world)``, and names the
-    dataclass of its settings, of which one is ``seed``, in ``Class.Config``.
+    ``predict``, ``sample``, ``save``, ``load`` and ``resume`` and its attribute ``steps``, is made as
+    ``Class(env, config, world=world)``, and names the dataclass of its settings, of which one is ``seed``, in
+    ``Class.Config``.
 
     Raises:
         TextEnvError: There is none.
@@ -50,7 +51,7 @@ def find(name: str) -> Any:
             f"The agent {name!r} cannot be imported ({error}). Expected 'package.module:Class', the package installed "
             "or in a folder of PYTHONPATH."
         ) from error
-    needed = ("Config", "learn", "predict", "sample", "save", "load")
+    needed = ("Config", "learn", "predict", "sample", "save", "load", "resume")
     if missing := [needs for needs in needed if not hasattr(found, needs)]:
         raise TextEnvError(f"The agent {name!r} is {found!r}, without {missing}; see textenv.agents.find.")
     return found

@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode
 from rich.markup import escape
 from rich.table import Table
 
-from textenv.agents.ppo import PPO
+from textenv.agents import find
 from textenv.clips.settings import ClipsConfig
 from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import connect
@@ -39,7 +39,6 @@ from textenv.process import keep_memory
 from textenv.render import save_html, to_ansi
 from textenv.reviews import review_rankings
 from textenv.rlhf import Rlhf, rlhf
-from textenv.rollouts import sample_episodes
 from textenv.scoring import resolve_reward, reward_name
 from textenv.types import Episode, Ranking, TextEnvError
 
@@ -282,11 +281,11 @@ def _sample(command: Sample) -> None:
     settings["chat"] = command.chat or settings.get("chat", False)
     settings["device"] = command.device or settings.get("device")
     envs: Any = gym.make_vec(config["env"], num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
-    agent = PPO.load(command.run / "policy", envs)
+    agent = find(config["agent"]).load(command.run / "policy", envs)
     generator = None if command.greedy else torch.Generator(agent.policy.lm.device).manual_seed(command.seed)
     episodes: list[Episode] = []
     for prompt in command.prompt or _typed():
-        for episode in sample_episodes(envs, agent.policy, generator, [prompt] * command.samples):
+        for episode in agent.sample(envs, [prompt] * command.samples, generator=generator):
             sys.stdout.write(to_ansi(episode, color=sys.stdout.isatty()) + "\n")
             episodes.append(episode)
     if command.html is not None:
