@@ -22,6 +22,7 @@ from textenv.rewards.clip import Clip
 from textenv.rewards.http import Http
 from textenv.rewards.learned import Learned
 from textenv.rewards.length import Length
+from textenv.rewards.letters import Letters
 from textenv.rewards.normalize import Normalize
 from textenv.rewards.pattern import Pattern
 from textenv.rewards.rouge import Rouge
@@ -37,6 +38,7 @@ __all__ = [
     "Http",
     "Learned",
     "Length",
+    "Letters",
     "Normalize",
     "Pattern",
     "Rouge",
