@@ -64,8 +64,8 @@ class PPOConfig:
         weight_decay: Decoupled (AdamW).
         epochs: Passes over the episodes of an iteration.
         minibatch_size: Episodes an update, in all processes together; None for all.
-        micro_batch_size: Episodes a forward pass, their gradients accumulated; None for a process's whole share of the
-            minibatch.
+        micro_batch_size: Episodes a forward pass, their gradients accumulated; None for as many as suit the device, or
+            on several processes for a process's whole share of the minibatch.
         clip: Width of the trust region of the probability ratio.
         value: Where values come from: a ``"head"`` on the policy's trunk, a ``"model"`` of its own, or ``"none"``.
         value_coef: Weight of the value loss.
@@ -283,9 +283,12 @@ class PPO:
         for rows in self._minibatches(len(rollout.lengths)):
             tokens = int(rollout.mask[rows].sum())
             sums: dict[str, float] = {}
-            parts = _parts(
-                rows[self.world.rank :: self.world.size], rollout.lengths, config.micro_batch_size, self.world
-            )
+            mine, size = rows[self.world.rank :: self.world.size], config.micro_batch_size
+            if size is None and self.world.size == 1:
+                room = (_LOGITS_CPU if device.type == "cpu" else _LOGITS_GPU) // self.policy.lm.vocab_size
+                parts = _parts(mine, rollout.lengths, rollout.starts, room)
+            else:  # several processes make the same number of passes
+                parts = torch.split(_by_length(mine, rollout.lengths), size or len(mine))
             for number, part in enumerate(parts, start=1):
                 log_probs, values, advantage, target = (column[part][mask[part]].to(device) for column in columns)
                 with self.world.accumulate(self._network, last=number == len(parts)):
@@ -471,7 +474,7 @@ class PPO:
     def _minibatches(self, episodes: int) -> Iterator[torch.Tensor]:
         for _ in range(self.config.epochs):
             order = torch.randperm(episodes, generator=self._shuffle)
-            yield from _split(order, self.config.minibatch_size)
+            yield from torch.split(order, self.config.minibatch_size or len(order))
 
 
 def _new_policy(base: TextVectorEnv, config: PPOConfig) -> TextPolicy:
@@ -492,23 +495,23 @@ def _any(state: Any) -> bool:
 
 _ROWS = 8  # fewer are not worth a pass of their own
 _SHORTER = 0.75  # of the longest row's length: from there a row is left to the next pass
+_LOGITS_CPU, _LOGITS_GPU = 2**20, 2**28  # of a pass: as many as a processor's caches hold, or as keep a GPU busy
 
 
-def _split(rows: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
-    return torch.split(rows, size or len(rows))
+def _by_length(rows: torch.Tensor, lengths: IntArray) -> torch.Tensor:
+    return rows[torch.from_numpy(np.argsort(-lengths[rows.numpy()], kind="stable"))]
 
 
-def _parts(rows: torch.Tensor, lengths: IntArray, size: int | None, world: World) -> Sequence[torch.Tensor]:
-    """Split a minibatch into what is computed at a time: rows of about the same length, all padded to the longest."""
-    ordered = rows[torch.from_numpy(np.argsort(-lengths[rows.numpy()], kind="stable"))]
-    if size is not None or world.size > 1:  # several processes make the same number of passes
-        return _split(ordered, size)
-    tokens = lengths[ordered.numpy()]
+def _parts(rows: torch.Tensor, lengths: IntArray, starts: IntArray, room: int) -> Sequence[torch.Tensor]:
+    """Split a minibatch into what is computed at a time: rows of about the same length, with ``room`` for tokens."""
+    ordered = _by_length(rows, lengths)
+    sizes, written = lengths[ordered.numpy()], (lengths - starts)[ordered.numpy()]
     ends = [0]
-    for place in range(1, len(tokens)):
-        if place - ends[-1] >= _ROWS and tokens[place] <= _SHORTER * tokens[ends[-1]]:
+    for place in range(1, len(sizes)):
+        full = written[ends[-1] : place + 1].sum() > room
+        if place - ends[-1] >= _ROWS and (full or sizes[place] <= _SHORTER * sizes[ends[-1]]):
             ends.append(place)
-    return [ordered[begin:end] for begin, end in itertools.pairwise([*ends, len(tokens)])]
+    return [ordered[begin:end] for begin, end in itertools.pairwise([*ends, len(sizes)])]
 
 
 def _episodes(

@@ -80,7 +80,7 @@ class Steps:
         self._inside = Stopwatch()
         self._inside.watch(self._policy, "act")
         self._inside.watch(self._policy, "action_log_prob")
-        self._inside.watch(self._env.reference, "next_token_logits")
+        self._inside.watch(self._env.reference, "next_token_log_prob")
         self._inside.watch(self._env.reference, "token_log_probs")
         self._inside.watch(self._env, "reward")
         self.shares: list[float] = []

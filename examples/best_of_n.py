@@ -12,6 +12,7 @@ import tyro
 from gymnasium.vector import AutoresetMode
 
 import textenv
+from textenv.best_of_n import best_of_n_kl
 from textenv.models.policy import TextPolicy
 from textenv.prompts import movie_openings
 from textenv.rollouts import sample_episodes
@@ -28,7 +29,7 @@ def main(n: int = 16, prompts: int = 16, seed: int = 0) -> None:
         episodes = sample_episodes(envs, policy, generator, [opening] * n)
         best.append(max(episodes, key=lambda episode: episode.score))
         print(f"{best[-1].score:+.2f}  {opening}{best[-1].completion}")
-    kl = np.log(n) - (n - 1) / n
+    kl = best_of_n_kl(n)
     print(f"best of {n}: mean score {np.mean([e.score for e in best]):.3f} at {kl:.2f} nats")
 
 

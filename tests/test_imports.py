@@ -12,6 +12,7 @@ FOLDERS = {"textenv": ROOT / "textenv", "textenv.agents": ROOT / "agents", "text
 LINKS = {ROOT / "textenv" / "agents", ROOT / "textenv" / "rewards"}
 AROUND = sorted(path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 BY_NAME = {("textenv.scoring", "textenv.rewards")}  # a reward's name is looked up when an environment is made
+ABOVE = {"textenv.cli", "textenv.experiment", "textenv.rlhf"}  # the layers: commands, which put all together
 IMPORTERS = {"import_module", "__import__", "resolve_name"}
 
 
@@ -63,7 +64,7 @@ def complaint(module: str, target: str) -> str | None:
         return None if inside("textenv.types", "textenv.models", "textenv.rewards") else "rewards know types and models"
     if module.startswith("textenv.agents"):
         return "agents do not know rewards" if inside("textenv.rewards") else None
-    if module != "textenv.cli" and inside("textenv.agents", "textenv.rewards"):
+    if module not in ABOVE and inside("textenv.agents", "textenv.rewards"):
         return "textenv knows neither agents nor rewards"
     return None
 

@@ -114,6 +114,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             )
 
         vocab = self.reference.vocab_size
+        self._ends = np.zeros(vocab, dtype=bool)
+        self._ends[list(self.reference.eos_ids)] = True
         self.single_observation_space = spaces.Dict(
             input_ids=spaces.Box(0, vocab - 1, (self._width,), _INT64),
             attention_mask=spaces.Box(0, 1, (self._width,), _INT8),
@@ -228,8 +230,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.render_mode is None:
             return None
         frames = tuple(
-            to_ansi(self._finished[row] or self._episode(row), finished=self._finished[row] is not None)
-            for row in range(self.num_envs)
+            to_ansi(over or self._episode(row, self._completion(row)), finished=over is not None)
+            for row, over in enumerate(self._finished)
         )
         if self.render_mode == "human":
             print("\n".join(frames))
@@ -343,10 +345,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._log_probs[rows, at] = self._behaviour(rows, all_tokens)
         each_step = self.settings.kl_mode == "dense" or self.settings.kl_estimator == "full" or self.has_action_masks
         if each_step:
-            if not self.has_action_masks:  # with masks, the last step or reset has looked already
-                self._look_ahead(rows)
-            assert self._next_ref is not None
-            self._ref_log_probs[rows, at] = self._next_ref[rows, tokens]
+            self._ref_log_probs[rows, at] = self._reference_log_prob(rows, tokens)
             self._token_kl[rows, at] = self._divergence(rows, at)
         self._ids[rows, self._lengths[rows]] = tokens
         self._mask[rows, self._lengths[rows]] = 1
@@ -361,7 +360,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if not each_step:
             self._read_back(over)
         self._begun[over] = False  # a reward that raises leaves rows that are neither going on nor over
-        scores = self._score(over, list(reasons.values()))
+        completions = [self._completion(row) for row in over.tolist()]
+        scores = self._score(over, completions, list(reasons.values()))
         self._begun[over] = True
         written = np.arange(self.settings.max_new_tokens) < (self._lengths[over] - self._starts[over])[:, None]
         totals = np.where(written, self._token_kl[over], 0.0).sum(axis=1)
@@ -372,8 +372,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._done[over] = True
         self.kl_controller.update(float(totals.mean()), len(over))
         final: dict[int, dict[str, Any]] = {}
-        for row, value in zip(over.tolist(), scores.tolist(), strict=True):
-            episode = self._finished[row] = self._episode(row, value, reasons[row])
+        for row, text, value in zip(over.tolist(), completions, scores.tolist(), strict=True):
+            episode = self._finished[row] = self._episode(row, text, value, reasons[row])
             final[row] = self._final_info(row, episode)
         return rewards, final
 
@@ -423,6 +423,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             )
         return kl_module.full_kl(whole[rows], self._next_ref[rows])
 
+    def _reference_log_prob(self, rows: IntArray, tokens: IntArray) -> NDArray[np.float32]:
+        """Return the reference's log-probability of each of the ``rows``'s tokens at their present state."""
+        if self.has_action_masks or self.settings.kl_estimator == "full":
+            if not self.has_action_masks:  # with masks, the last step or reset has looked already
+                self._look_ahead(rows)
+            assert self._next_ref is not None
+            return self._next_ref[rows, tokens]
+        return self.reference.next_token_log_prob(
+            self._ids[rows], self._lengths[rows], tokens, self.settings.temperature, rows=rows
+        )
+
     def _look_ahead(self, rows: IntArray) -> None:
         """Compute the reference's log-probabilities, and the action mask, at the present state of ``rows``."""
         logits = self.reference.next_token_logits(self._ids[rows], self._lengths[rows], rows=rows)
@@ -454,10 +465,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 self._log_probs[row, : end - start], self._ref_log_probs[row, : end - start], self.settings.kl_estimator
             )
 
-    def _score(self, rows: IntArray, reasons: list[StopReason]) -> NDArray[np.float64]:
+    def _score(self, rows: IntArray, texts: list[str], reasons: list[StopReason]) -> NDArray[np.float64]:
         prompts = [self._row_prompts[row] for row in rows]
         names = sorted({name for prompt in prompts for name in prompt.columns})
-        given = [prompt.for_reward(self._completion(row)) for prompt, row in zip(prompts, rows, strict=True)]
+        given = [prompt.for_reward(text) for prompt, text in zip(prompts, texts, strict=True)]
         scores = score(
             self.reward,
             prompts=[prompt for prompt, _ in given],
@@ -471,7 +482,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def _stop_reasons(self, rows: IntArray) -> dict[int, StopReason]:
         """Return why the episodes of some of the ``rows``, in their order, ended with the last token."""
         lengths = self._lengths[rows]
-        said_so = np.isin(self._ids[rows, lengths - 1], self.reference.eos_ids)
+        said_so = self._ends[self._ids[rows, lengths - 1]]
         spent = lengths - self._starts[rows] == self.settings.max_new_tokens
         stopped = np.zeros(len(rows), dtype=bool)
         if self.settings.stop:
@@ -495,7 +506,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         ids: list[int] = self._ids[row, self._starts[row] : self._lengths[row]].tolist()
         return ids
 
-    def _episode(self, row: int, value: float = 0.0, reason: StopReason | None = None) -> Episode:
+    def _episode(self, row: int, completion: str, value: float = 0.0, reason: StopReason | None = None) -> Episode:
         ids = self._completion_ids(row)
         kl = (
             self._token_kl[row, : len(ids)].tolist() if self.settings.kl_mode == "dense" or reason else [0.0] * len(ids)
@@ -506,7 +517,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         prompt = self._row_prompts[row]
         return Episode(
             prompt=prompt.text,
-            completion=self._completion(row),
+            completion=completion,
             prompt_ids=prompt.ids,
             completion_ids=tuple(ids),
             completion_tokens=self.reference.token_texts(ids),
@@ -572,7 +583,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def _checked(self, actions: Any) -> IntArray:
         tokens = np.asarray(actions)
-        if tokens.shape != (self.num_envs,) or not np.issubdtype(tokens.dtype, np.integer):
+        if tokens.shape != (self.num_envs,) or tokens.dtype.kind not in "iu":
             raise TextEnvError(
                 f"actions of shape {tokens.shape} and type {tokens.dtype}: expected integers, a token id for each of "
                 f"{self.num_envs} rows."

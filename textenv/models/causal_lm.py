@@ -235,10 +235,11 @@ class CausalLM:
 
     def token_texts(self, ids: Sequence[int] | IntArray) -> tuple[str, ...]:
         """Return the text of each token by itself, for display; special tokens are shown by name."""
-        for new in {int(i) for i in ids} - self._token_texts.keys():
+        tokens = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        for new in {token for token in tokens if token not in self._token_texts}:
             known = new < len(self.tokenizer)
             self._token_texts[new] = str(self.tokenizer.decode([new])) if known else f"<{new}>"
-        return tuple(self._token_texts[int(i)] for i in ids)
+        return tuple(map(self._token_texts.__getitem__, tokens))
 
     def next_token_logits(
         self, input_ids: IntArray, lengths: IntArray, *, rows: IntArray | None = None
@@ -258,6 +259,28 @@ class CausalLM:
             TextEnvError: A row is empty or longer than ``input_ids``, or ``rows`` names one twice.
         """
         return self.next_token(input_ids, lengths, rows=rows)[0]
+
+    def next_token_log_prob(
+        self,
+        input_ids: IntArray,
+        lengths: IntArray,
+        tokens: IntArray,
+        temperature: float = 1.0,
+        *,
+        rows: IntArray | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the log-probability in nats that one token follows each row, ``(batch,)``.
+
+        Args:
+            input_ids: As in ``next_token_logits``.
+            lengths: As there.
+            tokens: The tokens asked about, shape ``(batch,)``.
+            temperature: Divides the logits.
+            rows: As there.
+        """
+        logits = _heated(self.next_token_logits(input_ids, lengths, rows=rows), temperature)
+        loss = functional.cross_entropy(logits, _tensor(tokens, logits.device), reduction="none")
+        return cast(NDArray[np.float32], -loss.cpu().numpy())
 
     def last_hidden(self, input_ids: IntArray, lengths: IntArray, *, rows: IntArray | None = None) -> torch.Tensor:
         """Return the hidden states that ``next_token_logits`` reads, shape ``(batch, hidden_size)``; same arguments."""
