@@ -20,6 +20,7 @@ from textenv.rewards.chrf import Chrf
 from textenv.rewards.classifier import Classifier
 from textenv.rewards.clip import Clip
 from textenv.rewards.http import Http
+from textenv.rewards.learned import Learned
 from textenv.rewards.length import Length
 from textenv.rewards.normalize import Normalize
 from textenv.rewards.pattern import Pattern
@@ -34,6 +35,7 @@ __all__ = [
     "Classifier",
     "Clip",
     "Http",
+    "Learned",
     "Length",
     "Normalize",
     "Pattern",

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from textenv.cli import main
 from textenv.feedback.agreement import Share, krippendorff_alpha, measure_agreement
 from textenv.feedback.annotators import Adversarial, FromReward, Judge, Lazy, LeftBiased, Recorded, annotate
 from textenv.feedback.bradley_terry import fit_bradley_terry, policy_strengths
@@ -238,3 +239,41 @@ def test_programs_work_through_the_store(store: FeedbackStore) -> None:
     with pytest.raises(TextEnvError, match="not 'completion'"):
         annotate(store, FromReward(reward), "gold")
     assert store.progress().open == 0
+
+
+# The commands
+
+
+def test_annotate_and_status(store: FeedbackStore, capsys: pytest.CaptureFixture[str]) -> None:
+    policies = [store.add_policy(name) for name in ("old", "new")]
+    prompt = store.add_prompt("It was")
+    for _ in range(4):
+        texts = zip((" bad.", " good."), policies, strict=True)
+        store.add_task([store.add_completion(prompt, text, policy=policy) for text, policy in texts], judgements=3)
+    path = str(store.path)
+    assert main(["feedback", "annotate", path, "--reward", "vader", "--name", "gold", "--limit", "3"]) == 0
+    assert "gold made 3 judgements; 3 of 12" in capsys.readouterr().out
+    assert main(["feedback", "annotate", path, "--reward", "vader", "--name", "gold"]) == 0
+    assert main(["feedback", "annotate", path, "--reward", "vader", "--kind", "adversarial", "--name", "foe"]) == 0
+    assert main(["feedback", "annotate", path, "--kind", "lazy", "--name", "lazy", "--seed", "2"]) == 0
+    capsys.readouterr()
+    assert main(["feedback", "status", path]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "12 of 12, 0 being made" in printed
+    assert "right on gold items │ not known" in printed
+    assert {annotator.name: annotator.kind for annotator in store.annotators()} == {
+        "gold": "program",
+        "foe": "program",
+        "lazy": "program",
+    }
+    by_gold = store.judgements(annotators=[1])
+    assert all(judgement.ranks == (1, 0) for judgement in by_gold)
+    assert [judgement.ranks for judgement in store.judgements(annotators=[2])] == [(0, 1)] * 4
+
+
+def test_commands_that_cannot_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["feedback", "status", str(tmp_path / "none.db")]) == 1
+    assert "no such store" in capsys.readouterr().out
+    assert not (tmp_path / "none.db").exists()
+    assert main(["feedback", "annotate", str(tmp_path / "none.db")]) == 1
+    assert "--reward or --ratings" in capsys.readouterr().out

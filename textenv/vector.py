@@ -32,7 +32,7 @@ from textenv.types import (
     TextEnvError,
 )
 
-__all__ = ["TextVectorEnv", "movie_review"]
+__all__ = ["TextVectorEnv", "likeliest", "movie_review"]
 
 RenderMode = Literal["ansi", "human"]
 _INT8, _INT64 = np.int8, np.int64
@@ -443,7 +443,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.has_action_masks:
             if self._next_mask is None:
                 self._next_mask = np.ones(self._next_ref.shape, dtype=bool)
-            allowed = _likeliest(log_probs, self.settings.top_k, self.settings.top_p)
+            allowed = likeliest(log_probs, self.settings.top_k, self.settings.top_p)
             self._next_mask[rows] = allowed
             # Within the mask the reference is renormalised, as a masked policy is. A token outside stays legal and
             # keeps its plain log-probability: finite, so that its reward is.
@@ -701,7 +701,7 @@ def _model(settings: TextEnvSettings) -> CausalLM:
     return lm
 
 
-def _likeliest(log_probs: NDArray[np.float32], top_k: int | None, top_p: float | None) -> NDArray[np.bool_]:
+def likeliest(log_probs: NDArray[np.float32], top_k: int | None, top_p: float | None) -> NDArray[np.bool_]:
     """Return the ``top_k`` likeliest tokens and, of them, the fewest that hold ``top_p`` of the probability."""
     order = np.argsort(-log_probs, axis=1, kind="stable")
     ranked = np.ones(log_probs.shape, dtype=bool)

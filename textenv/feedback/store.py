@@ -621,6 +621,21 @@ class FeedbackStore:
                 supersedes=None if last is None else last.id,
             )
 
+    def record(self, task: int, annotator: int, ranks: Sequence[int | None]) -> int:
+        """Store a ranking that was made elsewhere, of the task's items as they stand, and return its number.
+
+        Raises:
+            TextEnvError: The ranks are no ranks, or the annotator has been given the task here.
+        """
+        with self.transaction():
+            self._known("tasks", task)
+            self._known("annotators", annotator)
+            if self._one("SELECT id FROM assignments WHERE task = ? AND annotator = ?", task, annotator):
+                raise TextEnvError(f"Annotator {annotator} has been given task {task} already.")
+            display, expires = _written(list(range(len(ranks)))), self._clock() + 60.0
+            number = self._insert("assignments", task=task, annotator=annotator, display=display, expires=expires)
+            return self.judge(number, ranks)
+
     def undo(self, annotator: int, *, seconds: float = 600.0) -> Assignment | None:
         """Take an annotator's last judgement back, and give the same assignment to them again.
 
