@@ -139,7 +139,7 @@ def surrogate_gradient(agent: Agent[Any], rollout: Rollout, weights: torch.Tenso
     total.backward()
     learned = [p for group in agent.optimizer.param_groups for p in group["params"]]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learned])
-    return flat / flat.norm()
+    return torch.as_tensor(flat / flat.norm())
 
 
 @pytest.mark.parametrize("name", ["rloo", "grpo", "dr_grpo", "reinforce", "a2c", "expert_iteration"])
