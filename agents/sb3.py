@@ -164,7 +164,7 @@ class TextActorCritic(BasePolicy):
     # -- acting: without gradients, through the prefix cache -------------------------------------------------------
 
     def forward(
-        self, obs: TensorDict, deterministic: bool = False, action_masks: NDArray[Any] | None = None
+        self, obs: Any, deterministic: bool = False, action_masks: NDArray[Any] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Choose the next tokens, without gradients (``evaluate_actions`` has them).
 
@@ -258,7 +258,7 @@ class TextActorCritic(BasePolicy):
         raise NotImplementedError
 
 
-class CausalLMPolicy(TextActorCritic, ActorCriticPolicy):  # type: ignore[misc]  # obs are a dict of tensors, as SB3 calls
+class CausalLMPolicy(TextActorCritic, ActorCriticPolicy):
     """A causal language model as the policy of SB3's ``PPO`` and ``A2C``; ``TextActorCritic`` has the arguments."""
 
     def _over(self, logits: torch.Tensor, masks: Any) -> CategoricalDistribution:
@@ -341,7 +341,7 @@ class TextVecEnv(VecEnv):
                 f"set_options gave the rows different options, {[*map(sorted, names)]}; give all the same."
             )
         options = {name: [row[name] for row in self._options] for name in names.pop()}
-        seed = None if all(seed is None for seed in self._seeds) else self._seeds
+        seed: Any = None if all(seed is None for seed in self._seeds) else self._seeds
         self._shown, infos = self.envs.reset(seed=seed, options=options)
         self.reset_infos = [_row(infos, row) for row in range(self.num_envs)]
         self._reset_seeds()
