@@ -371,7 +371,7 @@ def test_it_learns(folder: str, kind: Any) -> None:
     watch = Watch()
     agent.learn(4000, callback=watch)
     scores = [info["score"] for infos in watch.infos for info in infos if "score" in info]
-    assert np.mean(scores[-100:]) > np.mean(scores[:100]) + 0.15
+    assert np.mean(scores[-100:]) > 3 * np.mean(scores[:100])
 
 
 # -- the KL --------------------------------------------------------------------------------------------------------
@@ -512,7 +512,7 @@ def test_on_movie_reviews(kind: Any, tmp_path: Path) -> None:
     callbacks: list[BaseCallback] = [CheckpointCallback(28, str(tmp_path / "checkpoints"))]
     if kind is not MaskablePPO:  # sb3-contrib has one of its own, which warns about masks
         callbacks.append(EvalCallback(evaluation, n_eval_episodes=2, eval_freq=14, log_path=str(tmp_path), verbose=0))
-    agent.learn(112, callback=callbacks)
+    agent.learn(112, callback=callbacks, log_interval=1)
     assert agent.num_timesteps == 112
     agent.logger.close()
     log = (tmp_path / "progress.csv").read_text()
