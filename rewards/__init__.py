@@ -21,6 +21,7 @@ from textenv.rewards.classifier import Classifier
 from textenv.rewards.clip import Clip
 from textenv.rewards.http import Http
 from textenv.rewards.length import Length
+from textenv.rewards.letters import Letters
 from textenv.rewards.normalize import Normalize
 from textenv.rewards.pattern import Pattern
 from textenv.rewards.rouge import Rouge
@@ -35,6 +36,7 @@ __all__ = [
     "Clip",
     "Http",
     "Length",
+    "Letters",
     "Normalize",
     "Pattern",
     "Rouge",

@@ -27,3 +27,8 @@ gymnasium.register(
     entry_point="textenv.env:movie_review",
     vector_entry_point="textenv.vector:movie_review",
 )
+gymnasium.register(
+    id="textenv/Exact-v0",
+    entry_point="textenv.letters:exact",
+    vector_entry_point="textenv.letters:exact_vector",
+)

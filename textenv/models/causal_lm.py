@@ -91,7 +91,7 @@ class CausalLM:
         vocab_size: Width of its logits; can exceed the tokenizer's vocabulary.
         hidden_size: Width of the hidden states that its head reads.
         eos_ids: Token ids that end a text: those that tokenizer and generation config name, and that which the chat
-            template puts behind what the assistant says.
+            template puts behind what the assistant says. None, where the model's config says that it is ``endless``.
         pad_id: Token id that fills up rows. It may be an end-of-sequence token: masks come from lengths.
         max_positions: Longest sequence the model takes, or None where it has no limit.
         adapter: Name of the LoRA adapter in the network that belongs to this model; None for the network without one.
@@ -122,7 +122,7 @@ class CausalLM:
         self.vocab_size, self.hidden_size = (int(size) for size in cast(torch.Tensor, head.weight).shape)
         self.eos_ids = _eos_ids(model, tokenizer, self.vocab_size)
         pad = tokenizer.pad_token_id
-        self.pad_id = int(self.eos_ids[0] if pad is None or pad >= self.vocab_size else pad)
+        self.pad_id = int((self.eos_ids or (0,))[0] if pad is None or pad >= self.vocab_size else pad)
         limit = getattr(config, "max_position_embeddings", None)
         self.max_positions = None if limit is None else int(limit)
         self._window = _window(config)
@@ -478,7 +478,7 @@ class CausalLM:
     @property
     def _start_id(self) -> int:
         bos = self.tokenizer.bos_token_id
-        return int(self.eos_ids[0] if bos is None else bos)
+        return int((self.eos_ids or (self.pad_id,))[0] if bos is None else bos)
 
 
 def _merged(folder: str, dtype: str | torch.dtype) -> Any:
@@ -537,7 +537,7 @@ def _eos_ids(model: PreTrainedModel, tokenizer: Any, vocab_size: int) -> tuple[i
     for value in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None), end_of_turn(tokenizer)):
         found += [value] if isinstance(value, int) else value or []
     ids = tuple(dict.fromkeys(int(i) for i in found if i < vocab_size))
-    if not ids:
+    if not ids and not getattr(model.config, "endless", False):
         raise TextEnvError(
             f"{type(model).__name__} ({model.config.name_or_path!r}) and its tokenizer name no end-of-sequence token "
             f"that is one of the model's {vocab_size} tokens, so no episode could end by itself; set "

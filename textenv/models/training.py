@@ -413,7 +413,7 @@ def _encode_pairs(lm: CausalLM, files: Sequence[Path], max_tokens: int) -> list[
                     f"{path}: the prompt {prompt[:80]!r} takes {len(start)} tokens, which leaves none of {max_tokens} "
                     "for its completion; raise max_tokens (if the model takes more) or leave the pair out."
                 )
-            encoded.append(([*start, *rest, lm.eos_ids[0]][:max_tokens], len(start)))
+            encoded.append(([*start, *rest, *lm.eos_ids[:1]][:max_tokens], len(start)))
     return encoded
 
 

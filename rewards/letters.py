@@ -1,0 +1,101 @@
+"""Scores of short texts of letters, for ``textenv/Exact-v0``, where the best there is can be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from textenv.rewards._texts import completion_texts
+from textenv.types import TextEnvError
+
+__all__ = ["Letters"]
+
+Family = Literal["dense", "sparse", "deceptive", "needle"]
+_WORD = 3  # letters of the word that sparse and deceptive ask for
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """One of four families of scores, from easy to hopeless.
+
+    With ``T`` the ``length`` and ``c_1 .. c_k`` the letters of the text:
+
+    ============  =======================================================================================
+    dense         ``sum_t (u(c_t) + b(c_{t-1}, c_t)) / (2 T)``, ``u`` and ``b`` drawn evenly from -1 to 1 and ``b`` of
+                  the first letter 0: every letter counts, and so do its neighbours; from -1 to 1
+    sparse        1 if the text holds a word of three letters that the seed draws, else 0
+    deceptive     1 if it holds that word; else half the share of the ``T`` places that hold letters which are not of
+                  the word: every step towards it is punished, until the last one
+    needle        1 if the text is one of ``T`` letters that the seed draws, else 0
+    ============  =======================================================================================
+
+    Characters that are not among ``letters`` earn nothing. Texts may be longer than ``T``; dense may then pass 1.
+
+    Attributes:
+        family: ``"dense"``, ``"sparse"``, ``"deceptive"`` or ``"needle"``.
+        letters: The alphabet, each letter once.
+        length: Letters of a full text, ``T``. The word of sparse and deceptive is no longer than that.
+        seed: Draws the tables and words.
+
+    Raises:
+        TextEnvError: If the family is unknown, ``letters`` is empty or repeats one, or a number is out of range.
+    """
+
+    family: Family = "dense"
+    letters: str = "abcdefg"
+    length: int = 6
+    seed: int = 0
+    word: str = field(init=False, repr=False)
+    """What sparse, deceptive and needle ask for; empty for dense."""
+    # (u + b) / (2 T) of a letter (column) after another (row, the last being the beginning of the text)
+    _terms: tuple[tuple[float, ...], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise TextEnvError(f"Letters(family={self.family!r}): expected one of {', '.join(get_args(Family))}.")
+        given: Any = self.letters
+        if not isinstance(given, str) or not given or len(set(given)) != len(given):
+            raise TextEnvError(f"Letters(letters={given!r}): expected at least one letter, each once.")
+        for name, least in (("length", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise TextEnvError(f"Letters({name}={value!r}): expected a whole number of at least {least}.")
+        rng, count = np.random.default_rng(self.seed), len(given)
+        single, pair = rng.uniform(-1, 1, count), rng.uniform(-1, 1, (count, count))
+        terms = single + np.vstack([pair, np.zeros(count)])
+        needle = "".join(given[place] for place in rng.integers(count, size=self.length))
+        word = {"dense": "", "needle": needle}.get(self.family, needle[:_WORD])
+        object.__setattr__(self, "word", word)
+        object.__setattr__(self, "_terms", tuple(map(tuple, (terms / (2 * self.length)).tolist())))
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """Return ``n`` scores."""
+        texts = completion_texts(completions)
+        if self.family == "dense":
+            return [self._dense(text) for text in texts]
+        if self.family == "needle":
+            return [float(text == self.word) for text in texts]
+        if self.family == "sparse":
+            return [float(self.word in text) for text in texts]
+        bait = set(self.letters) - set(self.word)
+        return [
+            1.0 if self.word in text else 0.5 * sum(letter in bait for letter in text) / self.length for text in texts
+        ]
+
+    def _dense(self, text: str) -> float:
+        total, before = 0.0, -1
+        for letter in text:
+            place = self.letters.find(letter)
+            total += self._terms[before][place] if place >= 0 else 0.0
+            before = place
+        return total
