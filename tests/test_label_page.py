@@ -301,7 +301,7 @@ HOSTILE = {
 
 def test_hostile_completions_are_text(site: Site, visit: Open) -> None:
     add_task(site.store, list(HOSTILE.values()), prompt="<script>alert('prompt')</script>\u202eabc")
-    page = visit("<b>\"ann\"</b>")
+    page = visit('<b>"ann"</b>')
     cards = {}
     for place in range(len(HOSTILE)):
         text = page.locator(".card .text").nth(place)
@@ -318,7 +318,7 @@ def test_hostile_completions_are_text(site: Site, visit: Open) -> None:
     assert "Compare" in page.title()
     assert page.locator("script").count() == 1
     assert page.locator(".card svg, .card img, .card script, .prompt script").count() == 0
-    assert page.locator(".who span").first.inner_text() == "<b>\"ann\"</b>"
+    assert page.locator(".who span").first.inner_text() == '<b>"ann"</b>'
     assert "\\u202eabc" in page.locator(".prompt").inner_text()
     # The Hebrew line begins at the right, the Latin one at the left of the same text.
     sides = cards[HOSTILE["right to left"]].evaluate(

@@ -166,9 +166,7 @@ class Tree:
         Raises:
             TextEnvError: It gives something that is not ``log pi`` of all tokens.
         """
-        figures = [
-            _evaluate(levels, table) for levels, table in zip(self.states, self.tabulate(policy), strict=True)
-        ]
+        figures = [_evaluate(levels, table) for levels, table in zip(self.states, self.tabulate(policy), strict=True)]
         score, kl = np.mean(figures, axis=0).tolist()
         return self._outcome(score, kl)
 
@@ -341,9 +339,7 @@ def _endings(
     return ended, scores
 
 
-def _solve(
-    levels: Sequence[States], kl_coef: float
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+def _solve(levels: Sequence[States], kl_coef: float) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     """Return the optimal values and policy, for each number of tokens written."""
     values: list[NDArray[np.float64]] = []
     policy: list[NDArray[np.float64]] = []
@@ -420,4 +416,4 @@ def _checked(values: Any, at: States) -> NDArray[np.float64]:
             f"{log_probs[worst].tolist()}, the log of their sum {total[worst]:.3g}; expected 0. If these are logits, "
             "take log_softmax of them."
         )
-    return log_probs - total[:, None]  # so that sums over texts are not off by what float32 rounds
+    return np.asarray(log_probs - total[:, None])  # so that sums over texts are not off by what float32 rounds

@@ -253,7 +253,9 @@ def create_app(
                 session = signer.session(request)
                 form = await _read_form(request)
                 if not hmac.compare_digest(_only(form, "token").encode(), signer.token(session).encode()):
-                    raise HTTPException(403, "This page is out of date, or was opened under another name. Open it again.")
+                    raise HTTPException(
+                        403, "This page is out of date, or was opened under another name. Open it again."
+                    )
                 return await run_in_threadpool(handle, session, form)
 
             app.add_api_route(path, endpoint, methods=["POST"])
@@ -434,7 +436,9 @@ def page_key(store: str | Path) -> bytes:
     path = Path(f"{store}.key")
     try:
         if not path.exists():
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # readable by its owner alone
+            handle, temporary = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}."
+            )  # readable by its owner alone
             try:
                 with os.fdopen(handle, "w") as file:
                     file.write(secrets.token_hex(32))
