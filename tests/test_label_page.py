@@ -53,8 +53,7 @@ def visit(browser: Browser, site: Site) -> Iterator[Open]:
         page.on("request", lambda request: request.url.startswith(url) or wrong.append(request.url))
         page.goto(url)
         page.get_by_label("Your name").fill(name)
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#judge, #undo")
+        go(page, lambda: page.keyboard.press("Enter"))
         return page
 
     yield visit
@@ -89,7 +88,8 @@ def drag(page: Page, what: str, where: str) -> None:
     (x, y), (to_x, to_y) = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
     page.mouse.move(x, y)
     page.mouse.down()
-    page.mouse.move(to_x, to_y, steps=4)
+    page.mouse.move(x + 9, y + 9)
+    page.mouse.move(to_x, to_y, steps=3)
     page.mouse.up()
 
 
@@ -124,16 +124,17 @@ def test_rankings_of_two_to_nine(site: Site, visit: Open, by: str) -> None:
     for _ in range(2, 10):
         shown = texts(page)
         order = rng.sample(range(len(shown)), len(shown))
+        steps = order if len(shown) > 2 else order[:1]  # of two, one says it all
         tied = len(shown) > 3  # then the second is tied with the first
         ranks = {shown[place]: at - (tied and at > 0) for at, place in enumerate(order)}
         expected[tuple(sorted(ranks))] = ranks
         if by == "keys":
-            for at, place in enumerate(order):
+            for at, place in enumerate(steps):
                 press(page, *(["="] if tied and at == 1 else []), str(place + 1))
         else:
-            for at, place in enumerate(order[: None if len(shown) > 2 else 1]):
+            for at, place in enumerate(steps):
                 source = chip(place) if at % 2 else f".card[data-place='{place}'] .handle h2"
-                page.locator(source).scroll_into_view_if_needed()
+                page.locator(source).evaluate("node => node.scrollIntoView({block: 'center'})")
                 last = page.locator("[data-drop^=before]").last.get_attribute("data-drop")
                 drag(page, source, "[data-drop='with 0']" if tied and at == 1 else f"[data-drop='{last}']")
         submit(page)
@@ -151,9 +152,9 @@ def test_dragging_about(site: Site, visit: Open) -> None:
     drag(page, chip(3), "[data-drop='before 0']")
     expect(status).to_have_text("4 › 1 › 2 › 3.")
     drag(page, chip(0), "[data-drop='with 3']")
-    expect(status).to_have_text("4 › 2 › 1 = 3.")
+    expect(status).to_have_text("4 › 2 › 3 = 1.")
     drag(page, chip(3), "[data-drop='with 0']")  # onto itself
-    expect(status).to_have_text("4 › 2 › 1 = 3.")
+    expect(status).to_have_text("4 › 2 › 3 = 1.")
     drag(page, chip(0), "[data-drop='before 3']")
     expect(status).to_have_text("4 › 2 › 3 › 1.")
     drag(page, chip(1), "h1, .brand")  # nowhere
@@ -245,7 +246,7 @@ def test_a_reload_in_the_middle_loses_nothing(site: Site, visit: Open) -> None:
     page.keyboard.type("half a no")
     page.reload()
     assert texts(page) == shown
-    expect(page.get_by_role("status")).to_have_text("2 = 4. Left below, in no order: 1, 3.")
+    expect(page.get_by_role("status")).to_have_text("4 = 2. Left below, in no order: 1, 3.")
     expect(page.get_by_label("2 of 5")).to_be_checked()
     expect(page.get_by_label("Note")).to_have_value("half a no")
     again = visit("ann")  # in another browser: the same comparison, without the draft
@@ -273,7 +274,7 @@ def test_two_annotators_at_once(site: Site, visit: Open) -> None:
                 continue
             shown = texts(page)
             best_first = sorted(range(len(shown)), key=lambda place: shown[place], reverse=name == "ann")
-            press(page, *[str(place + 1) for place in best_first])
+            press(page, *[str(place + 1) for place in best_first][: None if len(shown) > 2 else 1])
             expected[name].append({shown[place]: rank for rank, place in enumerate(best_first)})
             submit(page)
     assert sum(map(len, expected.values())) == 3 + 6
@@ -351,7 +352,7 @@ def test_nothing_tells_who_wrote_what(site: Site, visit: Open) -> None:
         assert not re.search("secret|gold|repeat|polic", html.replace("repeat-of", ""), re.IGNORECASE)
         for token in ("assignment", "token"):  # all that stands for something is these
             html = html.replace(page.locator(f"#judge [name={token}]").get_attribute("value") or "", "")
-        pages.append(re.sub(r"text [01]|\d of \d.*?<|value=\"\d\"|open=\"\"", "", html))
+        pages.append(re.sub(r"text [01]|\d of \d.*?<|value=\"\d\"| open=\"\"", "", html))
         press(page, "1")
         submit(page)
     plain = [re.sub(r"\s+", " ", html) for html in pages]
@@ -427,7 +428,7 @@ def test_an_open_page_keeps_its_lease_and_says_when_it_lost_it(tmp_path: Path, v
 
 
 def test_labels_language_and_contrast(site: Site, visit: Open) -> None:
-    add_tasks(site.store, 1, 3)
+    add_tasks(site.store, 1, 3, judgements=2)
     for scheme in ("light", "dark"):
         page = visit(scheme, color_scheme=scheme)
         assert page.locator("html").get_attribute("lang") == "en"

@@ -1,4 +1,4 @@
-"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | feedback | clips | rlhf``.
+"""Commands: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | feedback | label | clips | rlhf``.
 
 With ``textenv.experiment`` it stands above the layers: only these know agents and rewards.
 """
@@ -27,7 +27,14 @@ from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import connect
 from textenv.doctor import examine
 from textenv.experiment import EnvFlags, Train, console, make_keywords, parse_reward, train
-from textenv.feedback.commands import AnnotateFeedback, FeedbackStatus, annotate_feedback, feedback_status
+from textenv.feedback.commands import (
+    AnnotateFeedback,
+    FeedbackStatus,
+    Label,
+    annotate_feedback,
+    feedback_status,
+    label,
+)
 from textenv.feedback.exchange import ExportFeedback, ImportFeedback, export_feedback, import_feedback
 from textenv.feedback.sampling import AddTasks, add_tasks
 from textenv.files import write_atomically
@@ -207,6 +214,7 @@ Command = (
     | Annotated[Rlhf, tyro.conf.subcommand("rlhf")]
     | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Train, measure or serve a reward.")]
     | Annotated[FeedbackCommand, tyro.conf.subcommand("feedback", description="Collect, import and export rankings.")]
+    | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[ClipsCommand, tyro.conf.subcommand("clips", description="Learn a task from preferences on clips.")]
 )
 
@@ -255,6 +263,8 @@ def main(args: list[str] | None = None) -> int:
                 _tell([annotate_feedback(command)])
             case FeedbackStatus():
                 console.print(*feedback_status(command), sep="\n")
+            case Label():
+                label(command, lambda url: console.print(f"Compare at {url}", highlight=False, soft_wrap=True))
             case ClipsConfig():
                 _clips(command)
     except TextEnvError as error:

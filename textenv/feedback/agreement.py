@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,15 @@ from scipy.stats import binomtest
 from textenv.feedback.store import FeedbackStore, Judgement
 from textenv.types import Ranking, TextEnvError
 
-__all__ = ["Agreement", "Share", "krippendorff_alpha", "measure_agreement", "pair_values"]
+__all__ = [
+    "Agreement",
+    "AnnotatorAgreement",
+    "Share",
+    "krippendorff_alpha",
+    "measure_agreement",
+    "measure_annotators",
+    "pair_values",
+]
 
 Pair = tuple[int, int]
 
@@ -60,6 +68,21 @@ class Agreement:
     own: Share
     gold: Share
     pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatorAgreement:
+    """How far one annotator agrees.
+
+    Attributes:
+        others: Share of pairs of an opinion of theirs and one of another's, on the same pair of items, that are equal.
+        own: Share of their opinions that are the same when a task is repeated.
+        gold: Share of their opinions on gold items that are right.
+    """
+
+    others: Share
+    own: Share
+    gold: Share
 
 
 def pair_values(judgement: Judgement, items: Sequence[int]) -> dict[Pair, int]:
@@ -123,22 +146,7 @@ def measure_agreement(store: FeedbackStore, *, resamples: int = 500, seed: int =
         resamples: Of the bootstrap.
         seed: Seeds it.
     """
-    tasks = {task.id: task for task in store.tasks()}
-    opinions: defaultdict[Pair, dict[int, int]] = defaultdict(dict)  # of a pair of items, by annotator
-    own, gold = Share(0, 0), Share(0, 0)
-    judgements = store.judgements()
-    by_task = {(judgement.annotator, judgement.task): judgement for judgement in judgements}
-    for judgement in judgements:
-        task = tasks[judgement.task]
-        said = pair_values(judgement, task.items)
-        if task.gold is not None:
-            gold = _compared(gold, said, _values(task.gold, task.items))
-        if task.repeat_of is not None:
-            first = by_task.get((judgement.annotator, task.repeat_of))
-            own = _compared(own, said, {} if first is None else pair_values(first, tasks[first.task].items))
-            continue  # one opinion a person
-        for pair, value in said.items():
-            opinions[pair].setdefault(judgement.annotator, value)
+    opinions, own, gold = _gathered(store)
     units = [tuple(given.values()) for given in opinions.values() if len(given) > 1]
     alpha = krippendorff_alpha(units)
     equal = pairs = 0
@@ -150,10 +158,55 @@ def measure_agreement(store: FeedbackStore, *, resamples: int = 500, seed: int =
         alpha=alpha,
         interval=None if alpha is None else _bootstrap(units, resamples, seed),
         raw=Share(equal, pairs),
-        own=own,
-        gold=gold,
+        own=_total(own.values()),
+        gold=_total(gold.values()),
         pairs=len(units),
     )
+
+
+def measure_annotators(store: FeedbackStore) -> dict[int, AnnotatorAgreement]:
+    """Measure how far each annotator of a store agrees, by their numbers."""
+    opinions, own, gold = _gathered(store)
+    others: defaultdict[int, Share] = defaultdict(lambda: Share(0, 0))
+    for given in opinions.values():
+        counts = Counter(given.values())
+        for annotator, value in given.items():
+            known = others[annotator]
+            others[annotator] = Share(known.hits + counts[value] - 1, known.count + len(given) - 1)
+    return {
+        annotator.id: AnnotatorAgreement(others[annotator.id], own[annotator.id], gold[annotator.id])
+        for annotator in store.annotators()
+    }
+
+
+Shares = defaultdict[int, Share]
+
+
+def _gathered(store: FeedbackStore) -> tuple[dict[Pair, dict[int, int]], Shares, Shares]:
+    """Return the opinions on each pair of items, and each annotator's agreement with themselves and with gold."""
+    tasks = {task.id: task for task in store.tasks()}
+    opinions: defaultdict[Pair, dict[int, int]] = defaultdict(dict)  # of a pair of items, by annotator
+    own: Shares = defaultdict(lambda: Share(0, 0))
+    gold: Shares = defaultdict(lambda: Share(0, 0))
+    judgements = store.judgements()
+    by_task = {(judgement.annotator, judgement.task): judgement for judgement in judgements}
+    for judgement in judgements:
+        task, who = tasks[judgement.task], judgement.annotator
+        said = pair_values(judgement, task.items)
+        if task.gold is not None:
+            gold[who] = _compared(gold[who], said, _values(task.gold, task.items))
+        if task.repeat_of is not None:
+            first = by_task.get((who, task.repeat_of))
+            own[who] = _compared(own[who], said, {} if first is None else pair_values(first, tasks[first.task].items))
+            continue  # one opinion a person
+        for pair, value in said.items():
+            opinions[pair].setdefault(who, value)
+    return opinions, own, gold
+
+
+def _total(shares: Iterable[Share]) -> Share:
+    known = list(shares)
+    return Share(sum(share.hits for share in known), sum(share.count for share in known))
 
 
 def _compared(share: Share, said: dict[Pair, int], true: dict[Pair, int]) -> Share:

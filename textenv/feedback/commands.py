@@ -1,8 +1,9 @@
-"""``textenv feedback status`` and ``textenv feedback annotate``."""
+"""``textenv label``, ``textenv feedback status`` and ``textenv feedback annotate``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,28 @@ from textenv.reviews import load_reviews
 from textenv.scoring import resolve_reward
 from textenv.types import TextEnvError
 
-__all__ = ["AnnotateFeedback", "FeedbackStatus", "annotate_feedback", "feedback_status"]
+__all__ = ["AnnotateFeedback", "FeedbackStatus", "Label", "annotate_feedback", "feedback_status", "label"]
+
+
+@dataclass(frozen=True)
+class Label:
+    """Open the page on which people compare what a file of feedback asks for; several can at once.
+
+    Attributes:
+        store: File of the feedback; "textenv feedback add" and "textenv feedback import" make one.
+        guidelines: Text file that tells annotators what to go by: paragraphs, "# headings" and "- lists".
+        host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
+        port: Port to listen at; 0 for one that is free.
+        allow_host: Other names that the page answers by, such as a proxy's.
+        lease_seconds: How long a comparison is one annotator's after the last sign of life.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    guidelines: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8901
+    allow_host: tuple[str, ...] = ()
+    lease_seconds: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,29 @@ class AnnotateFeedback:
     name: str = "program"
     limit: int | None = None
     seed: int = 0
+
+
+def label(command: Label, announce: Callable[[str], None]) -> None:
+    """Do what the command says, until a signal ends it; ``announce`` is told the page's address."""
+    from textenv.feedback.server import page_key, serve  # noqa: PLC0415 (an optional dependency)
+
+    guidelines = ""
+    if command.guidelines is not None:
+        try:
+            guidelines = command.guidelines.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TextEnvError(f"--guidelines {command.guidelines}: expected a file of text ({error}).") from error
+    with FeedbackStore(command.store, create=False) as store:
+        serve(
+            store,
+            key=page_key(command.store),
+            host=command.host,
+            port=command.port,
+            guidelines=guidelines,
+            hosts=command.allow_host,
+            lease_seconds=command.lease_seconds,
+            announce=announce,
+        )
 
 
 def annotate_feedback(command: AnnotateFeedback) -> str:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from textenv.feedback.figures import LiveFigures, project_state
 from textenv.feedback.store import Assignment, FeedbackStore
 from textenv.types import TextEnvError
 
@@ -65,7 +66,6 @@ _LONGEST_NAME = 100
 _LONGEST_NOTE = 4_000
 _MONTH = 30 * 24 * 3600
 _GRACE = 30  # seconds that requests have to finish after a signal
-_FRESH = 5.0  # seconds that figures are shown before they are computed again
 _VERDICTS = ("ranked", "both_bad", "cant_tell")
 
 _HEADERS = {
@@ -211,7 +211,7 @@ def create_app(
         raise TextEnvError(f"lease_seconds={lease_seconds}: expected a number of seconds above 0.")
     signer = _Signer(key)
     templates = _templates()
-    figures = _Figures(store)
+    figures = LiveFigures(store)
     told = list(_blocks(guidelines.strip() or _GUIDELINES))
     app = FastAPI(title="textenv label", docs_url=None, redoc_url=None, openapi_url=None)
     known = {"localhost", "127.0.0.1", "::1", *(host.strip("[]").lower() for host in hosts)}
@@ -264,7 +264,9 @@ def create_app(
 
     def seen(annotator: int) -> dict[str, Any]:
         """Return what changes on an open page."""
-        return {"agreement": figures.agreement(), **figures.progress(annotator)}
+        progress = store.progress(annotator)
+        text = f"{progress.done:,} of {progress.wanted:,} judged"
+        return {"done": progress.done, "wanted": progress.wanted, "text": text, "agreement": figures.agreement()}
 
     @app.get("/")
     def compare(request: Request) -> Response:
@@ -351,7 +353,7 @@ def create_app(
 
     @app.get("/state")
     def state(request: Request) -> Response:
-        return page(signer.session(request), "state.html", here="state", **figures.state())
+        return page(signer.session(request), "state.html", here="state", **project_state(store))
 
     @app.get("/media/{token}")
     def media(request: Request, token: str) -> Response:

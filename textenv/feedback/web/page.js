@@ -56,7 +56,6 @@ function label(form) {
     if (together) {
       take(place);
       target.push(place);
-      target.sort((one, other) => one - other);
       if (!groups.includes(target)) groups.splice(index, 0, target); // it held nothing else
     } else {
       const before = groups.slice(0, index).filter((group) => group.some((other) => other !== place)).length;
