@@ -106,7 +106,7 @@ class Train:
     out: Path
     env: str = "textenv/MovieReview-v0"
     agent: Literal["ppo"] = "ppo"
-    reward: str = "vader"
+    reward: str = "learned"
     model: str = "bundled"
     prompts: Path | None = None
     eval_prompts: Path | None = None
@@ -163,7 +163,7 @@ class Doctor:
     """
 
     env: str = "textenv/MovieReview-v0"
-    reward: str = "vader"
+    reward: str = "learned"
     model: str = "bundled"
     prompts: Path | None = None
     num_envs: int = 16
