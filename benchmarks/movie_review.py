@@ -1,4 +1,4 @@
-"""The main job, measured: PPO with its defaults on ``textenv/MovieReview-v0`` and VADER, several seeds, with and without KL.
+"""The main job, measured: PPO with its defaults on ``textenv/MovieReview-v0`` and VADER, with and without KL.
 
     python benchmarks/movie_review.py --seeds 0 1 2 3 4
 
