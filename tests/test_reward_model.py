@@ -191,7 +191,7 @@ class TestBundled:
 
     def test_it_is_the_default_of_the_environment(self) -> None:
         env = gym.make("textenv/MovieReview-v0", max_new_tokens=3).unwrapped
-        env.reset(seed=0)
+        _, info = env.reset(seed=0)
         over = False
         while not over:
             _, _, over, _, info = env.step(env.action_space.sample())
