@@ -51,7 +51,7 @@ bundled-model: $(STAMP)
 
 # A quarter of an hour on one core.
 bundled-reward: $(STAMP)
-	$(BIN)/textenv reward data --out $(RANKINGS) --domains tweet product
+	$(BIN)/textenv reward data --out $(RANKINGS)
 	$(BIN)/textenv reward train --files $(RANKINGS)/train.jsonl --validation $(RANKINGS)/validation.jsonl \
 	  --out runs/bundled_reward $(REWARD_FLAGS)
 	$(BIN)/python benchmarks/reward_model.py --model runs/bundled_reward

@@ -1,4 +1,4 @@
-"""The main job, measured: PPO with its defaults on ``textenv/MovieReview-v0``, several seeds, with and without KL.
+"""The main job, measured: PPO with its defaults on ``textenv/MovieReview-v0`` and VADER, with and without KL.
 
     python benchmarks/movie_review.py --seeds 0 1 2 3 4
 
@@ -44,7 +44,7 @@ class Arguments:
 def train(folder: Path, flags: tuple[str, ...]) -> dict[str, float]:
     """Run ``textenv train`` unless it was run already; return its figures."""
     if not (folder / "results.json").exists():
-        command = [sys.executable, "-m", "textenv", "train", "--out", str(folder), *flags]
+        command = [sys.executable, "-m", "textenv", "train", "--reward", "vader", "--out", str(folder), *flags]
         subprocess.run(command, check=True)
     results = json.loads((folder / "results.json").read_text())
     before, after = results["before"], results["after"]

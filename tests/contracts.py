@@ -312,9 +312,9 @@ class EnvironmentContract:
             assert all(np.array_equal(mine[name], yours[name]) for name in mine)
         assert one.rewards == pytest.approx(other.rewards, abs=self.tolerance)
         assert one.info.keys() == other.info.keys()
-        for name in ("score", "stop_reason", "prompt", "completion", "completion_ids"):
+        for name in ("stop_reason", "prompt", "completion", "completion_ids"):
             assert one.info[name] == other.info[name], name
-        for name in ("token_kl", "token_rewards"):
+        for name in ("score", "token_kl", "token_rewards"):
             assert one.info[name] == pytest.approx(other.info[name], abs=self.tolerance), name
 
     def test_passes_the_checker_of_gymnasium(self, env: gym.Env[Any, Any]) -> None:

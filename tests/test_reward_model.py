@@ -7,13 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
+import textenv  # noqa: F401 (registers the ids)
 from tests.conftest import build_lm
 from tests.contracts import RewardContract
-from textenv.models.reward_model import Ensemble, RewardModel
+from textenv.models.reward_model import Ensemble, RewardModel, bundled_reward_folder
+from textenv.reviews import load_reviews
 from textenv.rewards import Learned, make
 from textenv.types import Reward, TextEnvError
 
@@ -172,6 +175,40 @@ class TestEnsemble:
         given: dict[str, Any] = {"members": [model]} | wrong
         with pytest.raises(TextEnvError, match="expected at least one"):
             Ensemble(**given)
+
+
+class TestBundled:
+    PRAISE = (
+        "A masterpiece, funny and moving.",
+        "One of the best films of the year.",
+        "A delightful, charming comedy.",
+    )
+    BLAME = ("A dull, pointless mess.", "One of the worst films of the year.", "Boring, and badly acted throughout.")
+
+    def test_it_prefers_praise_to_blame(self) -> None:
+        scores = RewardModel.load().scores(blanks(6), [*self.PRAISE, *self.BLAME])
+        assert min(scores[:3]) > max(scores[3:])
+
+    def test_it_is_the_default_of_the_environment(self) -> None:
+        env = gym.make("textenv/MovieReview-v0", max_new_tokens=3).unwrapped
+        _, info = env.reset(seed=0)
+        over = False
+        while not over:
+            _, _, over, _, info = env.step(env.action_space.sample())
+        text = info["prompt"] + info["completion"]
+        assert info["score"] == pytest.approx(float(RewardModel.load().scores([""], [text])[0]), abs=1e-4)
+
+    def test_its_size(self) -> None:
+        assert sum(path.stat().st_size for path in bundled_reward_folder().iterdir()) < 7.5 * 2**20
+
+    @pytest.mark.slow
+    def test_figures_on_the_validation_split(self) -> None:
+        try:
+            reviews = load_reviews("validation")
+        except TextEnvError as error:
+            pytest.skip(f"the reviews cannot be fetched here: {error}")
+        scores = RewardModel.load().scores(blanks(len(reviews)), [review.text for review in reviews])
+        assert np.corrcoef(scores, [review.rating_mean for review in reviews])[0, 1] > 0.69
 
 
 class TestLearned(RewardContract):

@@ -117,6 +117,21 @@ class TestLearning:
         train_reward_model(config(base, layers=1), rankings(10), out=tmp_path / "rm")
         assert RewardModel.load(tmp_path / "rm").model.config.num_hidden_layers == 1
 
+    def test_tokens_are_left_out_but_the_first_and_the_last(self, base: str, tmp_path: Path, monkeypatch: Any) -> None:
+        read: list[Any] = []
+        forward = RewardModel.forward
+
+        def watched(self: RewardModel, ids: Any) -> torch.Tensor:
+            read.append(ids)
+            return forward(self, ids)
+
+        monkeypatch.setattr(RewardModel, "forward", watched)
+        train_reward_model(config(base, token_dropout=0.5), rankings(20), out=tmp_path / "rm")
+        whole = {len(ids) for ids in read[-1]}  # the reference samples
+        thin = [ids for batch in read[:-1] for ids in batch]
+        assert {(ids[0], ids[-1]) for ids in thin} == {(0, 0)}
+        assert sum(len(ids) for ids in thin) / len(thin) < 0.75 * min(whole)
+
     def test_a_reward_model_learns_on(self, base: str, tmp_path: Path) -> None:
         train_reward_model(config(base, epochs=2), rankings(100), out=tmp_path / "first")
         before = RewardModel.load(tmp_path / "first")
@@ -130,7 +145,7 @@ class TestLearning:
 
 class TestRuns:
     def test_a_killed_run_ends_as_one_left_alone(self, base: str, tmp_path: Path, monkeypatch: Any) -> None:
-        settings = config(base, checkpoint_every=2, epochs=2)
+        settings = config(base, checkpoint_every=2, epochs=2, token_dropout=0.3)
         data = rankings(40)
         train_reward_model(settings, data, out=tmp_path / "whole")
 
@@ -167,7 +182,14 @@ class TestRuns:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"loss": "hinge"}, {"ties": "no"}, {"error_rate": 1.0}, {"center_rewards_coefficient": -1.0}, {"epochs": 0}],
+        [
+            {"loss": "hinge"},
+            {"ties": "no"},
+            {"error_rate": 1.0},
+            {"token_dropout": -0.1},
+            {"center_rewards_coefficient": -1.0},
+            {"epochs": 0},
+        ],
     )
     def test_refuses_settings(self, base: str, wrong: dict[str, Any]) -> None:
         with pytest.raises(TextEnvError, match=f"{next(iter(wrong))}="):

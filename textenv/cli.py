@@ -94,7 +94,7 @@ class Doctor:
     """
 
     env: str = "textenv/MovieReview-v0"
-    reward: str = "vader"
+    reward: str = "learned"
     model: str = "bundled"
     prompts: Path | None = None
     num_envs: int = 16

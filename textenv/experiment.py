@@ -121,7 +121,7 @@ class Train:
     env: str = "textenv/MovieReview-v0"
     agent: str = "ppo"
     agent_settings: str = "{}"
-    reward: str = "vader"
+    reward: str = "learned"
     model: str = "bundled"
     prompts: Path | None = None
     eval_prompts: Path | None = None

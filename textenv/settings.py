@@ -56,7 +56,7 @@ class TextEnvSettings:
     torch_dtype: DType | None = None
     prompts: Any = None
     chat: bool = False
-    reward: Any = "vader"
+    reward: Any = "learned"
     max_new_tokens: int = 12
     max_prompt_tokens: int | None = None
     kl_coef: float = 0.035

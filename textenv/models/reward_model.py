@@ -119,7 +119,11 @@ class RewardModel(nn.Module):
         """
         folder.mkdir(parents=True, exist_ok=True)
         model: Any = self.model
-        state = None if dtype is None else {k: v.to("cpu", dtype) for k, v in model.state_dict().items()}
+        cast: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay one
+        state = {
+            name: cast.setdefault(tensor.data_ptr(), tensor.to("cpu", dtype or tensor.dtype))
+            for name, tensor in model.state_dict().items()
+        }
         before = model.config.dtype
         model.config.dtype = dtype or before
         with quiet():

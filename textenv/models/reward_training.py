@@ -46,6 +46,7 @@ class RewardModelConfig:
         center_rewards_coefficient: Factor of the mean squared sum of a pair's scores, which keeps scores around 0.
         layers: Blocks of the trunk to keep, from the bottom; None for all.
         max_tokens: Tokens read of a text; None for as many as the model takes.
+        token_dropout: Share of a text's tokens, its first and last aside, that are left out at random while training.
         epochs: Passes over the rankings.
         batch_size: Texts a step. The rankings of the same texts share a step; those of many texts may exceed it.
         learning_rate: Peak; linear warm-up, then linear decay to zero.
@@ -65,6 +66,7 @@ class RewardModelConfig:
     center_rewards_coefficient: float = 0.01
     layers: int | None = None
     max_tokens: int | None = None
+    token_dropout: float = 0.0
     epochs: int = 1
     batch_size: int = 64
     learning_rate: float = 1e-4
@@ -82,10 +84,12 @@ class RewardModelConfig:
         for name, choices in (("loss", ("pairs", "plackett_luce", "regression")), ("ties", ("davidson", "half"))):
             if getattr(self, name) not in choices:
                 raise TextEnvError(f"{name}={getattr(self, name)!r}: expected one of {list(choices)}.")
-        if not 0 <= self.error_rate < 1 or not 0 <= self.center_rewards_coefficient < math.inf:
+        for name in ("error_rate", "token_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TextEnvError(f"{name}={getattr(self, name)}: expected a share from 0 to below 1.")
+        if not 0 <= self.center_rewards_coefficient < math.inf:
             raise TextEnvError(
-                f"error_rate={self.error_rate}, center_rewards_coefficient={self.center_rewards_coefficient}: expected "
-                "a share below 1 and a finite number, neither of them negative."
+                f"center_rewards_coefficient={self.center_rewards_coefficient}: expected a finite number of at least 0."
             )
 
 
@@ -180,7 +184,7 @@ def _train(
     def loss(step: int) -> tuple[torch.Tensor, int]:
         chosen = [groups[index] for index in steps[step][1]]
         keys = list(dict.fromkeys(text_key(text) for group in chosen for text in texts_of(group[0])))
-        outputs = model([ids[key] for key in keys])
+        outputs = model([_thinned(ids[key], config.token_dropout) for key in keys])
         tokens = sum(len(ids[key]) for key in keys)
         if fitted:
             targets = torch.tensor([fitted[key] for key in keys], device=outputs.device)
@@ -312,6 +316,14 @@ def _steps(config: RewardModelConfig, sizes: Sequence[int]) -> list[tuple[int, l
             steps[-1][1].append(index)
             room -= sizes[index]
     return steps
+
+
+def _thinned(ids: tuple[int, ...], share: float) -> tuple[int, ...]:
+    """Leave out a share of the tokens between the first and the last, drawn from torch's global generator."""
+    if not share:
+        return ids
+    kept = (torch.rand(len(ids)) >= share).tolist()
+    return tuple(token for place, token in enumerate(ids) if kept[place] or place in (0, len(ids) - 1))
 
 
 def texts_of(ranking: Ranking) -> list[Text]:
