@@ -293,6 +293,15 @@ def _check_settings(base: TextVectorEnv) -> None:
             f"The reward {base.reward!r} has a state, so that the score of a text depends on those before it; give one "
             "that depends on the text alone."
         )
+    vocab = base.reference.vocab_size
+    going = vocab - len(base.reference.eos_ids)
+    pairs = len(base.prompts) * vocab * sum(going**written for written in range(settings.max_new_tokens))
+    if pairs > _MOST:
+        raise TextEnvError(
+            f"{len(base.prompts)} prompts, {vocab} tokens and max_new_tokens={settings.max_new_tokens} make {pairs:.2g} "
+            f"beginnings of texts, too many to enumerate; expected at most {_MOST:,}. Lower one of them, as "
+            "textenv/Exact-v0 does."
+        )
 
 
 def _states(base: TextVectorEnv, prompt: Prompt, reference: LogProbs) -> tuple[States, ...]:
@@ -300,15 +309,7 @@ def _states(base: TextVectorEnv, prompt: Prompt, reference: LogProbs) -> tuple[S
     vocab, budget = base.reference.vocab_size, base.settings.max_new_tokens
     ids = np.array([prompt.ids], dtype=np.int64)
     levels: list[States] = []
-    total = 0
     for written in range(1, budget + 1):
-        total += len(ids) * vocab
-        if total * len(base.prompts) > _MOST:
-            raise TextEnvError(
-                f"The texts of {budget} out of {vocab} tokens, from {len(base.prompts)} prompts, are too many to "
-                f"enumerate (more than {_MOST:,} beginnings). Lower max_new_tokens or the vocabulary, as "
-                "textenv/Exact-v0 does."
-            )
         after = np.concatenate([np.repeat(ids, vocab, axis=0), np.tile(np.arange(vocab), len(ids))[:, None]], axis=1)
         ended, scores = _endings(base, prompt, after, last=written == budget)
         ref = np.asarray(reference(ids), dtype=np.float64)
