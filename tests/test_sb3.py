@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -19,9 +20,9 @@ from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given
 from hypothesis import strategies as st
-from sb3_contrib import MaskablePPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
@@ -682,3 +683,43 @@ def test_a_policy_of_another_temperature_or_without_masks(folder: str) -> None:
         make_agent(folder, TextVecEnv(native(folder, temperature=0.7))).learn(16)
     with pytest.raises(TextEnvError, match="MaskablePPO"):
         make_agent(folder, TextVecEnv(native(folder, top_k=5))).learn(16)
+
+
+# -- their own networks, on texts of letters -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DQN, RecurrentPPO])
+def test_stock_networks_learn_on_exact(kind: Any, tmp_path: Path) -> None:
+    """Token ids as one-hot vectors; without a language model nothing is attached, and log pi is 0."""
+    recurrent = kind is RecurrentPPO
+    reward = gym.make("textenv/Exact-v0", max_new_tokens=3).unwrapped.batch.reward  # type: ignore[attr-defined]
+    texts = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)]
+    best = max(reward(prompts=["a"] * len(texts), completions=texts, completion_ids=[()] * len(texts)))
+    envs = VecMonitor(TextVecEnv(gym.make_vec("textenv/Exact-v0", num_envs=8, max_new_tokens=3, kl_coef=0.0)))
+    specific: dict[str, Any] = (
+        {"n_steps": 32, "batch_size": 64, "learning_rate": 3e-3, "n_epochs": 4}
+        if recurrent
+        else {
+            "learning_starts": 200,
+            "gradient_steps": 4,
+            "train_freq": 1,
+            "learning_rate": 2e-3,
+            "target_update_interval": 200,
+            "exploration_fraction": 0.5,
+        }
+    )
+    agent = kind(
+        "MultiInputLstmPolicy" if recurrent else "MultiInputPolicy",
+        envs,
+        policy_kwargs={"features_extractor_class": TokenFeatures, **({"lstm_hidden_size": 32} if recurrent else {})},
+        gamma=1.0,
+        seed=0,
+        **specific,
+    )
+    agent.learn(4000)
+    after, _ = evaluate_policy(agent, envs, 8)
+    assert after > 0.8 * best
+    agent.save(tmp_path / "agent.zip")
+    loaded = kind.load(tmp_path / "agent.zip", envs)
+    again, _ = evaluate_policy(loaded, envs, 8)
+    assert again == pytest.approx(after, abs=1e-6)
