@@ -106,7 +106,8 @@ def collected(agent: Any) -> dict[str, Any]:
     _, callback = agent._setup_learn(10**6, watch)
     callback.on_training_start({}, {})
     keywords = {"use_masking": True} if isinstance(agent, MaskablePPO) else {}
-    agent.collect_rollouts(agent.env, callback, agent.rollout_buffer, agent.n_steps, **keywords)
+    collect_rollouts: Any = agent.collect_rollouts
+    collect_rollouts(agent.env, callback, agent.rollout_buffer, agent.n_steps, **keywords)
     return {**watch.rollouts[0], "infos": watch.infos}
 
 
@@ -138,6 +139,17 @@ def test_it_says_what_the_model_says(folder: str, tiny_lm: CausalLM, temperature
                 assert found == pytest.approx(value.item(), abs=1e-5)
             assert entropies[step].item() == pytest.approx(-(plain.exp() * plain).sum().item(), abs=1e-5)
         assert torch.allclose(agent.policy.predict_values(obs), values, atol=1e-5)
+
+
+def test_acting_reads_a_token_a_row(folder: str) -> None:
+    agent = make_agent(folder)
+    with Forwards(agent.policy.text.lm) as forwards:
+        rollout = collected(agent)
+    begun = int(rollout["episode_starts"].sum()) + 4  # the values after the last step are of four texts
+    prompt = agent.env.text_env.max_prompt_tokens
+    assert sum(rows * tokens for rows, tokens in forwards.shapes) <= 64 + begun * prompt
+    lengths = rollout["observations"]["attention_mask"].sum()  # what there is to read, without a cache
+    assert 64 + begun * prompt < 0.5 * lengths
 
 
 @pytest.mark.parametrize("kind", [PPO, MaskablePPO])
@@ -200,8 +212,8 @@ def test_learning_rates_are_multiples(folder: str) -> None:
 def test_shared_texts(rows: list[list[int]]) -> None:
     lengths = np.array([len(row) for row in rows])
     ids = np.full((len(rows), 4), 2)
-    for row, written in zip(ids, rows, strict=True):
-        row[: len(written)] = written
+    for place, written in enumerate(rows):
+        ids[place, : len(written)] = written
     texts, places = _shared_texts(ids, lengths)
     for row, place in zip(rows, places, strict=True):
         assert rows[texts[place]][: len(row)] == row
@@ -286,8 +298,8 @@ def test_minibatches_of_whole_episodes(folder: str) -> None:
 
 def test_its_update_is_that_of_our_ppo(folder: str, tiny_lm: CausalLM) -> None:
     """One rollout of ours, put into SB3's buffer: the same losses, gradients and, after two epochs, weights."""
-    settings = {"model": tiny_lm, "prompts": PROMPTS, "reward": count_e, "max_new_tokens": 6, "kl_coef": 0.1}
-    envs = gym.make_vec("textenv/Text-v0", num_envs=16, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    settings: dict[str, Any] = {"model": tiny_lm, "prompts": PROMPTS, "reward": count_e, "max_new_tokens": 6}
+    envs = gym.make_vec("textenv/Text-v0", num_envs=16, autoreset_mode=AutoresetMode.DISABLED, kl_coef=0.1, **settings)
     ours = ppo.PPO(
         envs,
         ppo.PPOConfig(
@@ -426,22 +438,17 @@ def test_the_policy_that_acts_is_the_one_attached(folder: str) -> None:
 
 def test_kl_in_an_evaluation(folder: str) -> None:
     """The environment that SB3 evaluates in pays the same reward as the one that it learns in."""
+
+    def lowest(evaluate: Any, agent: Any, **settings: Any) -> float:
+        envs = VecMonitor(TextVecEnv(native(folder, kl_coef=100.0, **settings)))
+        return float(min(evaluate(agent, envs, 4, deterministic=False, return_episode_rewards=True)[0]))
+
     agent = make_agent(folder)
-    rewards, _ = evaluate_policy(
-        agent,
-        VecMonitor(TextVecEnv(native(folder, kl_coef=100.0))),
-        4,
-        deterministic=False,
-        return_episode_rewards=True,
-    )
-    assert min(rewards) >= -1e-3  # type: ignore[type-var]
+    assert lowest(evaluate_policy, agent) >= -1e-3
     with pytest.raises(TextEnvError, match="MaskablePPO"):
-        evaluate_policy(agent, VecMonitor(TextVecEnv(native(folder, top_k=5))), 4)
+        lowest(evaluate_policy, agent, top_k=5)
     masked = make_agent(folder, TextVecEnv(native(folder, top_k=5)), MaskablePPO)
-    rewards, _ = evaluate_masked(
-        masked, VecMonitor(TextVecEnv(native(folder, top_k=5, kl_coef=100.0))), 4, return_episode_rewards=True
-    )
-    assert min(rewards) >= -1e-3  # type: ignore[type-var]
+    assert lowest(evaluate_masked, masked, top_k=5) >= -1e-3
 
 
 # -- what SB3 surrounds it with ------------------------------------------------------------------------------------
@@ -531,7 +538,7 @@ def test_it_steps_as_the_vector_environment_of_sb3(folder: str) -> None:
     make = partial(
         gym.make, "textenv/Text-v0", model=folder, prompts=PROMPTS, reward=count_e, max_new_tokens=3, top_k=40
     )
-    theirs = DummyVecEnv([make, make, make])  # type: ignore[list-item]
+    theirs = DummyVecEnv([make, make, make])
     ours = TextVecEnv(native(folder, 3, max_new_tokens=3, top_k=40))
     assert (ours.observation_space, ours.action_space) == (theirs.observation_space, theirs.action_space)
     assert ours.seed(5) == theirs.seed(5)
@@ -576,7 +583,7 @@ def assert_same(one: Any, other: Any) -> None:
 def test_what_it_returns_is_the_callers(folder: str) -> None:
     envs = TextVecEnv(native(folder))
     agent = make_agent(folder, envs)
-    obs = envs.reset()
+    obs: Any = envs.reset()
     actions, _ = agent.predict(obs)
     obs["input_ids"][:] = 0
     _, _, _, infos = envs.step(actions)
