@@ -28,6 +28,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
+from benchmarks import sb3_agreement
 from tests.conftest import Forwards, build_lm
 from textenv.agents import ppo
 from textenv.agents.sb3 import CausalLMPolicy, EpisodeBuffer, TextVecEnv, TokenFeatures, _shared_texts
@@ -385,6 +386,34 @@ def test_it_learns(folder: str, kind: Any) -> None:
     agent.learn(4000, callback=watch)
     scores = [info["score"] for infos in watch.infos for info in infos if "score" in info]
     assert np.mean(scores[-100:]) > 3 * np.mean(scores[:100])
+
+
+@pytest.mark.parametrize(("shift", "inside"), [(0.0, 2), (0.2, 0)])
+def test_the_benchmark_tells_curves_apart(
+    shift: float, inside: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made_up(arguments: Any, seed: int, more: float = 0.0) -> list[tuple[int, float, float]]:
+        noise = np.random.default_rng(seed + round(100 * more)).normal(scale=0.05, size=400)
+        return [(step, step / 400 + more + noise[step - 1], 1.0) for step in range(1, 401)]
+
+    monkeypatch.setattr(sb3_agreement, "run_ours", made_up)
+    monkeypatch.setattr(sb3_agreement, "run_sb3", partial(made_up, more=shift))
+    arguments = sb3_agreement.Arguments(total_steps=400, intervals=2, out=tmp_path)
+    for _ in range(2):  # the second time from the files
+        sb3_agreement.main(arguments)
+        printed = capsys.readouterr().out
+        assert f"within the interval at {inside} of 2" in printed
+        assert "0.25" in printed
+    assert len(list(tmp_path.glob("*.json"))) == 10
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    arguments = sb3_agreement.Arguments(total_steps=96, num_envs=4)
+    for run in (sb3_agreement.run_ours, sb3_agreement.run_sb3):
+        episodes = run(arguments, 0)
+        assert len(episodes) >= 4
+        assert all(0 < step <= 200 and abs(score) <= 1 for step, score, _ in episodes)
 
 
 # -- the KL --------------------------------------------------------------------------------------------------------
