@@ -9,12 +9,15 @@ PYTEST_FLAGS ?= -q
 CORPUS ?= runs/corpus
 PRETRAIN_FLAGS ?= --epochs 1
 SFT_FLAGS ?= --save-dtype float16
+# That of the bundled reward model; see textenv/models/bundled_reward/README.md.
+RANKINGS ?= runs/rankings
+REWARD_FLAGS ?= --layers 3 --epochs 2 --learning-rate 7e-4 --batch-size 48 --save-dtype float16
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: train test check format bundled-model setup
+.PHONY: train test check format bundled-model bundled-reward setup
 
 train: $(STAMP)
 	@if [ -f $(RUN)/results.json ]; then \
@@ -45,6 +48,13 @@ bundled-model: $(STAMP)
 	$(BIN)/textenv sft --model runs/base --out runs/bundled $(SFT_FLAGS) \
 	  --files $(CORPUS)/reviews-train.jsonl --validation $(CORPUS)/reviews-validation.jsonl
 	$(BIN)/python benchmarks/bits_per_character.py --model runs/bundled
+
+# A quarter of an hour on one core.
+bundled-reward: $(STAMP)
+	$(BIN)/textenv reward data --out $(RANKINGS) --domains tweet product
+	$(BIN)/textenv reward train --files $(RANKINGS)/train.jsonl --validation $(RANKINGS)/validation.jsonl \
+	  --out runs/bundled_reward $(REWARD_FLAGS)
+	$(BIN)/python benchmarks/reward_model.py --model runs/bundled_reward
 
 setup: $(STAMP)
 

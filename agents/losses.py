@@ -6,7 +6,20 @@ import torch
 
 from textenv.types import TextEnvError
 
-__all__ = ["approximate_kl", "clip_fraction", "clipped_policy_loss", "clipped_value_loss", "gae", "masked_whiten"]
+__all__ = [
+    "approximate_kl",
+    "clip_fraction",
+    "clipped_policy_loss",
+    "clipped_value_loss",
+    "explained_variance",
+    "gae",
+    "group_relative",
+    "leave_one_out",
+    "masked_whiten",
+    "n_step_advantages",
+    "policy_gradient_loss",
+    "preference_loss",
+]
 
 
 def gae(
@@ -64,6 +77,107 @@ def masked_whiten(values: torch.Tensor, mask: torch.Tensor, *, epsilon: float = 
     return torch.where(mask, centred / (chosen.std(correction=0) + epsilon), 0.0)
 
 
+def n_step_advantages(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    bootstrap: torch.Tensor,
+    *,
+    gamma: float,
+    steps: int | None,
+) -> torch.Tensor:
+    """Advantages by returns of ``steps`` steps (Mnih et al. 2016, section 4), over episodes padded on the right.
+
+    ``r_t + gamma * r_{t+1} + ... + gamma^n * V_{t+n} - V_t``, where an episode that ends before ``t + n`` gives what
+    it still pays and ``bootstrap``. Gradients pass through all of it.
+
+    Args:
+        rewards: Shape ``(batch, time)``.
+        values: ``V(s_t)``, shape ``(batch, time)``.
+        mask: True at real steps, a prefix of each row, shape ``(batch, time)``.
+        bootstrap: ``V`` beyond the last step, 0 where the episode terminated, shape ``(batch,)``.
+        gamma: Discount.
+        steps: Rewards that are counted before a value stands in for the rest; None for all.
+
+    Returns:
+        Shape ``(batch, time)``, 0 at padding.
+    """
+    _same_shape(rewards=rewards, values=values, mask=mask)
+    time = rewards.shape[1]
+    last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    following = torch.where(last, bootstrap[:, None], torch.nn.functional.pad(values[:, 1:], (0, 1)))
+    deltas = torch.where(mask, rewards + gamma * following - values, 0.0)  # their discounted sum telescopes
+    total = deltas
+    for ahead in range(1, min(time, steps or time)):
+        total = total + gamma**ahead * torch.nn.functional.pad(deltas[:, ahead:], (0, ahead))
+    return torch.where(mask, total, 0.0)
+
+
+def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
+    """Advantages of a group's completions over the mean return of the others (Kool et al. 2019; Ahmadian et al. 2024).
+
+    ``A_i = R_i - 1/(k-1) * sum_{j != i} R_j``, RLOO's estimator, whose baseline does not depend on what it is taken
+    from.
+
+    Args:
+        returns: Shape ``(groups, k)``, ``k`` at least 2.
+
+    Returns:
+        The same shape.
+    """
+    size = returns.shape[1]
+    return (returns - returns.mean(dim=1, keepdim=True)) * (size / (size - 1))
+
+
+def group_relative(returns: torch.Tensor, *, scale: bool, epsilon: float = 1e-4) -> torch.Tensor:
+    """Advantages of a group's completions over its mean return (Shao et al. 2024, section 4.1.2).
+
+    Args:
+        returns: Shape ``(groups, k)``.
+        scale: Divide by the group's (population) standard deviation, as GRPO does and Dr. GRPO does not.
+        epsilon: Added to the standard deviation.
+
+    Returns:
+        The same shape.
+    """
+    centred = returns - returns.mean(dim=1, keepdim=True)
+    return centred / (returns.std(dim=1, keepdim=True, correction=0) + epsilon) if scale else centred
+
+
+def policy_gradient_loss(
+    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor
+) -> torch.Tensor:
+    """``-A * ratio``, whose gradient at ratio 1 is REINFORCE's ``-A * grad log pi`` (Williams 1992).
+
+    The ratio weighs what is drawn from a policy a few updates ago (Kakade and Langford 2002, equation 4.1).
+
+    Args:
+        log_probs: log pi of the actions now, of any shape: those of tokens, or of whole completions.
+        old_log_probs: log pi when they were drawn, the same shape.
+        advantages: The same shape.
+    """
+    _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    return -advantages * (log_probs - old_log_probs).exp()
+
+
+def preference_loss(margins: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """DPO's loss (Rafailov et al. 2023, equation 7) of pairs whose first is preferred with a given probability.
+
+    With the probability ``sigmoid(score_1 - score_2)`` of the Bradley-Terry model its minimum is
+    ``margin = score_1 - score_2``: the policy that is optimal under the KL penalty. With 1 it is DPO as published.
+
+    Args:
+        margins: ``beta * (log pi/pi_ref of the first - log pi/pi_ref of the second)``, shape ``(pairs,)``.
+        chosen: Probability that the first is preferred, shape ``(pairs,)``.
+
+    Returns:
+        ``-p * log sigmoid(m) - (1 - p) * log sigmoid(-m)``, shape ``(pairs,)``.
+    """
+    _same_shape(margins=margins, chosen=chosen)
+    logsigmoid = torch.nn.functional.logsigmoid
+    return -chosen * logsigmoid(margins) - (1 - chosen) * logsigmoid(-margins)
+
+
 def clipped_policy_loss(
     log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, clip: float
 ) -> torch.Tensor:
@@ -114,6 +228,11 @@ def approximate_kl(log_probs: torch.Tensor, old_log_probs: torch.Tensor) -> torc
 def clip_fraction(log_probs: torch.Tensor, old_log_probs: torch.Tensor, clip: float) -> torch.Tensor:
     """Share of the tokens whose ratio lies outside ``1 - clip .. 1 + clip``, a scalar."""
     return (((log_probs - old_log_probs).exp() - 1).abs() > clip).float().mean()
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
+    """Return the share of the variance of the masked returns that the values explain, at most 1."""
+    return float(1 - (returns - values)[mask].var() / returns[mask].var().clamp(min=1e-8))
 
 
 def _same_shape(**tensors: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ from textenv.rewards.chrf import Chrf
 from textenv.rewards.classifier import Classifier
 from textenv.rewards.clip import Clip
 from textenv.rewards.http import Http
+from textenv.rewards.learned import Learned
 from textenv.rewards.length import Length
 from textenv.rewards.letters import Letters
 from textenv.rewards.normalize import Normalize
@@ -35,6 +36,7 @@ __all__ = [
     "Classifier",
     "Clip",
     "Http",
+    "Learned",
     "Length",
     "Letters",
     "Normalize",

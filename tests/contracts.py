@@ -117,9 +117,17 @@ class AgentContract:
 
     ``make_env`` returns a vector environment with ``AutoresetMode.DISABLED``, ``make_agent`` an agent in it, and
     ``load_agent`` one that was saved.
+
+    Attributes:
+        steps: Tokens to learn from.
+        learns: Whether there is anything to learn: a run that was stopped goes on from its checkpoint then, and the
+            ratio of new to old policy is 1 before the first update.
+        masked: Whether it draws from fewer tokens than the environment allows, so that its KL does not start at 0.
     """
 
     steps: ClassVar[int] = 60
+    learns: bool = True
+    masked: bool = False
 
     def make_env(self) -> Any:
         raise NotImplementedError
@@ -172,6 +180,40 @@ class AgentContract:
         again = self.load_agent(tmp_path / "agent", self.make_env())
         obs, _ = env.reset(seed=2)
         assert np.array_equal(agent.predict(obs), again.predict(obs))
+
+    def test_a_run_that_was_stopped_goes_on_bit_for_bit(self, tmp_path: Path) -> None:
+        if not self.learns:
+            pytest.skip("there is nothing to go on with")
+
+        class StopError(Exception):
+            pass
+
+        def run(folder: Path | None, stop: int | None = None) -> list[dict[str, float]]:
+            rows: list[dict[str, float]] = []
+
+            def log(steps: int, metrics: Mapping[str, float]) -> None:
+                rows.append({"step": steps, **{k: v for k, v in metrics.items() if not k.startswith("time/")}})
+                if len(rows) == stop:
+                    raise StopError
+
+            try:
+                agent = self.make_agent(self.make_env())
+                agent.learn(6 * self.steps, progress=log, checkpoints=folder, checkpoint_every=2)
+            except StopError:
+                return rows[:4]
+            tensors = [p.detach().double().sum() for p in agent.policy.parameters()]
+            return [*rows, {"weights": float(sum(tensors))}]
+
+        assert len(whole := run(None)) > 6
+        first = run(tmp_path, stop=5)  # the last checkpoint was after the fourth iteration
+        assert first + run(tmp_path) == whole
+
+    def test_the_first_ratio_is_one_and_the_first_kl_zero(self) -> None:
+        history: list[Mapping[str, float]] = []
+        self.make_agent(self.make_env()).learn(1, progress=lambda steps, metrics: history.append(metrics))
+        if self.learns:
+            assert history[0]["train/first_ratio"] == pytest.approx(1.0, abs=1e-4)
+            assert self.masked or history[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
 
     def test_learning_goes_on_after_loading(self, tmp_path: Path) -> None:
         agent = self.make_agent(self.make_env()).learn(self.steps)

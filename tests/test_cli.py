@@ -171,3 +171,43 @@ def test_the_module_runs_and_every_setting_has_help() -> None:
         options = done.stdout.count("--")
         assert options >= 1
         assert "(default" in done.stdout or "(required)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        ("rloo", '{"samples": 2}'),
+        ("nlpo", '{"top_p": 0.8}'),
+        ("best_of_n", '{"samples": 2}'),
+        ("textenv.agents.reinforce:REINFORCE", "{}"),
+    ],
+)
+def test_every_agent_trains_by_its_name(
+    agent: str, settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--out", str(out), "--agent", agent, "--agent-settings", settings, *TINY, "--total-steps", "60"]
+    assert main(["train", *arguments]) == 0
+    assert json.loads((out / "results.json").read_text())["steps"] >= 60
+    capsys.readouterr()
+    assert main(["sample", str(out), "--prompt", "It", "--samples", "2"]) == 0
+    assert capsys.readouterr().out.count("score") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--agent", "rlo"], "Did you mean 'rloo'"),
+        (["--agent", "rloo", "--agent-settings", '{"sample": 2}'], "Did you mean 'samples'"),
+        (["--agent", "rloo", "--agent-settings", "samples=2"], "expected a JSON object"),
+        (["--agent", "rloo", "--clip", "0.3"], "is a flag of ppo"),
+        (["--agent", "rloo", "--agent-settings", '{"seed": 2}'], "give it as --seed"),
+        (["--agent-settings", '{"clip": -1}'], "clip=-1"),
+    ],
+)
+def test_agents_and_settings_that_are_not_there_are_refused(
+    arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "x"), *TINY, *arguments]) == 1
+    assert complaint in capsys.readouterr().out.replace("\n", " ")
+    assert not (tmp_path / "x").exists()

@@ -13,8 +13,14 @@ from textenv.agents.losses import (
     clip_fraction,
     clipped_policy_loss,
     clipped_value_loss,
+    explained_variance,
     gae,
+    group_relative,
+    leave_one_out,
     masked_whiten,
+    n_step_advantages,
+    policy_gradient_loss,
+    preference_loss,
 )
 from textenv.types import TextEnvError
 
@@ -149,3 +155,86 @@ def test_clip_fraction_by_hand() -> None:
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(TextEnvError, match=r"'advantages': \(3,\)"):
         clipped_policy_loss(torch.zeros(2), torch.zeros(2), torch.zeros(3), 0.2)
+
+
+def test_n_step_advantages_by_hand() -> None:
+    rewards, values = torch.tensor([[1.0, 2.0, 4.0, 9.0]]), torch.tensor([[0.5, 1.0, 3.0, 9.0]])
+    mask, bootstrap = torch.tensor([[True, True, True, False]]), torch.tensor([8.0])
+    found = n_step_advantages(rewards, values, mask, bootstrap, gamma=0.5, steps=2)
+    # 1 + 0.5 * 2 + 0.25 * 3 - 0.5;  2 + 0.5 * 4 + 0.25 * 8 - 1;  4 + 0.5 * 8 - 3: an episode that ends gives the rest
+    torch.testing.assert_close(found, torch.tensor([[2.25, 5.0, 5.0, 0.0]]))
+
+
+@given(data=st.data(), gamma=st.floats(0.0, 1.0), steps=st.integers(1, 8))
+@settings(max_examples=50, deadline=None)
+def test_n_step_advantages_against_brute_force(data: st.DataObject, gamma: float, steps: int) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    numbers = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    width = max(lengths) + 1
+    rewards, values = (torch.from_numpy(numbers.normal(size=(len(lengths), width))) for _ in range(2))
+    mask = torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
+    bootstrap = torch.from_numpy(numbers.normal(size=len(lengths)))
+    found = n_step_advantages(rewards, values, mask, bootstrap, gamma=gamma, steps=steps)
+    for row, length in enumerate(lengths):
+        r, v = rewards[row, :length].tolist(), [*values[row, :length].tolist(), float(bootstrap[row])]
+        for t in range(length):
+            end = min(t + steps, length)
+            expected = sum(gamma ** (k - t) * r[k] for k in range(t, end)) + gamma ** (end - t) * v[end] - v[t]
+            assert float(found[row, t]) == pytest.approx(expected, abs=1e-9)
+        assert not found[row, length:].any()
+
+
+def test_one_step_and_all_steps_are_the_ends_of_gae() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = (torch.randn(3, 5, generator=generator) for _ in range(2))
+    mask = torch.arange(5)[None, :] < torch.tensor([5, 3, 1])[:, None]
+    bootstrap = torch.randn(3, generator=generator)
+    for steps, lam in ((1, 0.0), (None, 1.0)):
+        expected, _ = gae(rewards, values, mask, bootstrap, gamma=0.9, lam=lam)
+        torch.testing.assert_close(
+            n_step_advantages(rewards, values, mask, bootstrap, gamma=0.9, steps=steps), expected
+        )
+
+
+def test_leave_one_out_by_hand() -> None:
+    found = leave_one_out(torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]]))
+    torch.testing.assert_close(found, torch.tensor([[1 - 4.0, 2 - 3.5, 6 - 1.5], [0.0, 0.0, 0.0]]))
+
+
+def test_group_relative_by_hand() -> None:
+    returns = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+    assert group_relative(returns, scale=False).tolist() == [[-1.0, 1.0], [0.0, 0.0]]
+    torch.testing.assert_close(
+        group_relative(returns, scale=True), torch.tensor([[-1.0, 1.0], [0.0, 0.0]]), atol=2e-4, rtol=0
+    )
+
+
+def test_policy_gradient_loss_has_the_gradient_of_reinforce() -> None:
+    log_probs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    policy_gradient_loss(log_probs, log_probs.detach(), torch.tensor([3.0, -0.5])).sum().backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [-3.0, 0.5]
+    # drawn half as often as the policy would now: counts twice
+    loss = policy_gradient_loss(torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)]), torch.tensor([3.0]))
+    assert float(loss) == pytest.approx(-6.0)
+
+
+def test_preference_loss_by_hand() -> None:
+    margins = torch.tensor([0.0, 2.0, 2.0])
+    found = preference_loss(margins, torch.tensor([1.0, 1.0, 0.25]))
+    log_sigmoid = -math.log(1 + math.exp(-2.0))
+    expected = [math.log(2.0), -log_sigmoid, -0.25 * log_sigmoid - 0.75 * (log_sigmoid - 2.0)]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_preference_loss_is_least_where_the_margin_is_the_difference_of_the_scores() -> None:
+    margin = torch.tensor([0.7], requires_grad=True)
+    preference_loss(margin, torch.sigmoid(torch.tensor([0.7]))).sum().backward()
+    assert margin.grad is not None
+    assert float(margin.grad) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_explained_variance_by_hand() -> None:
+    returns, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[True, True, False]])
+    assert explained_variance(returns, returns, mask) == pytest.approx(1.0)
+    assert explained_variance(torch.zeros(1, 3), returns, mask) == pytest.approx(0.0)

@@ -28,7 +28,7 @@ FENCE = re.compile(r"(?:<!-- test: (?P<hint>.*?) -->\n)?^```(?P<language>.*)\n(?
 class Block:
     language: str
     code: str
-    hint: str  # of the comment <!-- test: ... --> above it: "network", "files", or flags that make `train` short
+    hint: str  # of <!-- test: ... --> above it: "network", "files", "rankings", or flags that make `train` short
     line: int
 
 
@@ -44,7 +44,7 @@ def blocks_of(text: str) -> list[Block]:
     assert "<!-- test:" not in prose, "a test comment that is not right above a block"
     for block in blocks:
         assert block.language in {"python", "sh"}, f"line {block.line}: no test runs {block.language!r}"
-        hints = {"", "network"} if block.language == "python" else {"", "files"}
+        hints = {"", "network"} if block.language == "python" else {"", "files", "rankings"}
         short = block.language == "sh" and block.hint.startswith("--")
         assert short or block.hint in hints, f"line {block.line}: no test knows the comment {block.hint!r}"
     return blocks
@@ -150,7 +150,12 @@ def test_commands(
         Path("prompts.txt").write_text("The film\nThe plot\n")
         pair = {"prompt": "The film", "completion": " is good."}
         Path("pairs.jsonl").write_text("\n".join([json.dumps(pair)] * 8))
+    if block.hint == "rankings":
+        ranked = {"prompt": "The film", "completions": [" is good.", " is bad."], "ranks": [0, 1], "annotator": "ann"}
+        for name in ("rankings.jsonl", "held-out.jsonl"):
+            Path(name).write_text("\n".join([json.dumps(ranked)] * 8))
     flags = shlex.split(block.hint) if block.hint.startswith("--") else []
+    short = flags or ["--total-steps", "60", "--num-envs", "2", "--eval-episodes", "2"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])  # that of the page may be taken
     with contextlib.ExitStack() as background:
@@ -159,7 +164,8 @@ def test_commands(
             if words[0] == "textenv" and words[-1] == "&":
                 background.enter_context(in_background(words[:-1]))
             elif words[0] == "textenv":
-                status = main(with_flags(words[1:], flags if words[1] == "train" else []))
+                given = short if words[1] == "train" else flags if words[1] in ("clips", "rlhf") else []
+                status = main(with_flags(words[1:], given))
                 assert status == 0, f"{line}\n{capsys.readouterr().out}"
             elif words[:2] == ["accelerate", "launch"]:
                 launch(with_flags(words[2:], flags))

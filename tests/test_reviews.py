@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from textenv import TextEnvError, reviews
-from textenv.reviews import Review, cache_folder, load_reviews, split_of
+from textenv.reviews import Review, cache_folder, load_reviews, review_rankings, split_of
 
 TEXTS = [f"A film, number {i}, that is good.  " for i in range(40)]
 
@@ -98,6 +98,51 @@ def test_callers_cannot_change_what_others_read(publish: Callable[[list[str]], P
 def test_letters_beyond_ascii(publish: Callable[[list[str]], Path]) -> None:
     publish(["ovie à clef, café"])
     assert load_reviews()[0].text == "Movie à clef, café"
+
+
+# -- comparisons --------------------------------------------------------------------------------------------------
+
+
+def test_rankings_order_snippets_by_one_rating_each(publish: Callable[[list[str]], Path]) -> None:
+    publish(TEXTS)
+    rated = {review.text: review.ratings for review in load_reviews()}
+    rankings = review_rankings("train", size=8)
+    texts = [text for ranking in rankings if ranking.annotator == "movie-1" for text in ranking.completions]
+    assert len(texts) == len(set(texts)) >= len(load_reviews("train")) - 1
+    assert all(split_of(text) == "train" for text in texts)
+    for ranking in rankings:
+        rater = int(ranking.annotator.removeprefix("movie-"))
+        ratings = [rated[text][rater] for text in ranking.completions]
+        for better, worse, tied in ranking.pairs():
+            assert ratings[better] - ratings[worse] == 0 if tied else ratings[better] > ratings[worse]
+
+
+def test_rankings_of_one_person_stay_in_what_was_given_out_together(publish: Callable[[list[str]], Path]) -> None:
+    publish(TEXTS)
+    places = {review.text: number for number, review in enumerate(load_reviews())}
+    rankings = review_rankings(same_person=True, size=30)
+    assert {ranking.annotator for ranking in rankings} == {f"movie-{part}-{i}" for part in (0, 1) for i in range(3)}
+    for ranking in rankings:
+        assert {f"{places[text] // 30}" for text in ranking.completions} == {ranking.annotator.split("-")[1]}
+
+
+def test_rankings_are_put_together_by_the_seed(publish: Callable[[list[str]], Path]) -> None:
+    publish(TEXTS)
+    assert review_rankings(seed=3) == review_rankings(seed=3) != review_rankings(seed=4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": 1}, "size=1"),
+        ({"domain": "tweet", "same_person": True}, "domain 'movie'"),
+        ({"split": "dev"}, "split='dev'"),
+    ],
+)
+def test_rankings_refuse(publish: Callable[[list[str]], Path], wrong: dict[str, Any], message: str) -> None:
+    publish(TEXTS)
+    with pytest.raises(TextEnvError, match=message):
+        review_rankings(**wrong)
 
 
 def test_the_cache_is_used(publish: Callable[[list[str]], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,10 @@ def test_contents(wheel: Path) -> None:
     assert {"textenv/py.typed", "textenv/data/openings.json"} <= set(sizes)
     bundled = {name: size for name, size in sizes.items() if name.startswith("textenv/models/bundled/")}
     assert {f"textenv/models/bundled/{name}" for name in BUNDLED} <= set(bundled)
-    assert sum(bundled.values()) < 16 * 2**20
+    reward = {name: size for name, size in sizes.items() if name.startswith("textenv/models/bundled_reward/")}
+    also = {*BUNDLED, "reward.json", "reward_head.safetensors"}
+    assert {f"textenv/models/bundled_reward/{name}" for name in also} <= set(reward)
+    assert sum(bundled.values()) + sum(reward.values()) < 16 * 2**20
     assert not [name for name in sizes if name.endswith((".bin", ".pt", ".pkl", ".pickle"))]  # these run code
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from textenv.distributed import fill, full, like
 from textenv.types import TextEnvError
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["latest_checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint", "write_checkpoint"]
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -60,18 +60,31 @@ def save_checkpoint(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
     tensors |= {f"generator/{name}": generator.get_state() for name, generator in (generators or {}).items()}
-    final = folder / f"step-{step:08d}"
     on_cpu: dict[str, torch.Tensor] = {}
     for key, value in tensors.items():
         whole = full(value.detach())
         if write:
             on_cpu[key] = whole.cpu().contiguous().clone()
-    if not write:
-        return final
+    return write_checkpoint(folder, step, on_cpu, state) if write else folder / f"step-{step:08d}"
+
+
+def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
+    """Write tensors and JSON values as the checkpoint of ``step`` and remove the others.
+
+    Args:
+        folder: Where checkpoints live; made if it is missing.
+        step: Number of steps done.
+        tensors: On the CPU, contiguous, none of them sharing memory.
+        state: Everything else, as JSON values.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    safetensors.torch.save_file(on_cpu, temporary / "tensors.safetensors")
+    safetensors.torch.save_file(dict(tensors), temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps({"step": step, **state}), "utf-8")
     for file in temporary.iterdir():  # a machine that loses its power may keep a rename and lose what was renamed
         with file.open("rb") as handle:
@@ -82,6 +95,22 @@ def save_checkpoint(
         if other != final:
             shutil.rmtree(other)
     return final
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors and the JSON values of a checkpoint, ``"step"`` among these.
+
+    Raises:
+        TextEnvError: The checkpoint cannot be read.
+    """
+    try:
+        tensors = safetensors.torch.load_file(path / "tensors.safetensors")
+        state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TextEnvError(
+            f"Checkpoint {path} cannot be read: {error}. Delete it to start from the beginning."
+        ) from error
+    return tensors, state
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -106,13 +135,7 @@ def load_checkpoint(
             nothing has been changed then.
     """
     generators = generators or {}
-    try:
-        tensors = safetensors.torch.load_file(path / "tensors.safetensors")
-        state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise TextEnvError(
-            f"Checkpoint {path} cannot be read: {error}. Delete it to start from the beginning."
-        ) from error
+    tensors, state = read_checkpoint(path)
     parameters = _parameters(optimizer)
     moments = {key: tensor for key, tensor in tensors.items() if key.startswith("optimizer/")}
     targets = {f"{name}/{key}": value for name, module in modules.items() for key, value in _tensors(module).items()}

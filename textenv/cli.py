@@ -1,15 +1,18 @@
-"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward``.
+"""The command line: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | feedback | clips | rlhf``.
 
 With ``textenv.experiment`` it stands above the layers: only these know agents and rewards.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import torch
@@ -18,17 +21,26 @@ from gymnasium.vector import AutoresetMode
 from rich.markup import escape
 from rich.table import Table
 
-from textenv.agents.ppo import PPO
+from textenv.agents import find
+from textenv.clips.settings import ClipsConfig
 from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import connect
 from textenv.doctor import examine
 from textenv.experiment import EnvFlags, Train, console, make_keywords, parse_reward, train
-from textenv.models.training import PretrainConfig, SftConfig, pretrain, sft
+from textenv.feedback.commands import AnnotateFeedback, FeedbackStatus, annotate_feedback, feedback_status
+from textenv.feedback.exchange import ExportFeedback, ImportFeedback, export_feedback, import_feedback
+from textenv.feedback.sampling import AddTasks, add_tasks
+from textenv.files import write_atomically
+from textenv.models.reward_evaluation import Evaluation, evaluate, plot_evaluations, read_rankings, reward_bench
+from textenv.models.reward_model import RewardModel
+from textenv.models.reward_training import RewardModelConfig, train_reward_model
+from textenv.models.training import PretrainConfig, SftConfig, pretrain, read_pairs, sft
 from textenv.process import keep_memory
 from textenv.render import save_html, to_ansi
-from textenv.rollouts import sample_episodes
+from textenv.reviews import review_rankings
+from textenv.rlhf import Rlhf, rlhf
 from textenv.scoring import resolve_reward, reward_name
-from textenv.types import Episode, TextEnvError
+from textenv.types import Episode, Ranking, TextEnvError
 
 __all__ = ["main"]
 
@@ -111,7 +123,80 @@ class Serve:
     max_megabytes: int = 64
 
 
-RewardCommand = Annotated[Serve, tyro.conf.subcommand("serve")] | Annotated[None, tyro.conf.Suppress]  # tyro wants two
+@dataclass(frozen=True)
+class RewardTrain:
+    """Train a reward model on rankings; a run that was cut off goes on where it was.
+
+    Attributes:
+        files: Rankings, .jsonl: an object a line with prompt, completions, ranks, annotator and margin.
+        out: Folder of the reward model; checkpoints go into its "checkpoints".
+        validation: Rankings to measure the accuracy on after each epoch.
+        reference: Texts on which scores get mean 0 and variance 1 (.jsonl with prompt and completion, or text); by
+            default those of the rankings.
+        limit: Learn from so many rankings, drawn at random, for a learning curve; None for all.
+        threads: Threads that torch computes with; None leaves that to torch.
+        settings: The settings of the training.
+    """
+
+    files: tuple[Path, ...]
+    out: Path
+    validation: tuple[Path, ...] = ()
+    reference: tuple[Path, ...] = ()
+    limit: int | None = None
+    threads: int | None = None
+    settings: Annotated[RewardModelConfig, tyro.conf.arg(name="")] = field(default_factory=RewardModelConfig)
+
+
+@dataclass(frozen=True)
+class RewardEval:
+    """Measure reward models on rankings beside the human ceiling, or on pairs as RewardBench does.
+
+    Attributes:
+        model: Folders of reward models, or "bundled"; several that learnt from ever more give a learning curve.
+        files: Rankings, .jsonl, as for "textenv reward train".
+        trained_on: Rankings that the models learnt from: prompts and annotators are reported by whether they are new.
+        reward_bench: Pairs, .jsonl: an object a line with prompt, chosen, rejected and subset.
+        out: Folder for report.json and reward.png.
+        device: Where the models run.
+    """
+
+    model: tuple[str, ...] = ("bundled",)
+    files: tuple[Path, ...] = ()
+    trained_on: tuple[Path, ...] = ()
+    reward_bench: Path | None = None
+    out: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """Write the rankings that the bundled reward model was trained and measured on, from real people's ratings.
+
+    Attributes:
+        out: Folder for train.jsonl, validation.jsonl and test.jsonl.
+        domains: Snippets of other kinds to add to train.jsonl.
+        seed: Seeds which snippets are put together.
+    """
+
+    out: Path
+    domains: tuple[Literal["product", "editorial", "tweet"], ...] = ()
+    seed: int = 0
+
+
+RewardCommand = (
+    Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[RewardTrain, tyro.conf.subcommand("train")]
+    | Annotated[RewardEval, tyro.conf.subcommand("eval")]
+    | Annotated[RewardData, tyro.conf.subcommand("data")]
+)
+FeedbackCommand = (
+    Annotated[AddTasks, tyro.conf.subcommand("add")]
+    | Annotated[ImportFeedback, tyro.conf.subcommand("import")]
+    | Annotated[ExportFeedback, tyro.conf.subcommand("export")]
+    | Annotated[AnnotateFeedback, tyro.conf.subcommand("annotate")]
+    | Annotated[FeedbackStatus, tyro.conf.subcommand("status")]
+)
+ClipsCommand = Annotated[ClipsConfig, tyro.conf.subcommand("train")] | Annotated[None, tyro.conf.Suppress]
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
@@ -119,7 +204,10 @@ Command = (
     | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")]
     | Annotated[SftConfig, tyro.conf.subcommand("sft")]
     | Annotated[Corpus, tyro.conf.subcommand("corpus")]
-    | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Serve a reward.")]
+    | Annotated[Rlhf, tyro.conf.subcommand("rlhf")]
+    | Annotated[RewardCommand, tyro.conf.subcommand("reward", description="Train, measure or serve a reward.")]
+    | Annotated[FeedbackCommand, tyro.conf.subcommand("feedback", description="Collect, import and export rankings.")]
+    | Annotated[ClipsCommand, tyro.conf.subcommand("clips", description="Learn a task from preferences on clips.")]
 )
 
 
@@ -147,8 +235,28 @@ def main(args: list[str] | None = None) -> int:
                 sizes = write_general_corpus(command.out / "general.jsonl")
                 console.print(f"{command.out / 'general.jsonl'}: characters {sizes}")
                 console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
+            case Rlhf():
+                rlhf(command)
             case Serve():
                 _serve(command)
+            case RewardTrain():
+                _reward_train(command)
+            case RewardEval():
+                _reward_eval(command)
+            case RewardData():
+                _reward_data(command)
+            case AddTasks():
+                _tell(add_tasks(command))
+            case ImportFeedback():
+                _tell(import_feedback(command))
+            case ExportFeedback():
+                _tell(export_feedback(command))
+            case AnnotateFeedback():
+                _tell([annotate_feedback(command)])
+            case FeedbackStatus():
+                console.print(*feedback_status(command), sep="\n")
+            case ClipsConfig():
+                _clips(command)
     except TextEnvError as error:
         console.quiet = False
         console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
@@ -173,11 +281,11 @@ def _sample(command: Sample) -> None:
     settings["chat"] = command.chat or settings.get("chat", False)
     settings["device"] = command.device or settings.get("device")
     envs: Any = gym.make_vec(config["env"], num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
-    agent = PPO.load(command.run / "policy", envs)
+    agent = find(config["agent"]).load(command.run / "policy", envs)
     generator = None if command.greedy else torch.Generator(agent.policy.lm.device).manual_seed(command.seed)
     episodes: list[Episode] = []
     for prompt in command.prompt or _typed():
-        for episode in sample_episodes(envs, agent.policy, generator, [prompt] * command.samples):
+        for episode in agent.sample(envs, [prompt] * command.samples, generator=generator):
             sys.stdout.write(to_ansi(episode, color=sys.stdout.isatty()) + "\n")
             episodes.append(episode)
     if command.html is not None:
@@ -193,6 +301,112 @@ def _serve(command: Serve) -> None:
         console.print(f"{reward_name(reward)} answers at {url}", markup=False, highlight=False, soft_wrap=True)
 
     serve(reward, host=command.host, port=command.port, max_bytes=command.max_megabytes * 10**6, announce=announce)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _reward_train(command: RewardTrain) -> None:
+    if command.threads is not None:
+        torch.set_num_threads(command.threads)
+    rankings = _rankings(command.files)
+    if command.limit is not None:
+        if not 1 <= command.limit <= len(rankings):
+            raise TextEnvError(f"--limit {command.limit}: the files hold {len(rankings)} rankings; give 1 to that.")
+        rankings = random.Random(command.settings.seed).sample(rankings, command.limit)
+    reference = [pair for path in command.reference for pair in read_pairs(path)]
+    report = train_reward_model(
+        command.settings, rankings, validation=_rankings(command.validation), reference=reference, out=command.out
+    )
+    accuracy = "" if report.accuracy is None else f", validation accuracy {report.accuracy:.1%}"
+    console.print(f"The reward model of {report.comparisons:,} comparisons is in {command.out}{accuracy}.")
+
+
+def _reward_eval(command: RewardEval) -> None:
+    if not command.files and command.reward_bench is None:
+        raise TextEnvError("Nothing to measure on; give --files with rankings, or --reward-bench with pairs.")
+    rankings, trained_on = _rankings(command.files), _rankings(command.trained_on)
+    results: dict[str, Any] = {}
+    evaluations: dict[str, tuple[int, Evaluation]] = {}
+    for name in command.model:
+        model = RewardModel.load(name, device=command.device)
+        results[name] = {"learnt_from": model.about.get("report", {}).get("comparisons", 0)}
+        if rankings:
+            found = evaluate(model.scores, rankings, scale=model.scale, trained_on=trained_on)
+            evaluations[name] = (results[name]["learnt_from"], found)
+            results[name] |= dataclasses.asdict(found)
+        if command.reward_bench is not None:
+            results[name]["reward_bench"] = reward_bench(model.scores, command.reward_bench)
+    for title, rows in _figures(evaluations, results):
+        table = Table("", *(Path(name).name for name in command.model), title=title)
+        for name, cells in rows.items():
+            table.add_row(name, *cells)
+        console.print(table)
+    if command.out is not None:
+        command.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(command.out / "report.json", json.dumps(results, indent=2) + "\n")
+        if evaluations:
+            plot_evaluations(evaluations, command.out / "reward.png")
+
+
+def _figures(
+    evaluations: Mapping[str, tuple[int, Evaluation]], results: Mapping[str, Any]
+) -> list[tuple[str, dict[str, list[str]]]]:
+    """Return title and rows of each table of ``textenv reward eval``; a cell a model."""
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    tables = []
+    if evaluations:
+        each = [one for _, one in evaluations.values()]
+        rows = {
+            "comparisons learnt from": [f"{count:,}" for count, _ in evaluations.values()],
+            "accuracy against a person": [share(one.accuracy) for one in each],
+            "  another person": [share(one.person) for one in each],
+            "accuracy against the majority": [share(one.majority) for one in each],
+            "  a person, against that of the others": [share(one.person_majority) for one in each],
+            **{
+                f"accuracy, {name} ({count:,})": [share(one.groups[name][0]) for one in each]
+                for name, (_, count) in each[0].groups.items()
+            },
+            "expected calibration error": [f"{one.calibration.ece:.3f}" for one in each],
+            "Brier score": [f"{one.calibration.brier:.3f}" for one in each],
+            "prefers the longer text": [share(one.longer) for one in each],
+            "  people do": [share(one.longer_people) for one in each],
+        }
+        tables.append((f"{each[0].comparisons:,} comparisons", rows))
+    benches = [result["reward_bench"] for result in results.values() if "reward_bench" in result]
+    if benches:
+        tables.append(("RewardBench", {name: [share(bench[name]) for bench in benches] for name in benches[0]}))
+    return tables
+
+
+def _reward_data(command: RewardData) -> None:
+    command.out.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation", "test"):
+        rankings = review_rankings(split, seed=command.seed)
+        for domain in command.domains if split == "train" else ():
+            rankings += review_rankings(domain=domain, seed=command.seed)
+        lines = [json.dumps(dataclasses.asdict(ranking)) + "\n" for ranking in rankings]
+        write_atomically(command.out / f"{split}.jsonl", "".join(lines))
+        console.print(f"{command.out / f'{split}.jsonl'}: {len(rankings):,} rankings")
+
+
+def _rankings(files: Sequence[Path]) -> list[Ranking]:
+    return [ranking for path in files for ranking in read_rankings(path)]
+
+
+def _clips(command: ClipsConfig) -> None:
+    from textenv.clips.training import train  # noqa: PLC0415 (Stable-Baselines3 takes seconds to load)
+
+    results = train(command)
+    console.print(
+        f"True return of {command.eval_episodes} episodes: {results['true_return']:.1f}, from "
+        f"{results['labels_judged']} comparisons. The learning curve is {command.out / 'returns.png'}"
+    )
 
 
 def _typed() -> Any:

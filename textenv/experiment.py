@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import platform
@@ -15,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -27,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 import textenv
-from textenv.agents.ppo import PPO, PPOConfig
+from textenv.agents import config_of, find
+from textenv.agents.ppo import PPOConfig
 from textenv.distributed import ALONE, World
 from textenv.files import write_atomically
 from textenv.models.policy import TextPolicy
@@ -37,7 +39,22 @@ from textenv.settings import TextEnvSettings
 from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
 from textenv.types import Episode, Prompt, TextEnvError
 
-__all__ = ["EnvFlags", "Train", "console", "make_keywords", "parse_reward", "train"]
+__all__ = [
+    "EnvFlags",
+    "PPOFlags",
+    "Train",
+    "TrainEnvFlags",
+    "check_settings",
+    "console",
+    "described",
+    "held_out",
+    "make_agent_config",
+    "make_keywords",
+    "mean_and_error",
+    "parse_reward",
+    "summary",
+    "train",
+]
 
 console = Console()
 
@@ -51,8 +68,14 @@ def _flags(settings: type[Any], without: Sequence[str], **defaults: Any) -> type
         if f.name not in without
     ]
     made = dataclasses.make_dataclass(settings.__name__, fields, frozen=True)
-    made.__doc__ = settings.__doc__
+    made.__doc__ = _inherited_help(settings)
     return made
+
+
+def _inherited_help(settings: type[Any]) -> str:
+    """Return the docstring of a dataclass with the attributes that its bases describe."""
+    parts = [inspect.getdoc(cls) or "" for cls in settings.__mro__ if dataclasses.is_dataclass(cls)]
+    return "\n".join([parts[0], *(part.partition("Attributes:\n")[2] for part in parts[1:])])
 
 
 _HERE = ("model", "prompts", "reward")
@@ -76,7 +99,9 @@ class Train:
     Attributes:
         out: Folder of the run: metrics, checkpoints, the trained policy, before/after samples, the picture.
         env: Registered id of the environment.
-        agent: Algorithm.
+        agent: Algorithm: a2c, best_of_n, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo, soft_q, or
+            package.module:Class for your own.
+        agent_settings: Settings of the agent, a JSON object; those of ppo have flags too.
         reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute.
         model: Reference model and starting point: "bundled", a folder, or a Hugging Face id.
         prompts: File of prompts (.txt, .jsonl, .csv, .parquet); None for the environment's own.
@@ -89,12 +114,13 @@ class Train:
         threads: Threads that torch computes with, in each process; None leaves that to torch.
         timeout: Seconds that the processes of a run wait for each other before they give up.
         settings: The environment's other settings.
-        ppo: Settings of the agent.
+        ppo: Settings of ppo.
     """
 
     out: Path
     env: str = "textenv/MovieReview-v0"
-    agent: Literal["ppo"] = "ppo"
+    agent: str = "ppo"
+    agent_settings: str = "{}"
     reward: str = "vader"
     model: str = "bundled"
     prompts: Path | None = None
@@ -119,10 +145,25 @@ def make_keywords(settings: EnvFlags, *, reward: str, model: str, prompts: Path 
     return changed | ({"prompts": str(prompts)} if prompts else {})
 
 
-def _describe(command: Train) -> dict[str, Any]:
-    described: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(command), default=str))
-    del described["out"], described["threads"], described["timeout"]
-    return described
+def described(command: Any, without: Sequence[str] = ("out",)) -> dict[str, Any]:
+    """Return the settings of a command, a dataclass, as JSON values, for the ``config.json`` of its folder."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(command), default=str))
+    return {name: value for name, value in values.items() if name not in without}
+
+
+def check_settings(out: Path, config: Mapping[str, Any]) -> None:
+    """Check that a run in a folder, if there is one, was begun with these settings.
+
+    Raises:
+        TextEnvError: It was not.
+    """
+    if not (out / "config.json").exists():
+        return
+    if changed := _differences(json.loads((out / "config.json").read_text("utf-8")), config):
+        raise TextEnvError(
+            f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Start it again with those "
+            "it was started with, or give this one another folder with --out."
+        )
 
 
 def train(command: Train, world: World = ALONE) -> None:
@@ -134,14 +175,9 @@ def train(command: Train, world: World = ALONE) -> None:
     out = command.out
     if (out / "results.json").exists():
         raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
-    config = _describe(command)
-    if (out / "config.json").exists():
-        earlier = json.loads((out / "config.json").read_text("utf-8"))
-        if changed := _differences(earlier, config):
-            raise TextEnvError(
-                f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Start it again with those "
-                "it was started with, or give this one another folder with --out."
-            )
+    config = described(command, without=("out", "threads", "timeout"))
+    check_settings(out, config)
+    agent_config = make_agent_config(command)
     if command.threads:
         torch.set_num_threads(command.threads)
     keywords = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
@@ -149,7 +185,7 @@ def train(command: Train, world: World = ALONE) -> None:
         keywords["device"] = str(world.device)
     rows = world.share("num_envs", command.num_envs)
     envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
-    agent = PPO(envs, PPOConfig(**dataclasses.asdict(command.ppo), seed=command.seed), world=world)
+    agent = find(command.agent)(envs, agent_config, world=world)
     if world.size > 1:
         how = "FSDP" if world.sharded else "DDP"
         console.print(f"{world.size} processes of {rows} rows, {how}, this one on {world.device}.")
@@ -157,11 +193,9 @@ def train(command: Train, world: World = ALONE) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
     shared = {name: value for name, value in keywords.items() if name not in ("device", "torch_dtype")}
-    held_out, prompts = _held_out(command, {**shared, "model": text_env(envs).reference}, rows)
-    reference = TextPolicy(
-        text_env(held_out).reference, value="none", temperature=_temperature(held_out), trainable=False
-    )
-    before = _evaluate(held_out, reference, prompts, world)
+    fresh, prompts = held_out(command, {**shared, "model": text_env(envs).reference}, rows)
+    reference = TextPolicy(text_env(fresh).reference, value="none", temperature=_temperature(fresh), trainable=False)
+    before = sample_episodes(fresh, reference, _generator(fresh), prompts, world=world)
     checkpoints = out / "checkpoints"
     resumed = agent.resume(checkpoints, command.total_steps)
     if resumed:
@@ -179,8 +213,7 @@ def train(command: Train, world: World = ALONE) -> None:
         )
     seconds = time.perf_counter() - began
     agent.save(out / "policy")
-    with agent.whole():
-        after = _evaluate(held_out, agent.policy, prompts, world)
+    after = agent.sample(fresh, prompts, generator=_generator(fresh))
     if world.first:
         _report(out, before, after, {"seconds": seconds, "resumed": resumed, "steps": agent.steps})
 
@@ -196,7 +229,7 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str
     return found
 
 
-def _held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[Prompt]]:
+def held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[Prompt]]:
     """Return an environment to compare in, with dense KL of its own, and the prompts to compare on."""
     keywords = {**keywords, "kl_mode": "lump"}
     if command.eval_prompts is not None:
@@ -214,16 +247,15 @@ def _temperature(envs: Any) -> float:
     return text_env(envs).settings.temperature
 
 
-def _evaluate(envs: Any, policy: TextPolicy, prompts: list[Prompt], world: World) -> list[Episode]:
-    generator = torch.Generator(policy.lm.device).manual_seed(20_260)
-    return sample_episodes(envs, policy, generator, prompts, world=world)
+def _generator(envs: Any) -> torch.Generator:
+    return torch.Generator(text_env(envs).reference.device).manual_seed(20_260)
 
 
 def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[str, Any]) -> None:
     results = {
         **about,
-        "before": _summary(before),
-        "after": _summary(after),
+        "before": summary(before),
+        "after": summary(after),
         "versions": {
             "textenv": textenv.__version__,
             "python": platform.python_version(),
@@ -251,16 +283,44 @@ def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
 
 
-def _summary(episodes: list[Episode]) -> dict[str, Any]:
-    def figures(values: list[float]) -> dict[str, float]:
-        return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
-
+def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Return the number of episodes, and mean and standard error of their ``score``, ``kl`` (nats) and ``length``."""
     return {
         "episodes": len(episodes),
-        "score": figures([episode.score for episode in episodes]),
-        "kl": figures([math.fsum(episode.kl) for episode in episodes]),
-        "length": figures([float(len(episode.completion_ids)) for episode in episodes]),
+        "score": mean_and_error([episode.score for episode in episodes]),
+        "kl": mean_and_error([math.fsum(episode.kl) for episode in episodes]),
+        "length": mean_and_error([float(len(episode.completion_ids)) for episode in episodes]),
     }
+
+
+def mean_and_error(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean of values and its standard error, under ``"mean"`` and ``"stderr"``."""
+    return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
+
+
+def make_agent_config(command: Train) -> Any:
+    """Return the settings of the agent that a command names.
+
+    Raises:
+        TextEnvError: There is no such agent, a setting is not what is expected, or a flag is not the agent's.
+    """
+    try:
+        settings = json.loads(command.agent_settings)
+    except json.JSONDecodeError as error:
+        raise TextEnvError(f"--agent-settings {command.agent_settings}: expected a JSON object ({error}).") from error
+    if not isinstance(settings, dict):
+        raise TextEnvError(f"--agent-settings {command.agent_settings}: expected a JSON object.")
+    if "seed" in settings:
+        raise TextEnvError("--agent-settings holds a seed; give it as --seed, which seeds all of the run.")
+    flags = dataclasses.asdict(command.ppo)
+    if command.agent == "ppo":
+        settings = {**flags, **settings}
+    elif changed := [name for name, value in flags.items() if value != getattr(PPOConfig(), name)]:
+        raise TextEnvError(
+            f"--{changed[0].replace('_', '-')} is a flag of ppo; for {command.agent} give "
+            f"--agent-settings '{json.dumps({name: flags[name] for name in changed})}'."
+        )
+    return config_of(find(command.agent), {**settings, "seed": command.seed})
 
 
 def parse_reward(reward: str) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -17,10 +17,28 @@ from numpy.typing import NDArray
 from textenv.distributed import ALONE, World
 from textenv.kl import AdaptiveKL
 from textenv.models.policy import TextPolicy, observation_arrays
-from textenv.types import Episode, FloatArray, IntArray, TextEnvError
+from textenv.types import Episode, FloatArray, IntArray, Observation, TextEnvError
 from textenv.vector import TextVectorEnv
 
-__all__ = ["Rollout", "collect", "sample_episodes", "text_env", "vectorise"]
+__all__ = ["ActionMask", "Rollout", "collect", "sample_episodes", "text_env", "vectorise"]
+
+
+class ActionMask(Protocol):
+    """An agent's own choice of the tokens that it may draw."""
+
+    def forget(self) -> None:
+        """Empty what it caches: new episodes begin."""
+        ...
+
+    def __call__(self, obs: Observation, rows: IntArray, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        """Return which tokens may be drawn, shape ``(batch, vocab_size)``, at least one in each of ``rows``.
+
+        Args:
+            obs: Observations, batched.
+            rows: The rows that count.
+            allowed: What the environment allows, same shape, to stay within; None for every token.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,7 @@ class Rollout:
         bootstrap: ``V`` of the last state where an outer wrapper truncated the episode, else 0, ``(batch,)``.
         action_masks: Which tokens could be drawn, packed bits, ``(batch, time, ceil(vocab_size / 8))``; or None.
         episodes: Each episode as the environment tells it; None where a wrapper truncated it before it was scored.
+        kl_coef: Weight of the KL in the rewards.
     """
 
     input_ids: IntArray
@@ -50,6 +69,13 @@ class Rollout:
     bootstrap: FloatArray
     action_masks: NDArray[np.uint8] | None
     episodes: tuple[Episode | None, ...]
+    kl_coef: float
+
+    def rows(self, picks: IntArray) -> Rollout:
+        """Return the episodes of some rows, in the order of ``picks``."""
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        chosen: dict[str, Any] = {name: array[picks] for name, array in arrays.items() if isinstance(array, np.ndarray)}
+        return dataclasses.replace(self, **chosen, episodes=tuple(self.episodes[row] for row in picks.tolist()))
 
     @property
     def finished(self) -> list[Episode]:
@@ -101,6 +127,7 @@ def collect(
     seed: int | None = None,
     options: dict[str, Any] | None = None,
     world: World = ALONE,
+    mask: ActionMask | None = None,
 ) -> Rollout:
     """Let ``policy`` write one episode in every row.
 
@@ -114,6 +141,7 @@ def collect(
         seed: Seeds the environment, if given.
         options: Handed to ``reset``.
         world: The processes that write, each in an environment of as many rows.
+        mask: Which tokens the policy may draw; None for all that the environment allows.
 
     Returns:
         The episodes of all processes, in the order of their ranks.
@@ -124,6 +152,8 @@ def collect(
     base = text_env(envs)
     base.attach_policy(policy)
     policy.forget()
+    if mask is not None:
+        mask.forget()
     n = envs.num_envs
     coef = base.kl_controller.coef
     obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=options)
@@ -138,6 +168,8 @@ def collect(
             continue
         rows = np.flatnonzero(alive)
         allowed = infos["action_mask"].astype(bool) if "action_mask" in infos else None
+        if mask is not None:
+            allowed = mask(obs, rows, allowed)
         actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=allowed)
         obs, rewards, terminations, truncations, infos = envs.step(actions)
         columns["log_probs"].append(policy.action_log_prob(actions))
@@ -172,6 +204,7 @@ def collect(
         bootstrap=bootstrap,
         action_masks=np.stack(columns["action_masks"], axis=1) if columns["action_masks"] else None,
         episodes=tuple(episodes),
+        kl_coef=coef,
     )
     if world.size > 1:
         rollout = _joined(world.gather(rollout))
@@ -187,6 +220,7 @@ def sample_episodes(
     prompts: Sequence[Any],
     *,
     world: World = ALONE,
+    mask: ActionMask | None = None,
 ) -> list[Episode]:
     """Let ``policy`` write one episode from each prompt, in the rows of all processes group by group.
 
@@ -197,7 +231,7 @@ def sample_episodes(
     for begin in range(0, len(prompts), size):
         group = list(prompts[begin : begin + size])
         filled = world.own(group + [group[-1]] * (size - len(group)))
-        rollout = collect(envs, policy, generator, options={"prompt": list(filled)}, world=world)
+        rollout = collect(envs, policy, generator, options={"prompt": list(filled)}, world=world, mask=mask)
         episodes += rollout.finished[: len(group)]
     return episodes
 
@@ -221,9 +255,9 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
             arrays = [np.pad(array, [(0, 0), (0, width - array.shape[1]), *around]) for array in arrays]
         return np.concatenate(arrays)
 
-    names = [field.name for field in dataclasses.fields(Rollout) if field.name != "episodes"]
+    names = {field.name for field in dataclasses.fields(Rollout)} - {"episodes", "kl_coef"}
     episodes = tuple(episode for part in parts for episode in part.episodes)
-    return Rollout(**{name: stacked(name) for name in names}, episodes=episodes)
+    return Rollout(**{name: stacked(name) for name in names}, episodes=episodes, kl_coef=parts[0].kl_coef)
 
 
 def _adapt(controller: AdaptiveKL, episodes: Sequence[Episode]) -> None:

@@ -32,6 +32,8 @@ _SHOWN = (
     ("score", "objective/score", ".3f"),
     ("KL", "objective/kl", ".2f"),
     ("tokens/s", "time/tokens_per_second", ",.0f"),
+    ("labels", "labels/judged", ",.0f"),
+    ("true return", "rollout/true_return", ",.1f"),
 )
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>&|!~]")  # what would be a tag, a link, a picture or the next cell
 _QUIET_SECONDS = 10.0  # between lines where there is no terminal to draw a bar in
@@ -44,14 +46,18 @@ class RunLogger:
     was never killed, ``time/...`` aside.
     """
 
-    def __init__(self, folder: Path, *, total_steps: int, progress: bool = True, resume_from: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, total_steps: int, progress: bool = True, resume_from: int = 0, unit: str = "tokens"
+    ) -> None:
         """Open the files of a run.
 
         Args:
             folder: The run's folder.
             total_steps: Steps at which the bar is full.
             progress: Show the bar; where there is no terminal, a line every ten seconds.
-            resume_from: The step the run goes on from; later rows are dropped. 0 begins anew.
+            resume_from: The step the run goes on from; later rows are dropped. 0 begins anew, and -1
+                where rows are logged at step 0 too.
+            unit: What is counted in steps.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._jsonl, self._csv = folder / "metrics.jsonl", folder / "metrics.csv"
@@ -71,7 +77,7 @@ class RunLogger:
             self._task = self._bar.add_task("training", total=total_steps, completed=resume_from, note="")
             self._bar.start()
         self._plain = progress and self._bar is None
-        self._total = total_steps
+        self._total, self._unit = total_steps, unit
         self._spoke = -math.inf
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -97,7 +103,7 @@ class RunLogger:
             self._bar.update(self._task, completed=min(step, self._total), note=note)
         elif self._plain and (time.monotonic() - self._spoke > _QUIET_SECONDS or step >= self._total):
             self._spoke = time.monotonic()
-            sys.stdout.write(f"{step:,}/{self._total:,} tokens: {note}\n")
+            sys.stdout.write(f"{step:,}/{self._total:,} {self._unit}: {note}\n")
             sys.stdout.flush()
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ from textenv.types import (
     TextEnvError,
 )
 
-__all__ = ["TextVectorEnv", "movie_review"]
+__all__ = ["TextVectorEnv", "likeliest", "movie_review"]
 
 RenderMode = Literal["ansi", "human"]
 _INT8, _INT64 = np.int8, np.int64
@@ -361,7 +361,12 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._read_back(over)
         self._begun[over] = False  # a reward that raises leaves rows that are neither going on nor over
         completions = [self._completion(row) for row in over.tolist()]
-        scores = self._score(over, completions, list(reasons.values()))
+        scores = self.score_completions(
+            [self._row_prompts[row] for row in over],
+            completions,
+            [self._completion_ids(row) for row in over],
+            list(reasons.values()),
+        )
         self._begun[over] = True
         written = np.arange(self.settings.max_new_tokens) < (self._lengths[over] - self._starts[over])[:, None]
         totals = np.where(written, self._token_kl[over], 0.0).sum(axis=1)
@@ -443,7 +448,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.has_action_masks:
             if self._next_mask is None:
                 self._next_mask = np.ones(self._next_ref.shape, dtype=bool)
-            allowed = _likeliest(log_probs, self.settings.top_k, self.settings.top_p)
+            allowed = likeliest(log_probs, self.settings.top_k, self.settings.top_p)
             self._next_mask[rows] = allowed
             # Within the mask the reference is renormalised, as a masked policy is. A token outside stays legal and
             # keeps its plain log-probability: finite, so that its reward is.
@@ -465,19 +470,41 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 self._log_probs[row, : end - start], self._ref_log_probs[row, : end - start], self.settings.kl_estimator
             )
 
-    def _score(self, rows: IntArray, texts: list[str], reasons: list[StopReason]) -> NDArray[np.float64]:
-        prompts = [self._row_prompts[row] for row in rows]
+    def score_completions(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        reasons: Sequence[StopReason],
+    ) -> NDArray[np.float64]:
+        """Return what finished completions are paid, shape ``(n,)``: the reward's scores, less ``missing_eos_penalty``.
+
+        Args:
+            prompts: ``n`` prompts.
+            completions: Texts, as ``completion_text`` gives them.
+            completion_ids: Their token ids.
+            reasons: Why each ended.
+
+        Raises:
+            TextEnvError: The reward raises, or returns anything but ``n`` finite numbers.
+        """
         names = sorted({name for prompt in prompts for name in prompt.columns})
-        given = [prompt.for_reward(text) for prompt, text in zip(prompts, texts, strict=True)]
+        given = [prompt.for_reward(text) for prompt, text in zip(prompts, completions, strict=True)]
         scores = score(
             self.reward,
             prompts=[prompt for prompt, _ in given],
             completions=[completion for _, completion in given],
-            completion_ids=[self._completion_ids(row) for row in rows],
+            completion_ids=completion_ids,
             columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
         ).astype(np.float64)
-        unfinished = np.array([reason == "length" for reason in reasons])
+        unfinished = np.array([reason == "length" for reason in reasons], dtype=bool)
         return np.asarray(scores - self.settings.missing_eos_penalty * unfinished)
+
+    def completion_text(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """Return the text of a completion's tokens, cut before the first stop string, and whether there was one."""
+        text = self.reference.decode(ids)
+        found = [place for place in (text.find(string) for string in self.settings.stop) if place >= 0]
+        return text[: min(found, default=None)], bool(found)
 
     def _stop_reasons(self, rows: IntArray) -> dict[int, StopReason]:
         """Return why the episodes of some of the ``rows``, in their order, ended with the last token."""
@@ -486,21 +513,14 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         spent = lengths - self._starts[rows] == self.settings.max_new_tokens
         stopped = np.zeros(len(rows), dtype=bool)
         if self.settings.stop:
-            stopped[:] = [self._cut(row) is not None for row in rows.tolist()]
+            stopped[:] = [self.completion_text(self._completion_ids(row))[1] for row in rows.tolist()]
         found: dict[int, StopReason] = {}
         for place in np.flatnonzero(said_so | stopped | spent).tolist():
             found[int(rows[place])] = "eos" if said_so[place] else "stop" if stopped[place] else "length"
         return found
 
-    def _cut(self, row: int) -> int | None:
-        """Return where in the completion's text the first stop string begins, or None."""
-        text = self.reference.decode(self._completion_ids(row))
-        found = [place for place in (text.find(string) for string in self.settings.stop) if place >= 0]
-        return min(found, default=None)
-
     def _completion(self, row: int) -> str:
-        text = self.reference.decode(self._completion_ids(row))
-        return text[: self._cut(row)] if self.settings.stop else text
+        return self.completion_text(self._completion_ids(row))[0]
 
     def _completion_ids(self, row: int) -> list[int]:
         ids: list[int] = self._ids[row, self._starts[row] : self._lengths[row]].tolist()
@@ -701,7 +721,7 @@ def _model(settings: TextEnvSettings) -> CausalLM:
     return lm
 
 
-def _likeliest(log_probs: NDArray[np.float32], top_k: int | None, top_p: float | None) -> NDArray[np.bool_]:
+def likeliest(log_probs: NDArray[np.float32], top_k: int | None, top_p: float | None) -> NDArray[np.bool_]:
     """Return the ``top_k`` likeliest tokens and, of them, the fewest that hold ``top_p`` of the probability."""
     order = np.argsort(-log_probs, axis=1, kind="stable")
     ranked = np.ones(log_probs.shape, dtype=bool)

@@ -14,10 +14,10 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _check(self, "hidden_size", "intermediate_size", "layers", "heads", "context", "max_position")
+        check(self, "hidden_size", "intermediate_size", "layers", "heads", "context", "max_position")
         if self.hidden_size % (2 * self.heads):
             raise TextEnvError(
                 f"hidden_size={self.hidden_size}, heads={self.heads}: expected heads of one even width each."
@@ -142,10 +142,10 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _check(self, "max_tokens")
+        check(self, "max_tokens")
 
 
-def _check(config: PretrainConfig | SftConfig, *more: str) -> None:
+def check(config: Config, *more: str) -> None:
     for name in ("batch_size", "checkpoint_every", *more):
         if getattr(config, name) < 1:
             raise TextEnvError(f"{name}={getattr(config, name)}: expected a whole number of at least 1.")
@@ -187,6 +187,15 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise TextEnvError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """Return prompt and completion of each line of a ``.jsonl`` file; a line with ``text`` has an empty prompt.
+
+    Raises:
+        TextEnvError: As ``read_texts``.
+    """
+    return list(_read_pairs(path, _read(path)))
 
 
 def _read_pairs(path: Path, content: str) -> Iterator[tuple[str, str]]:
@@ -250,7 +259,7 @@ def pretrain(config: PretrainConfig) -> Path:
             other settings.
     """
     begun = _begun(config, "pretrain")
-    with _seeded(config):
+    with seeded(config):
         return _pretrain(config, begun)
 
 
@@ -292,14 +301,14 @@ def _pretrain(config: PretrainConfig, begun: bool) -> Path:
             epoch, index = divmod(pick, per_epoch)
             rng = np.random.default_rng((config.seed, epoch))
             offset = int(rng.integers(0, len(stream) - per_epoch * width + 1))
-            start = offset + int(_permutation(config.seed, epoch, per_epoch)[index]) * width
+            start = offset + int(permutation(config.seed, epoch, per_epoch)[index]) * width
             rows.append(stream[start : start + width])
         window = torch.from_numpy(np.stack(rows).astype(np.int64))
         return window[:, :-1], torch.ones_like(window[:, :-1]), window[:, 1:]
 
     if not begun:
         _publish(config.out, tokenizer)
-    _optimise(model, batch, steps, config, name="pretrain")
+    optimise(model, _on_batches(model, batch), steps, config, config.out, name="pretrain")
     return _save(model, tokenizer, config)
 
 
@@ -317,7 +326,7 @@ def sft(config: SftConfig) -> Path:
             its completion, or the folder holds a run with other settings.
     """
     _begun(config, "sft")
-    with _seeded(config):
+    with seeded(config):
         return _sft(config)
 
 
@@ -333,7 +342,7 @@ def _sft(config: SftConfig) -> Path:
 
     def batch(step: int) -> Batch:
         epoch, index = divmod(step, per_epoch)
-        order = _permutation(config.seed, epoch, len(pairs))
+        order = permutation(config.seed, epoch, len(pairs))
         return _collate([pairs[i] for i in order[index * config.batch_size : (index + 1) * config.batch_size]], pad)
 
     def after(step: int) -> str:
@@ -342,24 +351,45 @@ def _sft(config: SftConfig) -> Path:
         batches = [_collate(held_out[i : i + 64], pad) for i in range(0, len(held_out), 64)]
         return f"validation {_mean_loss(model, batches):.4f}"
 
-    _optimise(model, batch, per_epoch * config.epochs, config, name="sft", after=after)
+    loss = _on_batches(model, batch)
+    optimise(model, loss, per_epoch * config.epochs, config, config.out, name="sft", after=after)
     return _save(model, lm.tokenizer, config)
+
+
+class Config(Protocol):
+    """What the settings of every training have."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def precision(self) -> Literal["auto", "float32", "bfloat16"]: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def device(self) -> str: ...
 
 
 def _begun(config: PretrainConfig | SftConfig, name: str) -> bool:
     """Tell whether the folder holds a run of these settings that got as far as to train; refuse one of others."""
     path = config.out / _SETTINGS_FILE
     if path.exists():
-        _compare(config.out, {"command": name, **_settings(config)}, json.loads(path.read_text("utf-8")))
+        compare_settings(config.out, {"command": name, **settings_of(config)}, json.loads(path.read_text("utf-8")))
     return path.exists() or latest_checkpoint(config.out / "checkpoints") is not None
 
 
-def _settings(config: PretrainConfig | SftConfig) -> dict[str, Any]:
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return the settings of a dataclass as JSON values."""
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return settings
 
 
-def _compare(folder: Path, settings: dict[str, Any], before: dict[str, Any]) -> None:
+def compare_settings(folder: Path, settings: dict[str, Any], before: dict[str, Any]) -> None:
     if changed := sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key)):
         raise TextEnvError(
             f"{folder} holds a run with other settings ({', '.join(changed)} differ). Start it again with those it was "
@@ -368,7 +398,7 @@ def _compare(folder: Path, settings: dict[str, Any], before: dict[str, Any]) -> 
 
 
 @contextlib.contextmanager
-def _seeded(config: PretrainConfig | SftConfig) -> Iterator[None]:
+def seeded(config: Config) -> Iterator[None]:
     """Seed torch's global generators, and leave them to the caller as they were."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
@@ -393,7 +423,7 @@ def _token_stream(tokenizer: Any, texts: Iterator[str]) -> IntArray:
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> IntArray:
+def permutation(seed: int, epoch: int, size: int) -> IntArray:
     return np.random.default_rng((seed, epoch, size)).permutation(size)
 
 
@@ -449,15 +479,45 @@ def _mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
     return total / sum(counts)
 
 
-def _optimise(
+def _on_batches(model: nn.Module, batch: Callable[[int], Batch]) -> Callable[[int], tuple[torch.Tensor, int]]:
+    """Return the next-token loss of each step's batch."""
+
+    def loss(step: int) -> tuple[torch.Tensor, int]:
+        current = batch(step)
+        return _loss(model, current, next(model.parameters()).device), int(current[1].sum())
+
+    return loss
+
+
+def optimise(
     model: nn.Module,
-    batch: Callable[[int], Batch],
+    loss_of: Callable[[int], tuple[torch.Tensor, int]],
     steps: int,
-    config: PretrainConfig | SftConfig,
+    config: Config,
+    out: Path,
     *,
     name: str,
+    about: Mapping[str, Any] | None = None,
     after: Callable[[int], str] = lambda step: "",
-) -> None:
+) -> float:
+    """Minimise a loss by AdamW, with a progress bar and checkpoints; a run that was killed goes on from its last.
+
+    Args:
+        model: What is trained.
+        loss_of: Given the number of a step, returns its loss and how many tokens were read for it.
+        steps: How many there are.
+        config: The settings.
+        out: Folder of the run.
+        name: What is shown at the progress bar.
+        about: JSON values that tell runs apart, beside the settings: a digest of the data, say.
+        after: Given the number of steps done, returns what to tell about them.
+
+    Returns:
+        The mean loss of the last hundred steps.
+
+    Raises:
+        TextEnvError: The loss is not finite, or the folder holds a run with other settings.
+    """
     device = torch.device(config.device)
     model.to(device).train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -467,14 +527,14 @@ def _optimise(
         lr=config.learning_rate,
         betas=(0.9, 0.95),
     )
-    checkpoints = config.out / "checkpoints"
-    settings = _settings(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out / _SETTINGS_FILE, json.dumps({"command": name, **settings}, indent=2) + "\n")
+    checkpoints = out / "checkpoints"
+    settings = {**settings_of(config), **(about or {})}
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / _SETTINGS_FILE, json.dumps({"command": name, **settings}, indent=2) + "\n")
     done = 0
     if path := latest_checkpoint(checkpoints):
         state = load_checkpoint(path, modules={"model": model}, optimizer=optimizer)
-        _compare(config.out, settings, state["config"])
+        compare_settings(out, settings, state["config"])
         done = state["step"]
     half = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies_bfloat16(device))
     warmup = max(1, int(config.warmup * steps))
@@ -485,10 +545,9 @@ def _optimise(
         for step in range(done, steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
-            current = batch(step)
             torch.manual_seed(_mix(config.seed, step))  # dropout is the same in a run that was stopped on the way
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss = _loss(model, current, device)
+                loss, read = loss_of(step)
             if not torch.isfinite(loss):
                 raise TextEnvError(
                     f"The loss is {float(loss.detach())} at step {step} with learning_rate={config.learning_rate}. "
@@ -499,7 +558,7 @@ def _optimise(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average += (float(loss.detach()) - average) / min(step - done + 1, 100)
-            tokens += int(current[1].sum())
+            tokens += read
             speed = tokens / (time.perf_counter() - started)
             note = after(step + 1)
             if note:
@@ -513,6 +572,7 @@ def _optimise(
                     progress.console.print(
                         f"{name}: step {step + 1}/{steps}, loss {average:.4f}, {speed:,.0f} tokens/s"
                     )
+    return average
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -1,0 +1,58 @@
+"""Expert iteration (Anthony et al. 2017) with best-of-n as the expert (RAFT, Dong et al. 2023).
+
+Of each group of completions the one with the highest KL-regularised return, ``score - kl_coef * KL``, is imitated. The
+KL in it is that of the policy that wrote them, so at the optimum of the return all completions of a prompt have the
+same and the best of them is none but chance's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig, check
+from textenv.models.policy import Evaluation
+from textenv.rollouts import Rollout
+
+__all__ = ["ExpertIteration", "ExpertIterationConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertIterationConfig(GroupConfig):
+    """Settings of expert iteration.
+
+    Attributes:
+        epochs: Passes over the best completions of an iteration.
+    """
+
+    samples: int = 4
+    minibatch_size: int | None = 8
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        GroupConfig.__post_init__(self)
+        check(self, whole=("epochs",))
+
+
+class ExpertIteration(Agent[ExpertIterationConfig]):
+    """Learns by heart the best of what it wrote."""
+
+    Config: ClassVar[type[AgentConfig]] = ExpertIterationConfig
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
+        returns = (rollout.rewards.sum(axis=1) + rollout.bootstrap).reshape(-1, self.config.samples)
+        best = rollout.rows(np.arange(len(returns)) * self.config.samples + returns.argmax(axis=1))
+        differ = torch.from_numpy(returns.max(axis=1) > returns.min(axis=1))  # else none of them is the best
+        weights = differ[:, None].expand(best.mask.shape).float()
+
+        def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            policy_loss = -(batch["weights"] * now.log_probs).sum() / batch.tokens
+            return policy_loss, {"policy_loss": policy_loss}
+
+        metrics = self.optimise(best, {"weights": weights}, loss, epochs=self.config.epochs)
+        return {**metrics, "objective/best_return": float(returns.max(axis=1).mean())}

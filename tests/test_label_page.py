@@ -1,0 +1,467 @@
+"""The labelling page in headless Chromium, as people use it: by keys, by mouse, two at once, on a small screen."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.label_site import Site, add_task, add_tasks, recorded, serving
+
+pytestmark = pytest.mark.slow
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "the page is tested in Chromium: install it (Debian: apt-get install chromium)"
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with serving(tmp_path / "store.sqlite") as site:
+        yield site
+
+
+@pytest.fixture
+def visit(browser: Browser, site: Site) -> Iterator[Open]:
+    """``visit(name)``: the page in a browser of its own, signed in; at the end, nothing may have gone wrong in it."""
+    contexts: list[BrowserContext] = []
+    wrong: list[str] = []
+
+    def visit(name: str = "ann", url: str = site.url, **settings: Any) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **settings})
+        context.set_default_timeout(15_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: request.url.startswith(url) or wrong.append(request.url))
+        page.goto(url)
+        page.get_by_label("Your name").fill(name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#judge, #undo")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert [one for one in wrong if "status of 409" not in one] == []  # pages that say so are what a test asks for
+
+
+def texts(page: Page) -> list[str]:
+    """Return what is shown at each place."""
+    return page.locator(".card .text").all_inner_texts()
+
+
+def go(page: Page, act: Callable[[], Any]) -> None:
+    """Do what leads to another page, and wait for that."""
+    with page.expect_navigation():
+        act()
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def submit(page: Page) -> None:
+    go(page, lambda: page.keyboard.press("Enter"))
+
+
+def drag(page: Page, what: str, where: str) -> None:
+    """Drag the middle of one element to the middle of another, in steps as a hand does."""
+    boxes = [page.locator(selector).bounding_box() for selector in (what, where)]
+    (x, y), (to_x, to_y) = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(to_x, to_y, steps=4)
+    page.mouse.up()
+
+
+def chip(place: int) -> str:
+    return f".chip[data-place='{place}']"
+
+
+def test_what_is_chosen_by_keys_is_what_was_shown_there(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 16)
+    page = visit()
+    expected, orders = {}, set()
+    rng = random.Random(1)
+    for _ in range(16):
+        shown = texts(page)
+        orders.add(tuple(text.split()[1] for text in shown))
+        place = rng.randrange(2)
+        press(page, rng.choice([str(place + 1), ["ArrowLeft", "ArrowRight"][place]]))
+        expected[shown[place]], expected[shown[1 - place]] = 0, 1
+        submit(page)
+    expect(page.locator("h1")).to_have_text("Nothing to compare just now")
+    assert {text: rank for one in recorded(site.store) for text, rank in one.items()} == expected
+    assert orders == {("0", "1"), ("1", "0")}
+
+
+@pytest.mark.parametrize("by", ["keys", "mouse"])
+def test_rankings_of_two_to_nine(site: Site, visit: Open, by: str) -> None:
+    for size in range(2, 10):
+        add_tasks(site.store, 1, size)
+    page = visit()
+    expected: dict[tuple[str, ...], dict[str, int]] = {}
+    rng = random.Random(2)
+    for _ in range(2, 10):
+        shown = texts(page)
+        order = rng.sample(range(len(shown)), len(shown))
+        tied = len(shown) > 3  # then the second is tied with the first
+        ranks = {shown[place]: at - (tied and at > 0) for at, place in enumerate(order)}
+        expected[tuple(sorted(ranks))] = ranks
+        if by == "keys":
+            for at, place in enumerate(order):
+                press(page, *(["="] if tied and at == 1 else []), str(place + 1))
+        else:
+            for at, place in enumerate(order[: None if len(shown) > 2 else 1]):
+                source = chip(place) if at % 2 else f".card[data-place='{place}'] .handle h2"
+                page.locator(source).scroll_into_view_if_needed()
+                last = page.locator("[data-drop^=before]").last.get_attribute("data-drop")
+                drag(page, source, "[data-drop='with 0']" if tied and at == 1 else f"[data-drop='{last}']")
+        submit(page)
+    assert len(site.store.judgements()) == 8
+    assert {tuple(sorted(one)): one for one in recorded(site.store)} == expected
+
+
+def test_dragging_about(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 1, 4)
+    page = visit()
+    shown = texts(page)
+    status = page.get_by_role("status")
+    press(page, "1", "2", "3", "4")
+    expect(status).to_have_text("1 › 2 › 3 › 4.")
+    drag(page, chip(3), "[data-drop='before 0']")
+    expect(status).to_have_text("4 › 1 › 2 › 3.")
+    drag(page, chip(0), "[data-drop='with 3']")
+    expect(status).to_have_text("4 › 2 › 1 = 3.")
+    drag(page, chip(3), "[data-drop='with 0']")  # onto itself
+    expect(status).to_have_text("4 › 2 › 1 = 3.")
+    drag(page, chip(0), "[data-drop='before 3']")
+    expect(status).to_have_text("4 › 2 › 3 › 1.")
+    drag(page, chip(1), "h1, .brand")  # nowhere
+    expect(status).to_have_text("4 › 2 › 3 › 1.")
+    page.click(chip(1))
+    page.click(chip(0))
+    expect(status).to_have_text("4 › 3. Left below, in no order: 1, 2.")
+    drag(page, chip(2), ".pool")
+    expect(status).to_have_text("4. Left below, in no order: 1, 2, 3.")
+    page.click("#submit")
+    page.wait_for_selector("text=Nothing to compare")
+    assert recorded(site.store) == [{shown[3]: 0, shown[0]: None, shown[1]: None, shown[2]: None}]
+
+
+def test_the_ranking_by_the_keyboard_alone(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 1, 3)
+    page = visit()
+    status = page.get_by_role("status")
+    press(page, "3", "1", "2", "Backspace", "2")
+    expect(status).to_have_text("3 › 1 › 2.")
+    page.locator(chip(1)).focus()
+    press(page, "ArrowLeft")
+    expect(status).to_have_text("3 › 1 = 2.")
+    press(page, "ArrowLeft")
+    expect(status).to_have_text("3 › 2 › 1.")
+    expect(page.locator(chip(1))).to_be_focused()
+    press(page, "Enter")  # on a chip it takes it back, and does not submit
+    expect(status).to_have_text("3 › 1. Left below, in no order: 2.")
+    press(page, "t")
+    expect(status).to_have_text("All are equally good.")
+    seen = set()
+    for _ in range(40):
+        press(page, "Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    assert {"text", "pick scripted", "chip", "tie", "note", "submit"} <= seen
+
+
+def test_tie_both_bad_cant_tell_confidence_and_note(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 4)
+    page = visit()
+    press(page, "1", "t", "Shift+Digit5")
+    submit(page)
+    press(page, "2", "b", "n")
+    page.keyboard.type("both bad, 1 b c u t?\nsecond line")
+    press(page, "Escape")
+    submit(page)
+    press(page, "c", "Shift+Digit2", "Shift+Digit1")
+    submit(page)
+    press(page, "c", "1")  # a choice takes it back
+    page.get_by_label("Note").fill("sent from the field")
+    go(page, lambda: page.keyboard.press("Control+Enter"))
+    found = site.store.judgements()
+    assert [one.verdict for one in found] == ["ranked", "both_bad", "cant_tell", "ranked"]
+    assert [one.confidence for one in found] == [5, None, 1, None]
+    assert [one.note for one in found] == ["", "both bad, 1 b c u t?\nsecond line", "", "sent from the field"]
+    assert list(found[0].ranks) == [0, 0]
+    assert all(one.seconds is not None and 0 < one.seconds < 60 for one in found)
+
+
+def test_undo_brings_back_what_was_sent(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 2)
+    page = visit()
+    shown = texts(page)
+    press(page, "1", "Shift+Digit3")
+    submit(page)
+    assert texts(page) != shown
+    go(page, lambda: page.keyboard.press("u"))
+    assert texts(page) == shown
+    expect(page.get_by_role("status")).to_have_text("1 is better than 2.")
+    expect(page.get_by_label("3 of 5")).to_be_checked()
+    assert site.store.judgements() == []
+    press(page, "2")
+    submit(page)
+    press(page, "c")
+    submit(page)
+    assert recorded(site.store)[0] == {shown[1]: 0, shown[0]: 1}
+    go(page, lambda: page.get_by_role("button", name="Undo").click())
+    assert page.locator("#judge").count() == 1
+    assert len(site.store.judgements()) == 1
+
+
+def test_a_reload_in_the_middle_loses_nothing(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 5, 4)
+    page = visit()
+    press(page, "1", "2")
+    submit(page)
+    shown = texts(page)
+    press(page, "4", "=", "2", "Shift+Digit2", "n")
+    page.keyboard.type("half a no")
+    page.reload()
+    assert texts(page) == shown
+    expect(page.get_by_role("status")).to_have_text("2 = 4. Left below, in no order: 1, 3.")
+    expect(page.get_by_label("2 of 5")).to_be_checked()
+    expect(page.get_by_label("Note")).to_have_value("half a no")
+    again = visit("ann")  # in another browser: the same comparison, without the draft
+    assert texts(again) == shown
+    expect(again.locator("#done-text")).to_contain_text("1 of 5")
+    press(page, "1", "3")
+    submit(page)
+    press(again, "1")
+    with again.expect_navigation():
+        again.keyboard.press("Enter")
+    assert "already" in again.locator("[role=alert]").inner_text()
+    assert len(site.store.judgements()) == 2
+
+
+def test_two_annotators_at_once(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 3)
+    add_tasks(site.store, 3, 3, judgements=2)
+    pages = {name: visit(name) for name in ("ann", "بِن")}
+    assert texts(pages["ann"]) != texts(pages["بِن"])
+    expected: dict[str, list[dict[str, int]]] = {name: [] for name in pages}
+    while any(page.locator("#judge").count() for page in pages.values()):
+        for name, page in pages.items():
+            if not page.locator("#judge").count():
+                go(page, page.reload)
+                continue
+            shown = texts(page)
+            best_first = sorted(range(len(shown)), key=lambda place: shown[place], reverse=name == "ann")
+            press(page, *[str(place + 1) for place in best_first])
+            expected[name].append({shown[place]: rank for rank, place in enumerate(best_first)})
+            submit(page)
+    assert sum(map(len, expected.values())) == 3 + 6
+    for name, mine in expected.items():
+        assert recorded(site.store, annotators=[site.store.annotator(name)]) == mine
+    page = pages["ann"]
+    page.goto(f"{site.url}state")
+    expect(page.get_by_role("row").filter(has_text="ann").get_by_role("cell").first).to_have_text(
+        str(len(expected["ann"]))
+    )
+
+
+HOSTILE = {
+    "script": "<script>document.title='run'</script><img src=x onerror=alert(1)></div></form><h1>{{ 7*7 }}</h1>&lt;b&gt;",
+    "long": "word " * 20_000 + "the end",
+    "one long word": "x" * 100_000,
+    "control characters": "a\x00b\x1b[31mc\x07d\re\x85f\u202egh\u2066i\u200bj\u2028k\ufeffl\U000e0041m",
+    "right to left": "\u05e9\u05dc\u05d5\u05dd!\nLatin line.",
+    "nothing": "",
+    "white space": " \n\t ",
+    "marks upon marks": "z" + "\u0336\u0489" * 200,
+    "trap": "\"'><svg onload=alert(1)> javascript:alert(1) ${alert(1)} `x`",
+}
+
+
+def test_hostile_completions_are_text(site: Site, visit: Open) -> None:
+    add_task(site.store, list(HOSTILE.values()), prompt="<script>alert('prompt')</script>\u202eabc")
+    page = visit('<b>"ann"</b>')
+    cards = {}
+    for place in range(len(HOSTILE)):
+        text = page.locator(".card .text").nth(place)
+        content = text.evaluate("node => node.textContent")
+        cards[content] = text
+    assert HOSTILE["script"] in cards
+    assert HOSTILE["trap"] in cards
+    assert HOSTILE["long"] in cards
+    assert HOSTILE["right to left"] in cards
+    assert {"Empty", "Nothing but white space"} <= set(cards)
+    told = "a\\x00b\\x1b[31mc\\x07d\\re\\x85f\\u202egh\\u2066i\\u200bj\\u2028k\\ufeffl\\U000e0041m"
+    assert told in cards
+    assert cards[told].locator(".hidden-character").count() == 11
+    assert "Compare" in page.title()
+    assert page.locator("script").count() == 1
+    assert page.locator(".card svg, .card img, .card script, .prompt script").count() == 0
+    assert page.locator(".who span").first.inner_text() == '<b>"ann"</b>'
+    assert "\\u202eabc" in page.locator(".prompt").inner_text()
+    # The Hebrew line begins at the right, the Latin one at the left of the same text.
+    sides = cards[HOSTILE["right to left"]].evaluate(
+        """node => { const range = document.createRange(), box = node.getBoundingClientRect(), found = [];
+        for (const [from, to] of [[0, 4], [6, 11]]) {
+          range.setStart(node.firstChild, from); range.setEnd(node.firstChild, to);
+          const at = range.getBoundingClientRect();
+          found.push((at.left + at.right) / 2 > (box.left + box.right) / 2 ? "right" : "left");
+        } return found; }"""
+    )
+    assert sides == ["right", "left"]
+    wide = "document.documentElement.scrollWidth > innerWidth"
+    assert not page.evaluate(wide)
+    press(page, "3", "1")
+    submit(page)
+    assert site.store.judgements()[0].verdict == "ranked"
+
+
+def test_nothing_tells_who_wrote_what(site: Site, visit: Open) -> None:
+    store = site.store
+    prompt = store.add_prompt("Write a line.")
+    policies = [store.add_policy("secret-sft", folder="/secret/a"), store.add_policy("secret-ppo", folder="/secret/b")]
+    items = [store.add_completion(prompt, f"text {i}", policy=policies[i], details={"secret": i}) for i in range(2)]
+    first = store.add_task(items, gold=[0, 1])
+    store.add_task(items, repeat_of=first)
+    page = visit()
+    pages = []
+    for _ in range(2):
+        html = page.content()
+        assert not re.search("secret|gold|repeat|polic", html.replace("repeat-of", ""), re.IGNORECASE)
+        for token in ("assignment", "token"):  # all that stands for something is these
+            html = html.replace(page.locator(f"#judge [name={token}]").get_attribute("value") or "", "")
+        pages.append(re.sub(r"text [01]|\d of \d.*?<|value=\"\d\"|open=\"\"", "", html))
+        press(page, "1")
+        submit(page)
+    plain = [re.sub(r"\s+", " ", html) for html in pages]
+    assert plain[0] == plain[1], "a gold item and a repeated one look like any other"
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_small_screen(site: Site, visit: Open, width: int) -> None:
+    add_tasks(site.store, 1, 2)
+    add_tasks(site.store, 1, 9)
+    page = visit(viewport={"width": width, "height": 640}, has_touch=True, is_mobile=True)
+    for _ in range(2):
+        assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+        shown = texts(page)
+        best = max(range(len(shown)), key=lambda place: shown[place])
+        page.locator(".pick").nth(best).tap()
+        go(page, lambda: page.locator("#submit").tap())
+        assert min(recorded(site.store)[-1], key=lambda text: recorded(site.store)[-1][text] or 0) in shown
+        assert recorded(site.store)[-1][shown[best]] == 0
+    page.goto(f"{site.url}state")
+    assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+
+
+def test_without_scripts_the_form_still_works(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 1, 3)
+    page = visit(java_script_enabled=False)
+    shown = texts(page)
+    for place, rank in enumerate("311"):
+        page.get_by_label("Rank").nth(place).select_option(rank)
+    page.get_by_label("4 of 5").check(force=True)
+    go(page, lambda: page.get_by_role("button", name="Submit").click())
+    assert recorded(site.store) == [{shown[0]: 1, shown[1]: 0, shown[2]: 0}]
+    go(page, lambda: page.get_by_role("button", name="Undo").click())
+    assert texts(page) == shown
+
+
+def test_clips_are_shown(site: Site, visit: Open, tmp_path: Path) -> None:
+    clips = []
+    for width in (40, 60):
+        (folder := tmp_path / f"clip-{width}").mkdir()
+        frames = [Image.new("RGB", (width, 30), (shade, 90, 90)) for shade in (0, 120, 240)]
+        frames[0].save(folder / "clip.gif", save_all=True, append_images=frames[1:], duration=50, loop=0)
+        clips.append(site.store.add_clip(str(folder), task="Pendulum-v1"))
+    site.store.add_task(clips, kind="clip")
+    page = visit()
+    pictures = page.locator("img.clip")
+    assert re.fullmatch(r"/media/\d+-\d-[0-9a-f]{32}", pictures.first.get_attribute("src") or "")
+    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
+    widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert sorted(widths) == [40, 60]
+    press(page, "r", str(widths.index(60) + 1))
+    submit(page)
+    (judgement,) = site.store.judgements()
+    assert list(judgement.ranks) == [1, 0]
+
+
+def test_an_open_page_keeps_its_lease_and_says_when_it_lost_it(tmp_path: Path, visit: Open) -> None:
+    with serving(tmp_path / "other.sqlite", lease_seconds=2.0) as site:
+        add_tasks(site.store, 1)
+        page = visit("ann", site.url)
+        other = site.store.annotator("ben")
+        for _ in range(6):
+            press(page, "1")
+            page.wait_for_timeout(500)
+            assert site.store.lease(other) is None
+        page.wait_for_timeout(4500)  # nobody is there
+        taken = site.store.lease(other)
+        assert taken
+        site.store.judge(taken.id, [0, 1])
+        press(page, "2")
+        expect(page.locator("#passed-on")).to_be_visible()
+        expect(page.locator("#done-text")).to_contain_text("0")
+
+
+def test_labels_language_and_contrast(site: Site, visit: Open) -> None:
+    add_tasks(site.store, 1, 3)
+    for scheme in ("light", "dark"):
+        page = visit(scheme, color_scheme=scheme)
+        assert page.locator("html").get_attribute("lang") == "en"
+        assert page.locator(".card .text[dir=auto][translate=no]").count() == 3
+        unnamed = page.evaluate(
+            """[...document.querySelectorAll("input:not([type=hidden]), textarea, select, button, img, video")].filter(
+            node => !(node.labels?.length || node.ariaLabel || node.textContent.trim() || node.hasAttribute("alt"))).length"""
+        )
+        assert unnamed == 0
+        press(page, "1")
+        page.wait_for_timeout(200)  # colours change over a moment
+        low = page.evaluate(CONTRAST)
+        assert low == []
+        page.close()
+
+
+CONTRAST = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => rgb.slice(0, 3).map(c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const rgb = parse(getComputedStyle(node).backgroundColor);
+      if (rgb.length === 3 || rgb[3] === 1) return rgb;
+    }
+  };
+  const low = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let text; (text = walker.nextNode());) {
+    const node = text.parentElement;
+    if (!text.data.trim() || !node.checkVisibility() || node.closest(":disabled, kbd")) continue;
+    const [one, two] = [light(parse(getComputedStyle(node).color)), light(behind(node))].sort((a, b) => b - a);
+    const ratio = (one + 0.05) / (two + 0.05);
+    if (ratio < 4.5) low.push(`${text.data.trim().slice(0, 30)}: ${ratio.toFixed(2)}`);
+  }
+  return low;
+}"""

@@ -1,0 +1,129 @@
+"""Clips as animated pictures: an episode is played again from its seed, so training draws nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.clips.segments import Segment, as_action
+from textenv.files import write_atomically
+from textenv.types import TextEnvError
+
+try:
+    from PIL import Image
+except ModuleNotFoundError as error:
+    raise TextEnvError(f"Drawing clips needs Pillow ({error}). Run: pip install 'textenv[clips]'") from error
+
+__all__ = ["Player", "write_animation"]
+
+_MOST_FRAMES = 30.0  # a second
+_HEIGHT = 240  # pixels
+_FORMATS = {".webp": "WEBP", ".gif": "GIF"}
+
+Frame = NDArray[np.uint8]
+
+
+class Player:
+    """Plays segments of a task again and draws them.
+
+    Attributes:
+        env: The task, with pictures.
+        every: Of so many steps one is drawn, so that there are at most 30 frames a second.
+        frames_per_second: At the speed of the task.
+    """
+
+    def __init__(self, task: str, settings: Mapping[str, Any]) -> None:
+        """Make the task once more, with ``render_mode="rgb_array"``.
+
+        Args:
+            task: Registered id.
+            settings: Keywords of ``gymnasium.make``, the same as in training.
+
+        Raises:
+            TextEnvError: The task cannot be made or drawn here.
+        """
+        if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default wants a screen
+        self._task = task
+        try:
+            self.env = gym.make(task, **{**settings, "render_mode": "rgb_array"})
+        except (gym.error.Error, TypeError) as error:
+            raise TextEnvError(f"{task} cannot be made to be drawn: {error}") from error
+        speed = float(self.env.metadata.get("render_fps", _MOST_FRAMES))
+        self.every = max(1, round(speed / _MOST_FRAMES))
+        self.frames_per_second = speed / self.every
+
+    def close(self) -> None:
+        """Close the task."""
+        self.env.close()
+
+    def frames(self, clip: Segment) -> list[Frame]:
+        """Return what the task looks like before each ``every``-th step of the clip, each a picture.
+
+        Raises:
+            TextEnvError: The task cannot be drawn, or an episode is not the same when it is played again.
+        """
+        trajectory, env = clip.trajectory, self.env
+        observation, _ = env.reset(seed=trajectory.seed)
+        pictures = []
+        for step in range(clip.stop):
+            if not np.array_equal(observation, trajectory.observations[step]):
+                raise TextEnvError(
+                    f"{self._task} is not a function of its seed and the actions: played again, step {step} looks "
+                    "different. Its clips cannot be drawn."
+                )
+            if step >= clip.start and (step - clip.start) % self.every == 0:
+                pictures.append(self.picture())
+            observation, *_ = env.step(as_action(env.action_space, trajectory.actions[step]))
+        return pictures
+
+    def picture(self) -> Frame:
+        """Return what the task looks like now, at most 240 pixels high, shape ``(height, width, 3)``.
+
+        Raises:
+            TextEnvError: The task cannot be drawn.
+        """
+        try:
+            drawn: Any = self.env.render()
+        except Exception as error:
+            raise TextEnvError(f"{self._task} cannot be drawn here: {error!r}. MuJoCo's tasks need EGL.") from error
+        image = Image.fromarray(np.asarray(drawn, dtype=np.uint8))
+        if image.height > _HEIGHT:
+            width = round(image.width * _HEIGHT / image.height)
+            image = image.resize((width, _HEIGHT), Image.Resampling.LANCZOS)
+        return np.asarray(image)
+
+    def write(self, clip: Segment, path: Path) -> None:
+        """Write a clip as an animated picture at the speed of the task (see ``write_animation``)."""
+        write_animation(self.frames(clip), path, frames_per_second=self.frames_per_second)
+
+
+def write_animation(frames: Sequence[Frame], path: Path, *, frames_per_second: float) -> None:
+    """Write frames as an animation that every browser shows and that repeats.
+
+    Args:
+        frames: Each of shape ``(height, width, 3)``.
+        path: ``.webp``, or ``.gif``, which is larger. Its folder exists.
+        frames_per_second: Their speed.
+
+    Raises:
+        TextEnvError: The file's kind is another, or there are no frames.
+    """
+    if path.suffix not in _FORMATS or not frames:
+        raise TextEnvError(f"{path}, {len(frames)} frames: expected some, and a name that ends in .webp or .gif.")
+    milliseconds = round(1000 / frames_per_second)
+    data = io.BytesIO()
+    first, *others = map(Image.fromarray, frames)
+    options: dict[str, Any] = {"quality": 60, "method": 4} if path.suffix == ".webp" else {}
+    first.save(
+        data, _FORMATS[path.suffix], save_all=True, append_images=others, duration=milliseconds, loop=0, **options
+    )
+    write_atomically(path, data.getvalue())

@@ -1,0 +1,119 @@
+"""What a run of clips leaves behind: a policy and a reward model, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from textenv.clips.agents import Agent, make_agent
+from textenv.clips.ensemble import RewardEnsemble
+from textenv.clips.measuring import make_task
+from textenv.clips.segments import Features
+from textenv.clips.settings import ClipsConfig
+from textenv.files import write_atomically
+from textenv.types import FloatArray, TextEnvError
+
+__all__ = ["StepReward", "load_policy", "load_reward", "save_policy", "save_reward"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReward:
+    """The reward of an ensemble, of observations and actions as a task has them: what ``LearnedReward`` takes.
+
+    Attributes:
+        ensemble: The reward model.
+        features: Makes of a step what it reads.
+    """
+
+    ensemble: RewardEnsemble
+    features: Features
+
+    @torch.no_grad()
+    def __call__(self, observations: NDArray[Any], actions: NDArray[Any]) -> FloatArray:
+        """Return shape ``(n,)``, float32."""
+        rewards: FloatArray = self.ensemble(torch.from_numpy(self.features(observations, actions))).numpy()
+        return rewards
+
+
+def save_policy(folder: Path, agent: Agent, config: ClipsConfig) -> None:
+    """Write an agent's networks (safetensors) and how to make it again (JSON)."""
+    about = {"agent": config.agent, "task": config.task, "task_settings": dict(config.task_settings)}
+    about["agent_settings"] = dict(config.agent_settings)
+    _save(folder, agent.policy.state_dict(), about)
+
+
+def load_policy(folder: Path) -> Agent:
+    """Return an agent that acts as the saved one; it can be trained on, from an empty memory.
+
+    Raises:
+        TextEnvError: The folder holds no policy.
+    """
+    weights, about = _load(
+        folder, "a policy of 'textenv clips train'", "agent", "task", "task_settings", "agent_settings"
+    )
+    env = make_task(about["task"], about["task_settings"])
+    agent = make_agent(about["agent"], env, seed=0, buffer_size=1, settings=about["agent_settings"])
+    _fill(agent.policy, weights, folder)
+    return agent
+
+
+def save_reward(folder: Path, ensemble: RewardEnsemble) -> None:
+    """Write a reward model (safetensors and JSON)."""
+    members, features, hidden = ensemble.weights[0].shape
+    _save(folder, ensemble.state_dict(), {"members": members, "features": features, "hidden": hidden})
+
+
+def load_reward(folder: Path, env: gym.Env[Any, Any]) -> StepReward:
+    """Read the reward that a run has learnt, which ``LearnedReward`` puts in the place of a task's.
+
+    Args:
+        folder: The run's ``reward``.
+        env: The task, or one with the same spaces.
+
+    Raises:
+        TextEnvError: The folder holds no reward model, or it is one of a task with other spaces.
+    """
+    weights, about = _load(folder, "a reward model of 'textenv clips train'", "members", "features", "hidden")
+    features = Features(env.observation_space, env.action_space)
+    if features.size != about["features"]:
+        raise TextEnvError(
+            f"{folder}: the reward model reads {about['features']} numbers a step, and the task has {features.size}."
+        )
+    ensemble = RewardEnsemble(about["features"], members=about["members"], hidden=about["hidden"])
+    _fill(ensemble, weights, folder)
+    return StepReward(ensemble, features)
+
+
+def _save(folder: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = {name: value.detach().contiguous().clone() for name, value in weights.items()}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(copies))
+    write_atomically(folder / "config.json", json.dumps(about, indent=2) + "\n")
+
+
+def _load(folder: Path, what: str, *keys: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        about: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        missing = [key for key in keys if key not in about]
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise TextEnvError(f"{folder}: expected {what} ({error}).") from error
+    if missing:
+        raise TextEnvError(f"{folder}: expected {what}; its config.json has no {missing}.")
+    return weights, about
+
+
+def _fill(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise TextEnvError(f"{folder}: the weights do not fit its config.json: {error}") from error

@@ -1,0 +1,174 @@
+"""How far annotators agree: with each other, with themselves, and with what is known to be right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from textenv.feedback.store import FeedbackStore, Judgement
+from textenv.types import Ranking, TextEnvError
+
+__all__ = ["Agreement", "Share", "krippendorff_alpha", "measure_agreement", "pair_values"]
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of so many, with Wilson's 95 % interval."""
+
+    hits: int
+    count: int
+
+    @property
+    def value(self) -> float | None:
+        """The share; None of nothing."""
+        return self.hits / self.count if self.count else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's interval (1927), in which the true share lies with 95 % confidence; None of nothing."""
+        if not self.count:
+            return None
+        low, high = binomtest(self.hits, self.count).proportion_ci(0.95, method="wilson")
+        return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far annotators agree, over pairs of items whose order somebody gave.
+
+    Attributes:
+        alpha: Krippendorff's alpha between annotators, the distance from "better" to "worse" being twice that to a
+            tie; None where no pair has two opinions, or all opinions are the same.
+        interval: Its 95 % interval, by a bootstrap over pairs; None where alpha is.
+        raw: Share of pairs of opinions on the same pair of items that are equal.
+        own: Share of an annotator's opinions that are the same when a task is repeated.
+        gold: Share of opinions on gold items that are right.
+        pairs: Pairs of items with two opinions or more.
+    """
+
+    alpha: float | None
+    interval: tuple[float, float] | None
+    raw: Share
+    own: Share
+    gold: Share
+    pairs: int
+
+
+def pair_values(judgement: Judgement, items: Sequence[int]) -> dict[Pair, int]:
+    """Return what a judgement says of each pair of items, the smaller number first: -1 better, 1 worse, 0 a tie."""
+    return _values(judgement.ranks, items) if judgement.verdict == "ranked" else {}
+
+
+def _values(ranks: Sequence[int | None], items: Sequence[int]) -> dict[Pair, int]:
+    found: dict[Pair, int] = {}
+    for better, worse, tied in Ranking("", ("",) * len(items), tuple(ranks)).pairs():
+        one, other = items[better], items[worse]
+        found[min(one, other), max(one, other)] = 0 if tied else -1 if one < other else 1
+    return found
+
+
+def krippendorff_alpha(
+    units: Sequence[Sequence[int]], level: Literal["nominal", "interval"] = "interval"
+) -> float | None:
+    """Return Krippendorff's alpha: 1 for full agreement, 0 for what chance would give, below for less.
+
+    Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section D: ``alpha = 1 - D_o / D_e`` from the
+    coincidences of values within units; units with one value say nothing and are left out.
+
+    Args:
+        units: The values that each unit was given, in any order and number.
+        level: Distance of two values: ``"nominal"``, 0 or 1; ``"interval"``, the square of their difference.
+
+    Returns:
+        None where it is not defined: no unit has two values, or all values are the same.
+    """
+    if level not in ("nominal", "interval"):
+        raise TextEnvError(f"level={level!r}: expected 'nominal' or 'interval'.")
+    paired = [unit for unit in units if len(unit) > 1]
+    values = sorted({value for unit in paired for value in unit})
+    if len(values) < 2:
+        return None
+    counts = np.array([[list(unit).count(value) for value in values] for unit in paired], dtype=np.float64)
+    return _alpha(counts, _distances(values, level))
+
+
+def _distances(values: Sequence[int], level: str) -> NDArray[np.float64]:
+    difference = np.subtract.outer(np.array(values, dtype=np.float64), np.array(values, dtype=np.float64))
+    return (difference != 0).astype(np.float64) if level == "nominal" else difference**2
+
+
+def _alpha(counts: NDArray[np.float64], distances: NDArray[np.float64]) -> float | None:
+    """Return alpha from how often each unit has each value, ``(units, values)``."""
+    sizes = counts.sum(axis=1)
+    together = (counts / (sizes - 1)[:, None]).T @ counts - np.diag((counts / (sizes - 1)[:, None]).sum(axis=0))
+    totals = together.sum(axis=0)
+    observed = float((together * distances).sum())
+    expected = float((np.outer(totals, totals) * distances).sum()) / (totals.sum() - 1)
+    return 1 - observed / expected if expected > 0 else None
+
+
+def measure_agreement(store: FeedbackStore, *, resamples: int = 500, seed: int = 0) -> Agreement:
+    """Measure the agreement of the judgements in a store that count.
+
+    Args:
+        store: The store.
+        resamples: Of the bootstrap.
+        seed: Seeds it.
+    """
+    tasks = {task.id: task for task in store.tasks()}
+    opinions: defaultdict[Pair, dict[int, int]] = defaultdict(dict)  # of a pair of items, by annotator
+    own, gold = Share(0, 0), Share(0, 0)
+    judgements = store.judgements()
+    by_task = {(judgement.annotator, judgement.task): judgement for judgement in judgements}
+    for judgement in judgements:
+        task = tasks[judgement.task]
+        said = pair_values(judgement, task.items)
+        if task.gold is not None:
+            gold = _compared(gold, said, _values(task.gold, task.items))
+        if task.repeat_of is not None:
+            first = by_task.get((judgement.annotator, task.repeat_of))
+            own = _compared(own, said, {} if first is None else pair_values(first, tasks[first.task].items))
+            continue  # one opinion a person
+        for pair, value in said.items():
+            opinions[pair].setdefault(judgement.annotator, value)
+    units = [tuple(given.values()) for given in opinions.values() if len(given) > 1]
+    alpha = krippendorff_alpha(units)
+    equal = pairs = 0
+    for unit in units:
+        for place, value in enumerate(unit):
+            equal += unit[place + 1 :].count(value)
+        pairs += len(unit) * (len(unit) - 1) // 2
+    return Agreement(
+        alpha=alpha,
+        interval=None if alpha is None else _bootstrap(units, resamples, seed),
+        raw=Share(equal, pairs),
+        own=own,
+        gold=gold,
+        pairs=len(units),
+    )
+
+
+def _compared(share: Share, said: dict[Pair, int], true: dict[Pair, int]) -> Share:
+    both = said.keys() & true.keys()
+    return Share(share.hits + sum(said[pair] == true[pair] for pair in both), share.count + len(both))
+
+
+def _bootstrap(units: Sequence[tuple[int, ...]], resamples: int, seed: int) -> tuple[float, float] | None:
+    """Return the 2.5th and 97.5th percentile of alpha over units drawn with replacement."""
+    values = (-1, 0, 1)
+    counts = np.array([[unit.count(value) for value in values] for unit in units], dtype=np.float64)
+    rng, distances = np.random.default_rng(seed), _distances(values, "interval")
+    found = [_alpha(counts[rng.integers(len(counts), size=len(counts))], distances) for _ in range(resamples)]
+    defined = [alpha for alpha in found if alpha is not None]
+    if not defined:
+        return None
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,273 @@
+"""Files of rankings into a store of feedback and out of it: ``textenv feedback import | export``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import tyro
+from transformers import AutoTokenizer
+
+from textenv.feedback.formats import Droppable, read_rankings, read_records, write_rankings
+from textenv.feedback.store import FeedbackStore
+from textenv.prompts import read_conversation
+from textenv.types import Conversation, Ranking, TextEnvError
+
+__all__ = [
+    "ExportFeedback",
+    "ImportFeedback",
+    "Question",
+    "add_questions",
+    "add_rankings",
+    "export_feedback",
+    "import_feedback",
+    "read_questions",
+]
+
+Question: TypeAlias = tuple[str | Conversation, tuple[str, ...]]
+"""A prompt, and completions of it that nobody has ranked yet."""
+Name: TypeAlias = Literal["native", "trl", "scores", "shp", "openai", "ziegler", "arena", "argilla", "label_studio"]
+
+
+@dataclass(frozen=True)
+class ImportFeedback:
+    """Put rankings that were made elsewhere, or completions to be ranked, into a store of feedback.
+
+    Attributes:
+        store: The store; made if it is missing.
+        files: Files of kind .jsonl, .json, .csv or .parquet.
+        format: What the files hold; auto to tell by the first record.
+        unjudged: They hold completions that nobody has ranked: objects with "prompt" and "completions".
+        judgements: From how many annotators a ranking of these is wanted.
+        annotator: Who judged where the file does not say.
+        tokenizer: Folder or Hugging Face id of the tokenizer of files with token ids, "gpt2" for Ziegler's labels.
+        drop_margins: Leave margins out, which a store does not keep.
+        skip_unreadable: Go on after a record that is no ranking, and say how many there were.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    format: Literal["auto"] | Name = "auto"
+    unjudged: bool = False
+    judgements: int = 1
+    annotator: str = ""
+    tokenizer: str | None = None
+    drop_margins: bool = False
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class ExportFeedback:
+    """Write the rankings in a store of feedback to a file, in the format of another tool.
+
+    Attributes:
+        store: The store.
+        file: The file to write, of kind .jsonl, .json, .csv or .parquet.
+        format: What the file is to hold.
+        drop: What may be left out where the format cannot hold it.
+        all: Export judgements on gold and repeated tasks as well, which measure annotators.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path, tyro.conf.Positional]
+    format: Name = "native"
+    drop: tuple[Droppable, ...] = ()
+    all: bool = False
+
+
+def import_feedback(command: ImportFeedback) -> list[str]:
+    """Do what ``textenv feedback import`` is to do: all files, or none of them; return what to tell about it.
+
+    Raises:
+        TextEnvError: A file cannot be read, or the store cannot keep what is in it.
+    """
+    if not command.files:
+        raise TextEnvError("Name at least one file to import.")
+    if command.unjudged:
+        questions = [question for file in command.files for question in read_questions(file)]
+        with FeedbackStore(command.store) as store:
+            added = len(add_questions(store, questions, judgements=command.judgements))
+        return [f"{command.store}: {added} tasks added, each to be judged by {command.judgements}."]
+    refused: list[TextEnvError] = []
+    rankings: list[Ranking] = []
+    decode = None if command.tokenizer is None else _decoder(command.tokenizer)
+    for file in command.files:
+        rankings += read_rankings(
+            file, command.format, decode=decode, refused=refused.append if command.skip_unreadable else None
+        )
+    if command.drop_margins:
+        rankings = [replace(ranking, margin=None) for ranking in rankings]
+    with FeedbackStore(command.store) as store:
+        added = add_rankings(store, rankings, annotator=command.annotator)
+    told = [f"{command.store}: {added} judgements added, {len(rankings) - added} were there already."]
+    return told + [f"{len(refused)} records were left out, the first of them {refused[0]}" for _ in refused[:1]]
+
+
+def export_feedback(command: ExportFeedback) -> list[str]:
+    """Do what ``textenv feedback export`` is to do; return what to tell about it.
+
+    Raises:
+        TextEnvError: There is no such store, nothing in it was ranked, or the format cannot hold a ranking.
+    """
+    with FeedbackStore(command.store, create=False) as store:
+        everything = store.judgements()
+        rankings = [ranking for _, ranking in store.rankings(everything if command.all else None)]
+    if not rankings:
+        raise TextEnvError(f"{command.store}: none of its {len(everything)} judgements ranks completions to export.")
+    records = write_rankings(command.file, rankings, command.format, drop=command.drop)
+    left = len(everything) - len(rankings)
+    told = [f"{command.file}: {records} records of {len(rankings)} judgements."]
+    if left:
+        told.append(
+            f"{left} judgements are none to learn from and were left out: both bad, can't tell, clips"
+            + ("." if command.all else ", or on gold or repeated tasks (--all).")
+        )
+    return told
+
+
+def add_rankings(
+    store: FeedbackStore, rankings: Iterable[Ranking], *, annotator: str = "", gold: bool = False, judgements: int = 1
+) -> int:
+    """Add rankings to a store, as judgements by their annotators, or as gold tasks that annotators are measured by.
+
+    What the store has already, in judgements by the same annotator, is not added again, so that the same file may be
+    imported twice; a ranking that is twice in the rankings is added twice. Completions that were shown in the order in
+    which they stand become one task for all who ranked them.
+
+    Args:
+        store: The store.
+        rankings: Without margins, of nine completions at most.
+        annotator: Who judged where a ranking does not say.
+        gold: Take them for the right answers of tasks to be judged.
+        judgements: From how many annotators a judgement of each gold task is wanted.
+
+    Returns:
+        How many were added.
+
+    Raises:
+        TextEnvError: A ranking has a margin, nobody's name, or too many completions; nothing was added then.
+    """
+    rankings = [replace(ranking, annotator=ranking.annotator or annotator) for ranking in rankings]
+    for ranking in rankings:
+        about = f"The ranking of {_key(ranking.prompt)[:80]} by {ranking.annotator!r}"
+        if len(ranking.completions) > 9:
+            raise TextEnvError(f"{about} has {len(ranking.completions)} completions; a task has nine at most.")
+        if ranking.margin is not None and not gold:
+            raise TextEnvError(f"{about} has a margin, which a store does not keep. Drop margins (--drop-margins).")
+        if not ranking.annotator and not gold:
+            raise TextEnvError(f"{about}: nobody is named who judged. Name somebody (--annotator).")
+    added = 0
+    with store.transaction():
+        items = _Items(store)
+        if gold:
+            for ranking in rankings:
+                places = items.of(ranking.prompt, ranking.completions)
+                store.add_task(places, gold=ranking.ranks, judgements=judgements)
+            return len(rankings)
+        there = Counter(_identity(ranking) for _, ranking in store.rankings(store.judgements()))
+        fresh: dict[str, list[list[Ranking]]] = {}  # of the same completions, rounds in which each judges once
+        for ranking in rankings:
+            if there[_identity(ranking)]:
+                there[_identity(ranking)] -= 1
+                continue
+            rounds = fresh.setdefault(_key([ranking.prompt, ranking.completions]), [])
+            free = (one for one in rounds if all(each.annotator != ranking.annotator for each in one))
+            one = next(free, None)
+            if one is None:
+                rounds.append(one := [])
+            one.append(ranking)
+            added += 1
+        for rounds in fresh.values():
+            for one in rounds:
+                task = store.add_task(items.of(one[0].prompt, one[0].completions), judgements=len(one))
+                for ranking in one:
+                    store.record(task, store.annotator(ranking.annotator), ranking.ranks)
+    return added
+
+
+def add_questions(store: FeedbackStore, questions: Iterable[Question], *, judgements: int = 1) -> list[int]:
+    """Add completions to be ranked to a store; return the numbers of the tasks.
+
+    Raises:
+        TextEnvError: There are not two to nine completions of a prompt; nothing was added then.
+    """
+    with store.transaction():
+        items = _Items(store)
+        return [store.add_task(items.of(prompt, texts), judgements=judgements) for prompt, texts in questions]
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Read prompts and completions that nobody has ranked: objects with ``prompt`` and ``completions``.
+
+    Raises:
+        TextEnvError: The file cannot be read, or a record is no such thing; the message says which.
+    """
+    questions: list[Question] = []
+    for where, row in read_records(path):
+        given = row.get("completions")
+        if isinstance(given, str):  # a cell of CSV
+            try:
+                given = json.loads(given)
+            except json.JSONDecodeError:
+                given = None
+        if not isinstance(given, list) or not 2 <= len(given) <= 9 or not all(isinstance(text, str) for text in given):
+            raise TextEnvError(f"{where}: expected 'completions', a list of two to nine texts, and 'prompt'.")
+        prompt = row.get("prompt")
+        try:
+            questions.append((prompt if isinstance(prompt, str) else read_conversation(prompt), tuple(given)))
+        except TextEnvError as error:
+            raise TextEnvError(f"{where}: {error}") from error
+    return questions
+
+
+class _Items:
+    """Completions of a store by what they say, so that those which nobody knows the policy of are added once."""
+
+    def __init__(self, store: FeedbackStore) -> None:
+        self._store = store
+        self._numbers: dict[tuple[int, str], list[int]] = {}
+        for item in store.completions():
+            if item.policy is None and item.prompt is not None:
+                self._numbers.setdefault((item.prompt, item.text), []).append(item.id)
+
+    def of(self, prompt: str | Conversation, texts: Sequence[str]) -> list[int]:
+        """Return the numbers of completions; a text that stands twice gets two."""
+        number, seen, found = self._store.add_prompt(prompt), Counter[str](), []
+        for text in texts:
+            known = self._numbers.setdefault((number, text), [])
+            if seen[text] == len(known):
+                known.append(self._store.add_completion(number, text))
+            found.append(known[seen[text]])
+            seen[text] += 1
+        return found
+
+
+def _identity(ranking: Ranking) -> str:
+    return _key([ranking.prompt, ranking.completions, ranking.ranks, ranking.annotator])
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_mapping)
+
+
+def _mapping(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _decoder(name: str) -> Callable[[list[int]], str]:
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise TextEnvError(f"--tokenizer {name}: cannot be loaded ({error}).") from error
+    special = {*tokenizer.all_special_ids}
+
+    def decode(ids: list[int]) -> str:
+        # Padding is no token of the vocabulary in Ziegler's labels: 50259 of 50257.
+        kept = [token for token in ids if 0 <= token < len(tokenizer) and token not in special]
+        return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+
+    return decode

@@ -1,0 +1,235 @@
+"""From policies to tasks: completions are sampled and put side by side, ``textenv feedback add``."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode
+
+from textenv.feedback.exchange import add_rankings
+from textenv.feedback.formats import read_rankings
+from textenv.feedback.store import FeedbackStore
+from textenv.models.policy import TextPolicy
+from textenv.prompts import read_prompts
+from textenv.rollouts import sample_episodes, text_env
+from textenv.types import Conversation, TextEnvError
+
+__all__ = ["AddTasks", "add_tasks", "sample_completions"]
+
+_ROWS = 32  # completions that are sampled at once
+_KEPT = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat")  # of a run's settings
+
+
+@dataclass(frozen=True)
+class AddTasks:
+    """Sample completions from policies and ask annotators to rank them: afterwards, textenv label.
+
+    Attributes:
+        store: The store of feedback; made if it is missing.
+        prompts: File of prompts (.txt, .jsonl, .csv, .parquet).
+        policies: Each NAME=FOLDER: a run of textenv train, a saved agent, a model's folder or Hugging Face id, or
+            "bundled".
+        max_prompts: Take so many prompts, drawn at random; None for all.
+        samples: Completions that each policy writes to a prompt.
+        items: Completions in a task, 2 to 9.
+        tasks: Tasks of a prompt.
+        pairing: Put completions of different policies into a task (across), of the same one (within), or any.
+        judgements: From how many annotators a ranking of a task is wanted.
+        repeats: Share of the tasks that are given again to those who have judged them, to see whether they agree with
+            themselves.
+        gold: File of rankings, in any format, whose tasks measure annotators.
+        max_new_tokens: Token budget of a completion; None for that of the run, else 12.
+        temperature: Of the samples; None for that of the run, else 1.
+        chat: Take prompts that are texts as a user's messages.
+        device: Where the models run.
+        seed: Seeds prompts, tokens and tasks.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    prompts: Path
+    policies: tuple[str, ...]
+    max_prompts: int | None = None
+    samples: int = 2
+    items: int = 2
+    tasks: int = 1
+    pairing: Literal["across", "within", "any"] = "any"
+    judgements: int = 1
+    repeats: float = 0.0
+    gold: Path | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    chat: bool = False
+    device: str | None = None
+    seed: int = 0
+
+
+def add_tasks(command: AddTasks) -> list[str]:
+    """Do what ``textenv feedback add`` is to do; return what to tell about it.
+
+    Raises:
+        TextEnvError: A file or model cannot be read, or so many different tasks cannot be made.
+    """
+    policies = _policies(command.policies)
+    _check(command, len(policies))
+    rng = random.Random(command.seed)
+    prompts, columns = read_prompts(command.prompts)
+    chosen = list(range(len(prompts)))
+    if command.max_prompts is not None:
+        chosen = sorted(rng.sample(chosen, min(command.max_prompts, len(chosen))))
+    gold = [] if command.gold is None else read_rankings(command.gold)
+    given = {"max_new_tokens": command.max_new_tokens, "temperature": command.temperature, "device": command.device}
+    changed = {name: value for name, value in given.items() if value is not None} | (
+        {"chat": True} if command.chat else {}
+    )
+    sampled = {  # everything is sampled before the store is touched
+        name: sample_completions(
+            folder,
+            [prompts[place] for place in chosen],
+            samples=command.samples,
+            seed=rng.getrandbits(31),
+            **changed,
+        )
+        for name, folder in policies.items()
+    }
+    made: list[int] = []
+    short = 0
+    with FeedbackStore(command.store) as store, store.transaction():
+        numbers = {name: store.add_policy(name, folder=folder) for name, folder in policies.items()}
+        for row, place in enumerate(chosen):
+            prompt = store.add_prompt(prompts[place], columns={name: cells[place] for name, cells in columns.items()})
+            pool = [(name, text) for name, texts in sampled.items() for text in texts[row]]
+            groups = _groups(pool, command, rng)
+            short += command.tasks - len(groups)
+            added: dict[int, int] = {}
+            for group in groups:
+                for index in group:
+                    if index not in added:
+                        name, text = pool[index]
+                        added[index] = store.add_completion(prompt, text, policy=numbers[name])
+                made.append(store.add_task([added[index] for index in group], judgements=command.judgements))
+        again = rng.sample(made, round(command.repeats * len(made)))
+        tasks = {task.id: task for task in store.tasks()}
+        for task in again:
+            store.add_task(tasks[task].items, repeat_of=task, judgements=command.judgements)
+        add_rankings(store, gold, gold=True, judgements=command.judgements)
+    told = [
+        f"{command.store}: {len(made)} tasks added, {len(again)} of them to be repeated, and {len(gold)} gold tasks."
+    ]
+    if short:
+        told.append(
+            f"{short} tasks fewer than asked for: policies wrote the same completions. Sample more (--samples)."
+        )
+    return told
+
+
+def sample_completions(
+    folder: str, prompts: Sequence[str | Conversation], *, samples: int, seed: int = 0, **settings: Any
+) -> list[list[str]]:
+    """Let a policy write completions.
+
+    Args:
+        folder: A run of ``textenv train``, whose settings are used; or what ``CausalLM.from_pretrained`` loads.
+        prompts: Texts, or conversations.
+        samples: Completions of each.
+        seed: Seeds the tokens.
+        **settings: Settings of the environment that differ from those of the run, or from the default.
+
+    Returns:
+        The completions, ``samples`` of each prompt.
+
+    Raises:
+        TextEnvError: The folder holds no model, or a prompt does not suit it.
+    """
+    run = Path(folder)
+    config: Mapping[str, Any] = {}
+    if (run / "policy").is_dir():
+        try:
+            config = json.loads((run / "config.json").read_text("utf-8"))
+            kept = {name: config["settings"][name] for name in _KEPT if name in config["settings"]}
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise TextEnvError(f"{folder} is no run of 'textenv train' ({error!r}).") from error
+        settings = {**kept, "model": config["model"], **settings}
+    else:
+        settings = {"model": folder, **settings}
+    wanted = [prompt for prompt in prompts for _ in range(samples)]
+    envs: Any = gym.make_vec(
+        "textenv/Text-v0",
+        num_envs=min(_ROWS, len(wanted)),
+        autoreset_mode=AutoresetMode.DISABLED,
+        prompts=list(prompts),
+        reward=_unscored,
+        kl_mode="lump",
+        **settings,
+    )
+    base = text_env(envs)
+    policy = TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=bool(config))
+    if config:
+        policy.load(run / "policy")
+    generator = torch.Generator(policy.lm.device).manual_seed(seed)
+    texts = [episode.completion for episode in sample_episodes(envs, policy, generator, wanted)]
+    envs.close()
+    return [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
+
+
+def _unscored(*, completions: Sequence[Any], **_: Any) -> list[float]:
+    """Return zeros: the completions are for others to judge."""
+    return [0.0] * len(completions)
+
+
+def _policies(given: Sequence[str]) -> dict[str, str]:
+    policies: dict[str, str] = {}
+    for each in given:
+        name, equals, folder = each.partition("=")
+        if not name or not equals or not folder or name in policies:
+            raise TextEnvError(f"--policies {' '.join(given)}: expected NAME=FOLDER of each, and names that differ.")
+        policies[name] = folder
+    return policies
+
+
+def _check(command: AddTasks, policies: int) -> None:
+    for name in ("samples", "tasks", "judgements", "max_prompts"):
+        if (value := getattr(command, name)) is not None and value < 1:
+            raise TextEnvError(f"--{name.replace('_', '-')} {value}: expected at least 1.")
+    if not 2 <= command.items <= 9:
+        raise TextEnvError(f"--items {command.items}: expected 2 to 9.")
+    if not 0 <= command.repeats <= 1:
+        raise TextEnvError(f"--repeats {command.repeats}: expected a share from 0 to 1.")
+    possible = {
+        "across": math.comb(policies, command.items) * command.samples**command.items,
+        "within": policies * math.comb(command.samples, command.items),
+        "any": math.comb(policies * command.samples, command.items),
+    }[command.pairing]
+    if command.tasks > possible:
+        raise TextEnvError(
+            f"{policies} policies that write {command.samples} completions each give {possible} different tasks of "
+            f"{command.items} completions a prompt ({command.pairing}), but --tasks is {command.tasks}."
+        )
+
+
+def _groups(pool: Sequence[tuple[str, str]], command: AddTasks, rng: random.Random) -> list[tuple[int, ...]]:
+    """Draw which completions stand in a task together: different texts, and different groups."""
+    by_policy: dict[str, list[int]] = {}
+    for index, (name, _) in enumerate(pool):
+        by_policy.setdefault(name, []).append(index)
+    groups: dict[frozenset[int], tuple[int, ...]] = {}
+    for _ in range(100 * command.tasks):
+        if len(groups) == command.tasks:
+            break
+        if command.pairing == "across":
+            group = [rng.choice(by_policy[name]) for name in rng.sample(list(by_policy), command.items)]
+        elif command.pairing == "within":
+            group = rng.sample(by_policy[rng.choice(list(by_policy))], command.items)
+        else:
+            group = rng.sample(range(len(pool)), command.items)
+        if len({pool[index][1] for index in group}) == command.items:
+            groups.setdefault(frozenset(group), tuple(group))
+    return list(groups.values())

@@ -1,0 +1,597 @@
+"""The labelling page: ``textenv label STORE``.
+
+People compare completions or clips in a browser, several at once, by keys or by dragging. What they see tells nothing of
+who wrote what: no policy, no number of an item, and no sign of a gold item or a repeated one. Completions are text that
+may be hostile, so nothing of them is ever run: everything is escaped, the browser is told to run our one script alone, and
+requests that other sites make are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import socket
+import tempfile
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from textenv.feedback.store import Assignment, FeedbackStore
+from textenv.types import TextEnvError
+
+try:
+    import jinja2
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+    from starlette.datastructures import Headers, MutableHeaders
+    from starlette.exceptions import HTTPException  # what routing raises too
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ModuleNotFoundError as error:
+    raise TextEnvError(
+        f"The labelling page needs fastapi, jinja2 and uvicorn, which cannot be imported ({error}). "
+        "Run: pip install 'textenv[web]'"
+    ) from error
+
+__all__ = ["create_app", "page_key", "serve"]
+
+_log = logging.getLogger(__name__)
+_WEB = Path(__file__).parent / "web"
+_FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_MEDIA = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+    ".png": "image/png",  # animated ones too
+}
+_LARGEST_FORM = 64_000  # bytes
+_LONGEST_NAME = 100
+_LONGEST_NOTE = 4_000
+_MONTH = 30 * 24 * 3600
+_GRACE = 30  # seconds that requests have to finish after a signal
+_FRESH = 5.0  # seconds that figures are shown before they are computed again
+_VERDICTS = ("ranked", "both_bad", "cant_tell")
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; connect-src 'self'; "
+        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # with "no-referrer", browsers send forms with the origin "null"
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+_GUIDELINES = """\
+Choose the better one: what a careful reader would rather have been given for this prompt.
+
+- Read all of them to the end before you choose.
+- Judge what is written, not how long it is.
+- Use Tie if they are equally good, Both bad if none is of any use, and Can't tell if you cannot judge them.
+- Say how sure you are where you can, and leave a note where something is odd.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A browser: a random id, and the name that it signed in with, "" before it did."""
+
+    id: str
+    name: str
+
+
+class _Signer:
+    """Makes and checks what only this store's page can have made."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self.cookie = f"textenv_{hashlib.sha256(key).hexdigest()[:8]}"  # ports of one host share their cookies
+
+    def sign(self, *parts: str | int) -> str:
+        return hmac.new(self._key, json.dumps(parts).encode(), hashlib.sha256).hexdigest()[:32]
+
+    def token(self, session: _Session) -> str:
+        return self.sign("form", session.id, session.name)
+
+    def session(self, request: Request) -> _Session:
+        """Return the session of a request; a new one if it has none, or one that was not made here."""
+        with contextlib.suppress(ValueError):  # binascii.Error and UnicodeDecodeError are such
+            number, name, signature = request.cookies.get(self.cookie, "").split(".")
+            session = _Session(number, base64.urlsafe_b64decode(name).decode())
+            if hmac.compare_digest(signature.encode(), self._of(session).encode()):
+                return session
+        return _Session(secrets.token_hex(16), "")
+
+    def remember(self, response: Response, session: _Session) -> None:
+        name = base64.urlsafe_b64encode(session.name.encode()).decode()
+        value = f"{session.id}.{name}.{self._of(session)}"
+        response.set_cookie(self.cookie, value, max_age=_MONTH, httponly=True, samesite="strict")
+
+    def numbers(self, kind: str, session: _Session, *numbers: int) -> str:
+        """Return a token that stands for numbers, for this annotator alone."""
+        return "-".join((*map(str, numbers), self.sign(kind, session.name, *numbers)))
+
+    def read_numbers(self, kind: str, session: _Session, token: str) -> tuple[int, ...]:
+        if re.fullmatch(r"(?:\d{1,18}-){1,2}[0-9a-f]{32}", token, re.ASCII):
+            numbers = tuple(map(int, token.split("-")[:-1]))
+            if hmac.compare_digest(token, self.numbers(kind, session, *numbers)):
+                return numbers
+        raise HTTPException(404, "There is no such page for you. It may have been meant for somebody else.")
+
+    def _of(self, session: _Session) -> str:
+        return self.sign("session", session.id, session.name)
+
+
+class _Guard:
+    """Turns away what comes from other sites, and tells the browser on every answer how little it may do.
+
+    A page of another site can make this machine's browser ask here; by a name of its own that it points at this machine
+    (DNS rebinding), it could even read the answer. So the name must be one of ours, and an origin must be that name.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                for name in ("etag", "last-modified"):  # by these, a clip shown again could be told
+                    del headers[name]
+            await send(message)
+
+        if scope["type"] == "http" and (refusal := self._refusal(Headers(scope=scope))):
+            await PlainTextResponse(refusal, 403)(scope, receive, sending)
+        else:
+            await self._app(scope, receive, sending)
+
+    def _refusal(self, headers: Headers) -> str | None:
+        host = headers.getlist("host")
+        if len(host) != 1 or _hostname(host[0]) not in self._hosts:
+            return f"This page does not answer by the name {', '.join(host)!r}; --allow-host adds names."
+        for origin in headers.getlist("origin"):
+            if origin.partition("://")[2].lower() != host[0].lower():
+                return f"A page of {origin!r} may not ask here."
+        return None
+
+
+def _hostname(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+Form = Mapping[str, list[str]]
+
+
+def create_app(
+    store: FeedbackStore,
+    *,
+    key: bytes,
+    guidelines: str = "",
+    hosts: Sequence[str] = (),
+    lease_seconds: float = 600.0,
+) -> FastAPI:
+    """Return the application: the page to compare on, and the page with the state of the project.
+
+    Args:
+        store: Where the work comes from and the judgements go; it stays the caller's to close.
+        key: Signs cookies and forms; a page that is open outlives a restart if the next server has the same.
+        guidelines: What the annotators are told: paragraphs, ``# headings`` and ``- lists``. Empty for a short text.
+        hosts: Names that the page answers by, besides ``localhost`` and this machine's own loopback addresses.
+        lease_seconds: How long a comparison is one annotator's after the last sign of life.
+
+    Raises:
+        TextEnvError: ``lease_seconds`` is not a positive number.
+    """
+    if not (math.isfinite(lease_seconds) and lease_seconds > 0):
+        raise TextEnvError(f"lease_seconds={lease_seconds}: expected a number of seconds above 0.")
+    signer = _Signer(key)
+    templates = _templates()
+    figures = _Figures(store)
+    told = list(_blocks(guidelines.strip() or _GUIDELINES))
+    app = FastAPI(title="textenv label", docs_url=None, redoc_url=None, openapi_url=None)
+    known = {"localhost", "127.0.0.1", "::1", *(host.strip("[]").lower() for host in hosts)}
+    app.add_middleware(_Guard, hosts=frozenset(known))
+
+    def page(session: _Session, template: str, *, status: int = 200, here: str = "", **context: Any) -> Response:
+        shown = templates.get_template(template).render(
+            name=session.name, token=signer.token(session), here=here, **context
+        )
+        response = HTMLResponse(shown, status)
+        signer.remember(response, session)
+        return response
+
+    def error_page(request: Request, status: int, heading: str, message: str) -> Response:
+        return page(signer.session(request), "error.html", status=status, heading=heading, message=message)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return error_page(request, error.status_code, "That did not work", str(error.detail))
+
+    @app.exception_handler(TextEnvError)
+    async def unfit(request: Request, error: TextEnvError) -> Response:
+        return error_page(request, 409, "That was not stored", str(error))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        _log.exception("The labelling page failed.", exc_info=error)
+        response = error_page(
+            request, 500, "Something went wrong", "Nothing was stored. Go back and send it again; the log says more."
+        )
+        response.headers.update(_HEADERS)  # this handler is outside of the guard
+        return response
+
+    def posted(path: str) -> Callable[[Callable[[_Session, Form], Response]], None]:
+        """Register what a form is sent to. None is read without the token that this browser was given."""
+
+        def register(handle: Callable[[_Session, Form], Response]) -> None:
+            async def endpoint(request: Request) -> Response:
+                session = signer.session(request)
+                form = await _read_form(request)
+                if not hmac.compare_digest(_only(form, "token").encode(), signer.token(session).encode()):
+                    raise HTTPException(
+                        403, "This page is out of date, or was opened under another name. Open it again."
+                    )
+                return await run_in_threadpool(handle, session, form)
+
+            app.add_api_route(path, endpoint, methods=["POST"])
+
+        return register
+
+    def seen(annotator: int) -> dict[str, Any]:
+        """Return what changes on an open page."""
+        return {"agreement": figures.agreement(), **figures.progress(annotator)}
+
+    @app.get("/")
+    def compare(request: Request) -> Response:
+        session = signer.session(request)
+        if not session.name:
+            return page(session, "sign_in.html", here="label")
+        annotator = store.annotator(session.name)
+        assignment = store.lease(annotator, seconds=lease_seconds)
+        now = seen(annotator)
+        if assignment is None:
+            return page(session, "done.html", here="label", progress=now, agreement=now["agreement"])
+        return page(
+            session,
+            "label.html",
+            here="label",
+            progress=now,
+            agreement=now["agreement"],
+            assignment=signer.numbers("assignment", session, assignment.id),
+            prompt=assignment.prompt,
+            clips=assignment.kind == "clip",
+            items=_shown(assignment, lambda place: signer.numbers("media", session, assignment.id, place)),
+            guidelines=told,
+            fresh=now["done"] == 0,
+            lease_seconds=lease_seconds,
+            alive_seconds=max(0.5, min(15.0, lease_seconds / 3)),
+        )
+
+    @posted("/sign-in")
+    def sign_in(session: _Session, form: Form) -> Response:
+        name = " ".join(_only(form, "name").split())
+        if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+            raise HTTPException(422, f"A name has 1 to {_LONGEST_NAME} letters, and no control characters.")
+        store.annotator(name)
+        return go_on(_Session(secrets.token_hex(16), name))
+
+    @posted("/sign-out")
+    def sign_out(session: _Session, form: Form) -> Response:
+        if form.get("assignment"):
+            store.release(*signer.read_numbers("assignment", session, _only(form, "assignment")))
+        return go_on(_Session(secrets.token_hex(16), ""))
+
+    @posted("/judge")
+    def judge(session: _Session, form: Form) -> Response:
+        (assignment,) = signer.read_numbers("assignment", session, _only(form, "assignment"))
+        verdict = _only(form, "verdict")
+        if verdict not in _VERDICTS:
+            raise HTTPException(422, f"verdict={verdict!r}: expected one of {', '.join(_VERDICTS)}.")
+        ranks = _ranks(form.get("rank", []))
+        if verdict != "ranked":
+            ranks = [None] * len(ranks)
+        store.judge(
+            assignment,
+            ranks,
+            verdict=verdict,
+            confidence=_confidence(_only(form, "confidence", "")),
+            note=_note(_only(form, "note", "")),
+            seconds=_seconds(_only(form, "seconds", "")),
+        )
+        return go_on(session)
+
+    @posted("/undo")
+    def undo(session: _Session, form: Form) -> Response:
+        if session.name:
+            store.undo(store.annotator(session.name))
+        return go_on(session)
+
+    @posted("/alive")
+    def alive(session: _Session, form: Form) -> Response:
+        if not session.name:
+            raise HTTPException(403, "Sign in first.")
+        passed_on = ""
+        if form.get("assignment"):
+            numbers = signer.read_numbers("assignment", session, _only(form, "assignment"))
+            try:
+                store.renew(*numbers, seconds=lease_seconds)
+            except TextEnvError as error:
+                passed_on = f"{error} Reload the page to go on."
+        return JSONResponse({**seen(store.annotator(session.name)), "passed_on": passed_on})
+
+    def go_on(session: _Session) -> Response:
+        response = RedirectResponse("/", 303)
+        signer.remember(response, session)
+        return response
+
+    @app.get("/state")
+    def state(request: Request) -> Response:
+        return page(signer.session(request), "state.html", here="state", **figures.state())
+
+    @app.get("/media/{token}")
+    def media(request: Request, token: str) -> Response:
+        number, place = signer.read_numbers("media", signer.session(request), token)
+        path = _media_file(store.assignment(number).items[place].path)
+        if path is None:
+            raise HTTPException(404, "The file of this clip cannot be found.")
+        return FileResponse(path, media_type=_MEDIA[path.suffix.lower()])
+
+    @app.get("/web/{name}")
+    def web(name: str) -> Response:
+        if name not in _FILES:
+            raise HTTPException(404, "There is no such file.")
+        return FileResponse(_WEB / name, media_type=_FILES[name])
+
+    return app
+
+
+def serve(
+    store: FeedbackStore,
+    *,
+    key: bytes,
+    host: str = "127.0.0.1",
+    port: int = 8901,
+    guidelines: str = "",
+    hosts: Sequence[str] = (),
+    lease_seconds: float = 600.0,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve the page until a signal ends it; requests that are being answered then are finished.
+
+    Args:
+        store: Where the work comes from and the judgements go.
+        key: Signs cookies and forms; ``page_key`` keeps one beside the store.
+        host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
+        port: Port to listen at; 0 for one that is free.
+        guidelines: What the annotators are told.
+        hosts: Other names that the page answers by, such as a proxy's.
+        lease_seconds: How long a comparison is one annotator's after the last sign of life.
+        announce: Told the address to open, once it can be.
+
+    Raises:
+        TextEnvError: The address cannot be listened at.
+    """
+    if not 0 <= port < 2**16:  # for these, create_server raises and leaves a socket open
+        raise TextEnvError(f"Cannot listen at port {port}; expected one from 0 to 65535.")
+    app = create_app(store, key=key, guidelines=guidelines, hosts=[host, *hosts], lease_seconds=lease_seconds)
+    config = uvicorn.Config(
+        app,
+        log_config=None,  # its own closes the handlers of others
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=config.backlog)
+    except OSError as error:
+        raise TextEnvError(
+            f"Cannot listen at host {host!r}, port {port} ({error}). Give another port, or an address of this machine."
+        ) from error
+    with listener:
+        bound = listener.getsockname()[1]
+        announce(f"http://{f'[{host}]' if ':' in host else host}:{bound}/")
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it is done
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def page_key(store: str | Path) -> bytes:
+    """Return the key that signs a store's cookies and forms, from the file beside it, which is made if there is none.
+
+    With it in a file, who has the page open can send it after a restart of the server.
+
+    Args:
+        store: The store's file; the key is in ``<store>.key``, which only its owner can read.
+
+    Raises:
+        TextEnvError: The file cannot be read or written, or holds something else.
+    """
+    path = Path(f"{store}.key")
+    try:
+        if not path.exists():
+            handle, temporary = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}."
+            )  # readable by its owner alone
+            try:
+                with os.fdopen(handle, "w") as file:
+                    file.write(secrets.token_hex(32))
+                    file.flush()
+                    os.fsync(file.fileno())
+                with contextlib.suppress(FileExistsError):  # another server was faster: its key it is
+                    os.link(temporary, path)
+            finally:
+                os.unlink(temporary)
+        key = bytes.fromhex(path.read_text("ascii"))
+    except (OSError, ValueError) as error:
+        raise TextEnvError(
+            f"{path}: expected the key of the labelling page ({error}). Delete the file to have a new one made."
+        ) from error
+    if len(key) != 32:
+        raise TextEnvError(f"{path} holds {len(key)} bytes: expected a key of 32. Delete the file to have one made.")
+    return key
+
+
+async def _read_form(request: Request) -> Form:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "Expected a form (application/x-www-form-urlencoded).")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LARGEST_FORM:
+            raise HTTPException(413, f"The form is larger than {_LARGEST_FORM} bytes; write a shorter note.")
+    try:
+        return parse_qs(
+            body.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=64
+        )
+    except ValueError as error:
+        raise HTTPException(422, f"The form cannot be read ({error}).") from error
+
+
+def _only(form: Form, name: str, default: str | None = None) -> str:
+    values = form.get(name, [] if default is None else [default])
+    if len(values) != 1:
+        raise HTTPException(422, f"The form has {len(values)} fields named {name!r}; expected one.")
+    return values[0]
+
+
+def _ranks(values: Sequence[str]) -> list[int | None]:
+    """Return ranks from 0 without gaps. Of those that have none, a single one is simply the last."""
+    if not all(re.fullmatch("[1-9]?", value, re.ASCII) for value in values):
+        raise HTTPException(422, f"rank={list(values)}: expected numbers from 1 to 9, or nothing.")
+    known = sorted({int(value) for value in values if value})
+    ranks = [known.index(int(value)) if value else None for value in values]
+    return [len(known) if rank is None else rank for rank in ranks] if ranks.count(None) == 1 else ranks
+
+
+def _confidence(value: str) -> int | None:
+    if not re.fullmatch("[1-5]?", value, re.ASCII):
+        raise HTTPException(422, f"confidence={value!r}: expected a number from 1 to 5, or nothing.")
+    return int(value) if value else None
+
+
+def _note(value: str) -> str:
+    note = value.replace("\r\n", "\n").strip()  # browsers send lines so
+    if len(note) > _LONGEST_NOTE:
+        raise HTTPException(422, f"A note has at most {_LONGEST_NOTE} characters; this one has {len(note)}.")
+    return note
+
+
+def _seconds(value: str) -> float | None:
+    if not re.fullmatch(r"(?:\d{1,9}(?:\.\d{1,9})?)?", value, re.ASCII):
+        raise HTTPException(422, f"seconds={value!r}: expected a number of seconds, or nothing.")
+    return float(value) if value else None
+
+
+# What is shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    address: str
+    video: bool
+
+
+def _shown(assignment: Assignment, token: Callable[[int], str]) -> list[str | _Clip | None]:
+    """Return what is shown at each place: a text, or a clip, or None for one without a file."""
+    if assignment.kind == "completion":
+        return [item.text for item in assignment.items]
+    paths = [_media_file(item.path) for item in assignment.items]
+    return [
+        None if path is None else _Clip(f"/media/{token(place)}", _MEDIA[path.suffix.lower()].startswith("video"))
+        for place, path in enumerate(paths)
+    ]
+
+
+def _media_file(registered: str) -> Path | None:
+    """Return the picture or video that a clip is shown by: the file, or the first of its folder."""
+    path = Path(registered)
+    candidates = sorted(path.iterdir()) if path.is_dir() else [path]
+    return next((one for one in candidates if one.suffix.lower() in _MEDIA and one.is_file()), None)
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_WEB),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        auto_reload=False,
+    )
+    environment.filters["pieces"] = _pieces
+    macros: Any = environment.get_template("macros.html").module
+    environment.globals.update(
+        {name: getattr(macros, name) for name in ("marked", "written", "prompt_of", "progress_of")}
+    )
+    return environment
+
+
+_JOINERS = "\u200c\u200d"  # Persian and emoji are written with them
+
+
+def _is_hidden(character: str) -> bool:
+    return (
+        unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        and character not in "\n\t"
+        and character not in _JOINERS
+    )
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Yield pieces of a text: ``(piece, "")`` as it is, and ``(escapes, name)`` for characters that nobody would see.
+
+    Such characters could reorder a line, or hide in it; they are written as Python escapes them.
+    """
+    text = text.replace("\r\n", "\n")
+    start = 0
+    while start < len(text):
+        hidden = _is_hidden(text[start])
+        end = start + 1
+        while end < len(text) and _is_hidden(text[end]) == hidden:
+            end += 1
+        piece = text[start:end]
+        if hidden:
+            name = unicodedata.name(piece[0], "control character").lower()
+            yield piece.encode("unicode_escape").decode(), name
+        else:
+            yield piece, ""
+        start = end
+
+
+def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the headings, lists and paragraphs of a text."""
+    for block in re.split(r"\n\s*\n|(?<=\n)(?=#)|(?<=^)(?=#)", text.strip().replace("\r\n", "\n")):
+        lines = [line.strip() for line in block.strip().split("\n")]
+        if lines == [""]:
+            continue
+        if lines[0].startswith("#"):
+            yield "heading", [lines.pop(0).lstrip("# ")]
+        if lines and all(line.startswith(("- ", "* ")) for line in lines):
+            yield "list", [line[2:] for line in lines]
+        elif lines:
+            yield "paragraph", lines
