@@ -409,7 +409,7 @@ def test_the_benchmark_tells_curves_apart(
 
 @pytest.mark.slow
 def test_the_benchmark_runs() -> None:
-    arguments = sb3_agreement.Arguments(total_steps=96, num_envs=4)
+    arguments = sb3_agreement.Arguments(total_steps=96, num_envs=4, sb3_steps=24)
     for run in (sb3_agreement.run_ours, sb3_agreement.run_sb3):
         episodes = run(arguments, 0)
         assert len(episodes) >= 4
