@@ -47,7 +47,9 @@ class Arguments:
     Attributes:
         seeds: Of the runs of each.
         total_steps: Tokens of a run.
-        num_envs: Texts side by side.
+        num_envs: Texts that ours writes side by side.
+        sb3_steps: Steps that SB3 writes a row and iteration, in fewer rows, so that an iteration has as many tokens. The
+            more steps, the fewer episodes are cut where a rollout ends.
         intervals: Points of the curve.
         threads: Of torch.
         out: Folder of the figures.
@@ -56,6 +58,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     total_steps: int = 40_000
     num_envs: int = 64
+    sb3_steps: int = 96
     intervals: int = 8
     threads: int = 1
     out: Path = Path("runs/sb3-agreement")
@@ -77,13 +80,14 @@ class Scores(BaseCallback):
 
 def run_sb3(arguments: Arguments, seed: int) -> list[tuple[int, float, float]]:
     scores = Scores()
+    rows = max(1, arguments.num_envs * 12 // arguments.sb3_steps)  # an episode has up to 12 tokens
     agent = PPO(
         CausalLMPolicy,
-        TextVecEnv(gym.make_vec(ID, num_envs=arguments.num_envs)),
+        TextVecEnv(gym.make_vec(ID, num_envs=rows)),
         rollout_buffer_class=EpisodeBuffer,
         learning_rate=1e-4,
-        n_steps=12,
-        batch_size=6 * arguments.num_envs,
+        n_steps=arguments.sb3_steps,
+        batch_size=rows * arguments.sb3_steps // 2,
         n_epochs=1,
         gamma=1.0,
         gae_lambda=1.0,
@@ -127,7 +131,8 @@ def runs(arguments: Arguments) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "SB3": []}
     for seed in arguments.seeds:
         for name, run in (("ours", run_ours), ("SB3", run_sb3)):
-            path = arguments.out / f"{name}-{arguments.total_steps}-{arguments.num_envs}-{seed}.json"
+            steps = f"-{arguments.sb3_steps}" if name == "SB3" else ""
+            path = arguments.out / f"{name}-{arguments.total_steps}-{arguments.num_envs}{steps}-{seed}.json"
             if not path.exists():
                 began = time.perf_counter()
                 episodes = run(arguments, seed)

@@ -1,5 +1,6 @@
 """The examples run, with small budgets."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from textenv.types import TextEnvError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {
+    "cleanrl_ppo.py": (["--total-steps", "256", "--num-envs", "8", "--num-steps", "16"], "256: score"),
+    "minari_dataset.py": (["--episodes", "2", "--max-new-tokens", "4"], "the same when read back"),
+    "torchrl_env.py": (["--max-new-tokens", "3", "--steps", "6"], "episodes in 6 steps"),
     "pendulum_from_preferences.py": (["--seeds", "1", "--labels", "20", "--total-steps", "400"], "| true reward | -"),
     "hopper_backflip.py": (["--labels", "8", "--total-steps", "600"], "turns backwards in the 4 seconds"),
     "best_of_n.py": (["--n", "2", "--prompts", "2"], "best of 2: mean score"),
@@ -20,6 +24,9 @@ ARGUMENTS = {
 
 def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
+
+
+NEEDS = {"minari_dataset.py": ("minari", "jax", "h5py"), "torchrl_env.py": ("torchrl",)}  # textenv[clients]
 
 
 @pytest.mark.slow
@@ -33,6 +40,9 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
         except TextEnvError as error:
             pytest.skip(str(error))
     arguments, expected = ARGUMENTS[name]
+    for package in NEEDS.get(name, ()):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install 'textenv[clients]'")
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
     )

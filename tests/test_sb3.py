@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -19,14 +20,15 @@ from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given
 from hypothesis import strategies as st
-from sb3_contrib import MaskablePPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
+from benchmarks import sb3_agreement
 from tests.conftest import Forwards, build_lm
 from textenv.agents import ppo
 from textenv.agents.sb3 import CausalLMPolicy, EpisodeBuffer, TextVecEnv, TokenFeatures, _shared_texts
@@ -105,7 +107,8 @@ def collected(agent: Any) -> dict[str, Any]:
     _, callback = agent._setup_learn(10**6, watch)
     callback.on_training_start({}, {})
     keywords = {"use_masking": True} if isinstance(agent, MaskablePPO) else {}
-    agent.collect_rollouts(agent.env, callback, agent.rollout_buffer, agent.n_steps, **keywords)
+    collect_rollouts: Any = agent.collect_rollouts
+    collect_rollouts(agent.env, callback, agent.rollout_buffer, agent.n_steps, **keywords)
     return {**watch.rollouts[0], "infos": watch.infos}
 
 
@@ -137,6 +140,17 @@ def test_it_says_what_the_model_says(folder: str, tiny_lm: CausalLM, temperature
                 assert found == pytest.approx(value.item(), abs=1e-5)
             assert entropies[step].item() == pytest.approx(-(plain.exp() * plain).sum().item(), abs=1e-5)
         assert torch.allclose(agent.policy.predict_values(obs), values, atol=1e-5)
+
+
+def test_acting_reads_a_token_a_row(folder: str) -> None:
+    agent = make_agent(folder)
+    with Forwards(agent.policy.text.lm) as forwards:
+        rollout = collected(agent)
+    begun = int(rollout["episode_starts"].sum()) + 4  # the values after the last step are of four texts
+    prompt = agent.env.text_env.max_prompt_tokens
+    assert sum(rows * tokens for rows, tokens in forwards.shapes) <= 64 + begun * prompt
+    lengths = rollout["observations"]["attention_mask"].sum()  # what there is to read, without a cache
+    assert 64 + begun * prompt < 0.5 * lengths
 
 
 @pytest.mark.parametrize("kind", [PPO, MaskablePPO])
@@ -199,8 +213,8 @@ def test_learning_rates_are_multiples(folder: str) -> None:
 def test_shared_texts(rows: list[list[int]]) -> None:
     lengths = np.array([len(row) for row in rows])
     ids = np.full((len(rows), 4), 2)
-    for line, written in zip(ids, rows, strict=True):
-        line[: len(written)] = written
+    for place, written in enumerate(rows):
+        ids[place, : len(written)] = written
     texts, places = _shared_texts(ids, lengths)
     for row, place in zip(rows, places, strict=True):
         assert rows[texts[place]][: len(row)] == row
@@ -285,10 +299,8 @@ def test_minibatches_of_whole_episodes(folder: str) -> None:
 
 def test_its_update_is_that_of_our_ppo(folder: str, tiny_lm: CausalLM) -> None:
     """One rollout of ours, put into SB3's buffer: the same losses, gradients and, after two epochs, weights."""
-    settings: dict[str, Any] = {
-        "model": tiny_lm, "prompts": PROMPTS, "reward": count_e, "max_new_tokens": 6, "kl_coef": 0.1
-    }  # fmt: skip
-    envs = gym.make_vec("textenv/Text-v0", num_envs=16, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    settings: dict[str, Any] = {"model": tiny_lm, "prompts": PROMPTS, "reward": count_e, "max_new_tokens": 6}
+    envs = gym.make_vec("textenv/Text-v0", num_envs=16, autoreset_mode=AutoresetMode.DISABLED, kl_coef=0.1, **settings)
     ours = ppo.PPO(
         envs,
         ppo.PPOConfig(
@@ -376,6 +388,34 @@ def test_it_learns(folder: str, kind: Any) -> None:
     assert np.mean(scores[-100:]) > 3 * np.mean(scores[:100])
 
 
+@pytest.mark.parametrize(("shift", "inside"), [(0.0, 2), (0.2, 0)])
+def test_the_benchmark_tells_curves_apart(
+    shift: float, inside: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made_up(arguments: Any, seed: int, more: float = 0.0) -> list[tuple[int, float, float]]:
+        noise = np.random.default_rng(seed + round(100 * more)).normal(scale=0.05, size=400)
+        return [(step, step / 400 + more + noise[step - 1], 1.0) for step in range(1, 401)]
+
+    monkeypatch.setattr(sb3_agreement, "run_ours", made_up)
+    monkeypatch.setattr(sb3_agreement, "run_sb3", partial(made_up, more=shift))
+    arguments = sb3_agreement.Arguments(total_steps=400, intervals=2, out=tmp_path)
+    for _ in range(2):  # the second time from the files
+        sb3_agreement.main(arguments)
+        printed = capsys.readouterr().out
+        assert f"within the interval at {inside} of 2" in printed
+        assert "0.25" in printed
+    assert len(list(tmp_path.glob("*.json"))) == 10
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    arguments = sb3_agreement.Arguments(total_steps=96, num_envs=4, sb3_steps=24)
+    for run in (sb3_agreement.run_ours, sb3_agreement.run_sb3):
+        episodes = run(arguments, 0)
+        assert len(episodes) >= 4
+        assert all(0 < step <= 200 and abs(score) <= 1 for step, score, _ in episodes)
+
+
 # -- the KL --------------------------------------------------------------------------------------------------------
 
 
@@ -427,22 +467,17 @@ def test_the_policy_that_acts_is_the_one_attached(folder: str) -> None:
 
 def test_kl_in_an_evaluation(folder: str) -> None:
     """The environment that SB3 evaluates in pays the same reward as the one that it learns in."""
+
+    def lowest(evaluate: Any, agent: Any, **settings: Any) -> float:
+        envs = VecMonitor(TextVecEnv(native(folder, kl_coef=100.0, **settings)))
+        return float(min(evaluate(agent, envs, 4, deterministic=False, return_episode_rewards=True)[0]))
+
     agent = make_agent(folder)
-    rewards, _ = evaluate_policy(
-        agent,
-        VecMonitor(TextVecEnv(native(folder, kl_coef=100.0))),
-        4,
-        deterministic=False,
-        return_episode_rewards=True,
-    )
-    assert np.min(rewards) >= -1e-3
+    assert lowest(evaluate_policy, agent) >= -1e-3
     with pytest.raises(TextEnvError, match="MaskablePPO"):
-        evaluate_policy(agent, VecMonitor(TextVecEnv(native(folder, top_k=5))), 4)
+        lowest(evaluate_policy, agent, top_k=5)
     masked = make_agent(folder, TextVecEnv(native(folder, top_k=5)), MaskablePPO)
-    rewards, _ = evaluate_masked(
-        masked, VecMonitor(TextVecEnv(native(folder, top_k=5, kl_coef=100.0))), 4, return_episode_rewards=True
-    )
-    assert np.min(rewards) >= -1e-3
+    assert lowest(evaluate_masked, masked, top_k=5) >= -1e-3
 
 
 # -- what SB3 surrounds it with ------------------------------------------------------------------------------------
@@ -684,3 +719,43 @@ def test_a_policy_of_another_temperature_or_without_masks(folder: str) -> None:
         make_agent(folder, TextVecEnv(native(folder, temperature=0.7))).learn(16)
     with pytest.raises(TextEnvError, match="MaskablePPO"):
         make_agent(folder, TextVecEnv(native(folder, top_k=5))).learn(16)
+
+
+# -- their own networks, on texts of letters -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DQN, RecurrentPPO])
+def test_stock_networks_learn_on_exact(kind: Any, tmp_path: Path) -> None:
+    """Token ids as one-hot vectors; without a language model nothing is attached, and log pi is 0."""
+    recurrent = kind is RecurrentPPO
+    reward = gym.make("textenv/Exact-v0", max_new_tokens=3).unwrapped.batch.reward  # type: ignore[attr-defined]
+    texts = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)]
+    best = max(reward(prompts=["a"] * len(texts), completions=texts, completion_ids=[()] * len(texts)))
+    envs = VecMonitor(TextVecEnv(gym.make_vec("textenv/Exact-v0", num_envs=8, max_new_tokens=3, kl_coef=0.0)))
+    specific: dict[str, Any] = (
+        {"n_steps": 32, "batch_size": 64, "learning_rate": 3e-3, "n_epochs": 4}
+        if recurrent
+        else {
+            "learning_starts": 200,
+            "gradient_steps": 4,
+            "train_freq": 1,
+            "learning_rate": 2e-3,
+            "target_update_interval": 200,
+            "exploration_fraction": 0.5,
+        }
+    )
+    agent = kind(
+        "MultiInputLstmPolicy" if recurrent else "MultiInputPolicy",
+        envs,
+        policy_kwargs={"features_extractor_class": TokenFeatures, **({"lstm_hidden_size": 32} if recurrent else {})},
+        gamma=1.0,
+        seed=0,
+        **specific,
+    )
+    agent.learn(4000)
+    after, _ = evaluate_policy(agent, envs, 8)
+    assert after > 0.8 * best
+    agent.save(tmp_path / "agent.zip")
+    loaded = kind.load(tmp_path / "agent.zip", envs)
+    again, _ = evaluate_policy(loaded, envs, 8)
+    assert again == pytest.approx(after, abs=1e-6)

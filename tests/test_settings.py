@@ -68,6 +68,8 @@ def test_an_unknown_setting_is_answered_with_the_nearest(given: str, message: st
     with pytest.raises(TextEnvError) as caught:
         TextEnvSettings.of({given: 1})
     assert message in str(caught.value)
+    assert isinstance(caught.value, TypeError)  # as of any function that does not have the keyword
+    assert f"got an unexpected keyword argument {given!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("given", "kept"), [("END", ("END",)), (["a", "b"], ("a", "b")), ((), ())])

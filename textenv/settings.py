@@ -17,6 +17,10 @@ __all__ = ["TextEnvSettings"]
 DType: TypeAlias = Literal["float32", "bfloat16", "float16", "auto"]
 
 
+class _UnknownSettingError(TextEnvError, TypeError):
+    """Python's error too, in its words: TorchRL's GymEnv tries whether an environment takes ``frameskip``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextEnvSettings:
     """Keywords of ``gymnasium.make("textenv/Text-v0", ...)``.
@@ -82,7 +86,10 @@ class TextEnvSettings:
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise TextEnvError(f"Unknown setting {name!r}.{hint} Expected some of: {', '.join(names)}.")
+                raise _UnknownSettingError(
+                    f"Unknown setting {name!r}.{hint} Expected some of: {', '.join(names)}; got an unexpected keyword "
+                    f"argument {name!r}."
+                )
         return cls(**keywords)
 
     def __post_init__(self) -> None:
