@@ -679,7 +679,7 @@ def paid(base: TextVectorEnv, rollout: Rollout) -> tuple[FloatArray, FloatArray]
                 "score and KL, so leave the wrapper out."
             )
         kl[row, : len(episode.kl)] = episode.kl
-    return kl, rollout.rewards + np.float32(rollout.kl_coef) * kl
+    return kl, np.asarray(rollout.rewards + np.float32(rollout.kl_coef) * kl, dtype=np.float32)
 
 
 def read_saved(folder: Path, cls: Any) -> tuple[Any, dict[str, Any]]:
@@ -722,7 +722,8 @@ def _optimizer(policy: TextPolicy, config: AgentConfig) -> torch.optim.Optimizer
             if module is not None and config.lora_rank is None:
                 peaks |= dict.fromkeys(module.parameters(), config.embedding_learning_rate)
     if policy.value_head is not None:
-        peaks |= dict.fromkeys(policy.value_head.parameters(), getattr(config, "value_learning_rate"))  # noqa: B009
+        value_rate: float = getattr(config, "value_learning_rate")  # noqa: B009 (agents with a value head have it)
+        peaks |= dict.fromkeys(policy.value_head.parameters(), value_rate)
     groups = [{"params": [p for p in peaks if peaks[p] == peak], "peak": peak} for peak in sorted(set(peaks.values()))]
     return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
 

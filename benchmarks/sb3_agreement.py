@@ -48,8 +48,8 @@ class Arguments:
         seeds: Of the runs of each.
         total_steps: Tokens of a run.
         num_envs: Texts that ours writes side by side.
-        sb3_steps: Steps that SB3 writes a row and iteration, in fewer rows, so that an iteration has as many tokens. The
-            more steps, the fewer episodes are cut where a rollout ends.
+        sb3_steps: Steps that SB3 writes a row and iteration, in fewer rows, so that an iteration has as many tokens.
+            The more steps, the fewer episodes are cut where a rollout ends.
         intervals: Points of the curve.
         threads: Of torch.
         out: Folder of the figures.

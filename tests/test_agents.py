@@ -112,6 +112,7 @@ class TestLearnerContract:
 
 def test_groups_are_written_from_one_prompt(tiny_lm: CausalLM) -> None:
     agent = RLOO(make_envs(tiny_lm, 12), RLOOConfig(samples=3))
+    prompts: list[str] = []
     for _ in range(3):
         prompts = [episode.prompt for episode in agent.collect().finished]
         assert all(len({*group}) == 1 for group in zip(prompts[::3], prompts[1::3], prompts[2::3], strict=True))
@@ -204,9 +205,10 @@ def test_agents_that_need_the_kl_refuse_what_hides_it(agent: Any, tiny_lm: Causa
 
 def test_the_replay_keeps_the_last_episodes(tiny_lm: CausalLM) -> None:
     agent = SoftQ(make_envs(tiny_lm, 8), SoftQConfig(replay=2))
-    for _ in range(3):
-        rollout = agent.collect()
-        agent.update(rollout)
+    for _ in range(2):
+        agent.update(agent.collect())
+    rollout = agent.collect()
+    agent.update(rollout)
     replay = dict(agent._replay.named_buffers())
     time = rollout.mask.shape[1]
     assert np.array_equal(replay["mask"][:8, :time], rollout.mask)  # the third iteration is where the first was

@@ -211,6 +211,7 @@ def test_bad_input(store: FeedbackStore, tmp_path: Path) -> None:
     for gold in ([0], [1, 1], [None, None], [0.5, 0]):
         with pytest.raises(TextEnvError, match="ranks"):
             store.add_task(items, gold=gold)  # type: ignore[arg-type]
+    given: dict[str, Any]
     for given in ({"judgements": 0}, {"repeat_of": 7}, {"priority": float("nan")}):
         with pytest.raises(TextEnvError):
             store.add_task(items, **given)
@@ -221,6 +222,7 @@ def test_bad_input(store: FeedbackStore, tmp_path: Path) -> None:
     for ranks in ([0], [0, 1, 2], [1, 2], [None, None], [0, True], [0, -1]):
         with pytest.raises(TextEnvError, match="rank"):
             store.judge(assignment.id, ranks)
+    more: dict[str, Any]
     for more in ({"verdict": "maybe"}, {"confidence": 6}, {"confidence": 0}, {"seconds": -1.0}):
         with pytest.raises(TextEnvError, match="expected"):
             store.judge(assignment.id, [0, 1], **more)

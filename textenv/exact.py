@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy import special
 
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
@@ -32,6 +32,8 @@ LogProbs: TypeAlias = Callable[[IntArray], NDArray[Any]]
 Table: TypeAlias = Sequence[Sequence[NDArray[Any]]]
 """``log pi(.|s)`` in nats of all states: for each prompt, for each number of tokens written, ``(states, V)``."""
 Policy: TypeAlias = TextPolicy | CausalLM | LogProbs | Table
+
+logsumexp = cast("Callable[..., NDArray[np.float64]]", special.logsumexp)  # its own annotations tell less
 
 _MOST = 2**22  # states times tokens; some of the arrays are of so many float64
 _AT_ONCE = 4096  # states that a model reads in one forward
@@ -298,9 +300,9 @@ def _check_settings(base: TextVectorEnv) -> None:
     pairs = len(base.prompts) * vocab * sum(going**written for written in range(settings.max_new_tokens))
     if pairs > _MOST:
         raise TextEnvError(
-            f"{len(base.prompts)} prompts, {vocab} tokens and max_new_tokens={settings.max_new_tokens} make {pairs:.2g} "
-            f"beginnings of texts, too many to enumerate; expected at most {_MOST:,}. Lower one of them, as "
-            "textenv/Exact-v0 does."
+            f"{len(base.prompts)} prompts, {vocab} tokens and max_new_tokens={settings.max_new_tokens} "
+            f"make {pairs:.2g} beginnings of texts, too many to enumerate; expected at most {_MOST:,}. "
+            "Lower one of them, as textenv/Exact-v0 does."
         )
 
 

@@ -1,15 +1,14 @@
 """The labelling page: ``textenv label STORE``.
 
-People compare completions or clips in a browser, several at once, by keys or by dragging. What they see tells nothing of
-who wrote what: no policy, no number of an item, and no sign of a gold item or a repeated one. Completions are text that
-may be hostile, so nothing of them is ever run: everything is escaped, the browser is told to run our one script alone, and
-requests that other sites make are refused.
+People compare completions or clips in a browser, several at once, by keys or by dragging. What they see tells nothing
+of who wrote what: no policy, no number of an item, and no sign of a gold item or a repeated one. Completions are text
+that may be hostile, so nothing of them is ever run: everything is escaped, the browser is told to run our one script
+alone, and requests that other sites make are refused.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import hashlib
 import hmac
@@ -21,8 +20,6 @@ import re
 import secrets
 import socket
 import tempfile
-import threading
-import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +28,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from textenv.feedback.figures import LiveFigures, project_state
-from textenv.feedback.store import Assignment, FeedbackStore
+from textenv.feedback.store import Assignment, FeedbackStore, Verdict
 from textenv.types import TextEnvError
 
 try:
@@ -65,13 +62,13 @@ _LARGEST_FORM = 64_000  # bytes
 _LONGEST_NAME = 100
 _LONGEST_NOTE = 4_000
 _MONTH = 30 * 24 * 3600
+_VERDICTS: dict[str, Verdict] = {"ranked": "ranked", "both_bad": "both_bad", "cant_tell": "cant_tell"}
 _GRACE = 30  # seconds that requests have to finish after a signal
-_VERDICTS = ("ranked", "both_bad", "cant_tell")
 
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; connect-src 'self'; "
-        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; "
+        "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
         "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
     "X-Frame-Options": "DENY",
@@ -320,7 +317,7 @@ def create_app(
         store.judge(
             assignment,
             ranks,
-            verdict=verdict,
+            verdict=_VERDICTS[verdict],
             confidence=_confidence(_only(form, "confidence", "")),
             note=_note(_only(form, "note", "")),
             seconds=_seconds(_only(form, "seconds", "")),
