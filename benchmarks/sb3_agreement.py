@@ -38,6 +38,7 @@ from textenv.agents.sb3 import CausalLMPolicy, EpisodeBuffer, TextVecEnv
 from textenv.files import write_atomically
 
 ID = "textenv/MovieReview-v0"
+REWARD = "vader"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def run_sb3(arguments: Arguments, seed: int) -> list[tuple[int, float, float]]:
     rows = max(1, arguments.num_envs * 12 // arguments.sb3_steps)  # an episode has up to 12 tokens
     agent = PPO(
         CausalLMPolicy,
-        TextVecEnv(gym.make_vec(ID, num_envs=rows)),
+        TextVecEnv(gym.make_vec(ID, num_envs=rows, reward=REWARD)),
         rollout_buffer_class=EpisodeBuffer,
         learning_rate=1e-4,
         n_steps=arguments.sb3_steps,
@@ -102,7 +103,7 @@ def run_sb3(arguments: Arguments, seed: int) -> list[tuple[int, float, float]]:
 
 
 def run_ours(arguments: Arguments, seed: int) -> list[tuple[int, float, float]]:
-    envs = gym.make_vec(ID, num_envs=arguments.num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    envs = gym.make_vec(ID, num_envs=arguments.num_envs, reward=REWARD, autoreset_mode=AutoresetMode.DISABLED)
     config = ppo.PPOConfig(
         lr_schedule="constant",
         lr_warmup=0.0,
@@ -151,7 +152,7 @@ def main(arguments: Arguments) -> None:
         for column in (1, 2)
     )
     table = Table(
-        "tokens", "score, ours", "score, SB3", "difference, 95 %", "KL, ours", "KL, SB3", title=f"PPO on {ID}"
+        "tokens", "score, ours", "score, SB3", "difference, 95 %", "KL, ours", "KL, SB3", title=f"PPO on {ID}, {REWARD}"
     )
     inside = []
     for place in range(arguments.intervals):

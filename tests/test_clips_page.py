@@ -38,6 +38,7 @@ def look(page: Page, url: str) -> None:
         left, right = page.evaluate(PLACES)
         with page.expect_navigation():
             page.keyboard.press("1" if left > right else "2")
+            page.keyboard.press("Enter")
     page.wait_for_timeout(100)
 
 
