@@ -430,6 +430,7 @@ def test_an_open_page_keeps_its_lease_and_says_when_it_lost_it(tmp_path: Path, v
         press(page, "2")
         expect(page.locator("#passed-on")).to_be_visible()
         expect(page.locator("#done-text")).to_contain_text("0")
+        page.close()  # before the server, which it would miss
 
 
 def test_labels_language_and_contrast(site: Site, visit: Open) -> None:
