@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 Schedule = Literal["constant", "linear", "cosine"]
-Progress = Callable[[int, Mapping[str, float]], None]
+Progress = Callable[[int, Mapping[str, float]], bool | None]
 
 
 def check(
@@ -325,7 +325,7 @@ class Agent(ABC, Generic[ConfigT]):
         Args:
             total_steps: Tokens; the iteration that reaches them is finished.
             progress: Called after each iteration with the tokens so far and the metrics, in every process that
-                gives one.
+                gives one. Learning ends where one returns False.
             checkpoints: Folder to keep the last checkpoint in; a run that finds one there goes on from it, with the
                 numbers of a run that was never stopped.
             checkpoint_every: Iterations between checkpoints.
@@ -357,10 +357,12 @@ class Agent(ABC, Generic[ConfigT]):
                 "time/rollout_seconds": wrote - began,
                 "time/update_seconds": time.perf_counter() - wrote,
             }
-            if progress is not None:
-                progress(self.steps, metrics)
-            if checkpoints is not None and (self.iterations % checkpoint_every == 0 or self.steps >= total_steps):
+            stopped = progress is not None and progress(self.steps, metrics) is False
+            ended = any(self.world.gather(stopped)) or self.steps >= total_steps
+            if checkpoints is not None and (self.iterations % checkpoint_every == 0 or ended):
                 self.checkpoint(checkpoints, total_steps)
+            if ended:
+                break
         return self
 
     @final

@@ -99,7 +99,8 @@ class BestOfN:
 
         Args:
             total_steps: Tokens, of all n completions of a prompt.
-            progress: Called after each prompt with the tokens so far and the metrics.
+            progress: Called after each prompt with the tokens so far and the metrics. Writing ends where it returns
+                False.
             checkpoints: Not used: there is nothing to keep.
             checkpoint_every: Not used.
 
@@ -119,18 +120,17 @@ class BestOfN:
             if progress is not None:
                 score = max(episode.score for episode in rollout.finished)
                 kl = float(best_of_n_kl(self.config.samples))
-                progress(
-                    self.steps,
-                    {
-                        **describe(rollout),
-                        "rollout/ep_rew_mean": score - text_env(self.envs).kl_coef * kl,
-                        "objective/score": score,
-                        "objective/kl": kl,
-                        "objective/kl_coef": text_env(self.envs).kl_coef,
-                        "time/iterations": float(self.iterations),
-                        "time/tokens_per_second": rollout.tokens / (time.perf_counter() - began),
-                    },
-                )
+                metrics = {
+                    **describe(rollout),
+                    "rollout/ep_rew_mean": score - text_env(self.envs).kl_coef * kl,
+                    "objective/score": score,
+                    "objective/kl": kl,
+                    "objective/kl_coef": text_env(self.envs).kl_coef,
+                    "time/iterations": float(self.iterations),
+                    "time/tokens_per_second": rollout.tokens / (time.perf_counter() - began),
+                }
+                if progress(self.steps, metrics) is False:
+                    break
         return self
 
     def predict(self, obs: Observation, *, deterministic: bool = True) -> IntArray:

@@ -12,7 +12,8 @@ FOLDERS = {"textenv": ROOT / "textenv", "textenv.agents": ROOT / "agents", "text
 LINKS = {ROOT / "textenv" / "agents", ROOT / "textenv" / "rewards"}
 AROUND = sorted(path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 BY_NAME = {("textenv.scoring", "textenv.rewards")}  # a reward's name is looked up when an environment is made
-ABOVE = {"textenv.cli", "textenv.experiment", "textenv.rlhf"}  # the layers: commands, which put all together
+# The layers: commands, which put all together.
+ABOVE = {"textenv.cli", "textenv.experiment", "textenv.rlhf", "textenv.compare.plan", "textenv.compare.runs"}
 IMPORTERS = {"import_module", "__import__", "resolve_name"}
 
 

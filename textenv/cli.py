@@ -1,4 +1,4 @@
-"""Commands: ``textenv train | sample | doctor | pretrain | sft | corpus | reward | feedback | label | clips | rlhf``.
+"""Commands of textenv: train, compare, sample, doctor, pretrain, sft, corpus, reward, feedback, label, clips, rlhf.
 
 With ``textenv.experiment`` it stands above the layers: only these know agents and rewards.
 """
@@ -23,6 +23,8 @@ from rich.table import Table
 
 from textenv.agents import find
 from textenv.clips.settings import ClipsConfig
+from textenv.compare.command import compare
+from textenv.compare.plan import Compare
 from textenv.corpora import write_general_corpus, write_review_pairs
 from textenv.distributed import connect
 from textenv.doctor import examine
@@ -206,6 +208,7 @@ FeedbackCommand = (
 ClipsCommand = Annotated[ClipsConfig, tyro.conf.subcommand("train")] | Annotated[None, tyro.conf.Suppress]
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")]
@@ -231,6 +234,8 @@ def main(args: list[str] | None = None) -> int:
                 with world.watch():
                     train(command, world)
                 world.close()
+            case Compare():
+                compare(command, console)
             case Sample():
                 _sample(command)
             case Doctor():

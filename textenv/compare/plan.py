@@ -1,0 +1,292 @@
+"""What is compared: agents, tasks (an environment with a reward) and seeds, from flags or a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from textenv.agents import AGENTS, config_of, find
+from textenv.types import TextEnvError
+
+__all__ = ["Budget", "Compare", "Entry", "Plan", "Run", "Task", "make_plan"]
+
+_EXACT = "textenv/Exact-v0"
+_TUNED: dict[str, dict[str, Any]] = {
+    _EXACT: {"learning_rate": 5e-3, "embedding_learning_rate": None, "value_learning_rate": 1e-2}
+}
+"""Agents' defaults are made for models a thousand times as large as that of the environment of letters."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare agents on environments and rewards, over seeds, at equal budgets; a comparison cut off goes on.
+
+    Runs that are finished are kept, so that more agents or seeds can be added to a folder later.
+
+    Attributes:
+        out: Folder of the comparison: runs, results.csv, curves.csv, report.html, compare.png.
+        config: TOML file with the settings from "agents" to "num_envs" below, in place of flags; agents and envs may
+            be tables there: [[agents]] with name, label and settings, [[envs]] with id, label, rewards, settings,
+            agent_settings and eval_prompts.
+        agents: Names of agents, package.module:Class for your own, or JSON objects with the keys of a TOML table.
+        envs: Ids of environments, or JSON objects with the keys of a TOML table.
+        rewards: Rewards to run every environment with that names none itself: as in "textenv train"; none for the
+            environments' own.
+        seeds: Runs of each agent on each task, from seed 0.
+        total_steps: Tokens that a run may write.
+        seconds: Seconds of training that a run may take besides, evaluations not counted; None for no limit.
+        evaluations: How often a run is measured on its way, at equal distances in tokens.
+        eval_episodes: Completions that it is measured on, where the figures are not exact.
+        num_envs: Episodes written side by side.
+        workers: Runs at the same time, each with its share of the cores; 0 for one a core.
+        ray: Run on Ray: an existing cluster's if RAY_ADDRESS is set, else a local one. "out" has to be a folder that
+            all its machines share.
+        quick: A comparison of some minutes: REINFORCE, A2C, PPO, RLOO and GRPO on two exact tasks, 3 seeds.
+    """
+
+    out: Path
+    config: Path | None = None
+    agents: tuple[str, ...] = ("reinforce", "a2c", "ppo", "rloo", "grpo")
+    envs: tuple[str, ...] = (_EXACT,)
+    rewards: tuple[str, ...] = ()
+    seeds: int = 5
+    total_steps: int = 60_000
+    seconds: float | None = None
+    evaluations: int = 10
+    eval_episodes: int = 512
+    num_envs: int = 64
+    workers: int = 0
+    ray: bool = False
+    quick: bool = False
+
+
+_IN_FILE = ("agents", "envs", "rewards", "seeds", "total_steps", "seconds", "evaluations", "eval_episodes", "num_envs")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run gets, and how it is measured; see ``Compare``."""
+
+    total_steps: int
+    seconds: float | None
+    evaluations: int
+    eval_episodes: int
+    num_envs: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An agent with settings.
+
+    Attributes:
+        label: Its name in the comparison.
+        name: Of the agent, or its import path.
+        settings: That differ from its defaults.
+    """
+
+    label: str
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment with a reward.
+
+    Attributes:
+        label: Its name in the comparison.
+        env: Registered id.
+        settings: Keywords of ``gymnasium.make``, the reward among them.
+        agent_settings: Of all agents here that have such a setting, unless their own say otherwise.
+        eval_prompts: File of prompts to measure on; None for held-out ones where the environment has any, or its own.
+    """
+
+    label: str
+    env: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    agent_settings: Mapping[str, Any] = field(default_factory=dict)
+    eval_prompts: str | None = None
+
+    @property
+    def slug(self) -> str:
+        """Its name as that of a file."""
+        return _slug(self.label)
+
+    def keywords(self, *, held_out: bool = False) -> dict[str, Any]:
+        """Return the keywords of ``gymnasium.make``, to train or to measure."""
+        keywords = {"kl_mode": "lump", **self.settings}
+        if held_out:
+            keywords["kl_mode"] = "lump"
+            if self.eval_prompts is not None:
+                keywords["prompts"] = self.eval_prompts
+            elif self.env == "textenv/MovieReview-v0" and "prompts" not in keywords:
+                keywords["split"] = "heldout"
+        return keywords
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    agent: Entry
+    task: Task
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """In messages, and as a folder."""
+        return f"{_slug(self.agent.label)}/{self.task.slug}/{self.seed}"
+
+    def agent_config(self) -> Any:
+        """Return the settings of the agent.
+
+        Raises:
+            TextEnvError: One is unknown, or its value is not what is expected.
+        """
+        agent = find(self.agent.name)
+        known = agent.Config.__dataclass_fields__
+        shared = {name: value for name, value in self.task.agent_settings.items() if name in known}
+        return config_of(agent, {**shared, **self.agent.settings, "seed": self.seed})
+
+    def described(self, budget: Budget) -> dict[str, Any]:
+        """Return all that the figures depend on, as JSON values."""
+        values = {**dataclasses.asdict(self), "budget": dataclasses.asdict(budget)}
+        values["agent"]["config"] = dataclasses.asdict(self.agent_config())
+        del values["agent"]["label"], values["task"]["label"]
+        described: dict[str, Any] = json.loads(json.dumps(values, default=str))
+        return described
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: every agent on every task, with every seed.
+
+    Attributes:
+        agents: In the order of the report.
+        tasks: Likewise.
+        seeds: Runs of each.
+        budget: Of each run.
+    """
+
+    agents: tuple[Entry, ...]
+    tasks: tuple[Task, ...]
+    seeds: int
+    budget: Budget
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, the first seed of everything first."""
+        return [Run(agent, task, seed) for seed in range(self.seeds) for task in self.tasks for agent in self.agents]
+
+
+def make_plan(command: Compare) -> Plan:
+    """Return what a command, or its file, says is to be compared.
+
+    Raises:
+        TextEnvError: A name, key or number is not what is expected; or a flag and the file both say something.
+    """
+    defaults = Compare(out=command.out)
+    given = {name: getattr(command, name) for name in _IN_FILE if getattr(command, name) != getattr(defaults, name)}
+    values: dict[str, Any] = {name: getattr(command, name) for name in _IN_FILE}
+    if command.config is not None:
+        if given or command.quick:
+            flag = next(iter(given), "quick").replace("_", "-")
+            raise TextEnvError(
+                f"--config and --{flag}: expected one or the other; write what --{flag} says into the file."
+            )
+        values |= _read(command.config)
+    elif command.quick:
+        quick = {"rewards": ("dense", "sparse"), "seeds": 3, "total_steps": 16_000, "evaluations": 8}
+        values |= {**quick, **given}
+    for name in ("seeds", "total_steps", "evaluations", "eval_episodes", "num_envs"):
+        if isinstance(values[name], bool) or not isinstance(values[name], int) or values[name] < 1:
+            raise TextEnvError(f"{name}={values[name]!r}: expected a whole number of at least 1.")
+    if values["seconds"] is not None and not values["seconds"] > 0:
+        raise TextEnvError(f"seconds={values['seconds']!r}: expected a number above 0.")
+    if command.workers < 0:
+        raise TextEnvError(f"workers={command.workers}: expected at least 1, or 0 for one a core.")
+    agents = tuple(_agent(each) for each in values["agents"])
+    tasks = tuple(task for each in values["envs"] for task in _tasks(each, values["rewards"]))
+    for kind, labels in (("agents", [each.label for each in agents]), ("envs", [each.label for each in tasks])):
+        if not labels:
+            raise TextEnvError(f"{kind}: expected at least one.")
+        slugs = [_slug(label) for label in labels]
+        if twice := {label for label, slug in zip(labels, slugs, strict=True) if slugs.count(slug) > 1}:
+            raise TextEnvError(
+                f"{kind}: {', '.join(sorted(twice))} come more than once; give each a 'label' of its own."
+            )
+    budget = Budget(**{each.name: values[each.name] for each in dataclasses.fields(Budget)})
+    plan = Plan(agents, tasks, values["seeds"], budget)
+    for run in plan.runs[: len(agents) * len(tasks)]:
+        run.agent_config()
+    return plan
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TextEnvError(f"--config {path}: expected a TOML file ({error}).") from error
+    _check_keys(str(path), values, _IN_FILE)
+    for name in ("agents", "envs", "rewards"):
+        if name in values and not isinstance(values[name], list):
+            raise TextEnvError(f"{path}: {name} = {values[name]!r}: expected a list.")
+    return values
+
+
+def _check_keys(where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
+    if unknown := [name for name in values if name not in known]:
+        raise TextEnvError(f"{where} has the key {unknown[0]!r}; expected some of {', '.join(known)}.")
+
+
+def _mapping(given: Any, kind: str, key: str) -> dict[str, Any]:
+    """Return an entry as a mapping: a name stands for itself."""
+    if isinstance(given, str) and given.startswith("{"):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise TextEnvError(f"{kind}: {given} begins like a JSON object, and is none ({error}).") from error
+    entry = {key: given} if isinstance(given, str) else given
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+        raise TextEnvError(f"{kind}: {given!r}: expected a name, or an object with {key!r}.")
+    return entry
+
+
+def _agent(given: Any) -> Entry:
+    entry = _mapping(given, "agents", "name")
+    _check_keys("An agent", entry, ("name", "label", "settings"))
+    name, settings = entry["name"], entry.get("settings", {})
+    if "seed" in settings:
+        raise TextEnvError(f"agents: {name} has a seed among its settings; 'seeds' seeds all.")
+    return Entry(entry.get("label", name if name in AGENTS else name.rpartition(":")[2]), name, settings)
+
+
+def _tasks(given: Any, rewards: Sequence[Any]) -> list[Task]:
+    entry = _mapping(given, "envs", "id")
+    _check_keys("An environment", entry, ("id", "label", "rewards", "settings", "agent_settings", "eval_prompts"))
+    env, settings = entry["id"], entry.get("settings", {})
+    if env not in gym.registry:
+        known = sorted(name for name in gym.registry if name.startswith("textenv/"))
+        raise TextEnvError(f"envs: {env!r} is not registered; expected one of {', '.join(known)}, or your own.")
+    label = entry.get("label", env.removeprefix("textenv/").removesuffix("-v0"))
+    agent_settings = {**_TUNED.get(env, {}), **entry.get("agent_settings", {})}
+    chosen = entry.get("rewards", () if "reward" in settings else rewards)
+    tasks = []
+    for reward in chosen:
+        made = json.loads(reward) if isinstance(reward, str) and reward.startswith("{") else reward
+        name = made if isinstance(made, str) else json.dumps(made)
+        keywords = {**settings, "reward": made}
+        tasks.append(Task(f"{label} {name}", env, keywords, agent_settings, entry.get("eval_prompts")))
+    return tasks or [Task(label, env, settings, agent_settings, entry.get("eval_prompts"))]
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-.") or "-"

@@ -1,0 +1,242 @@
+"""The report of a comparison: one page with all in it, that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from textenv.compare.figures import draw_aggregates, draw_curves, draw_frontier, draw_profiles, picture
+from textenv.compare.results import Results
+from textenv.compare.statistics import AGGREGATES, improvement, mean_interval, stratified_bootstrap
+from textenv.files import write_atomically
+from textenv.render import visible
+
+__all__ = ["task_table", "write_report"]
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Comparison · textenv</title><style>
+:root {{ color-scheme: light; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 75rem; color: #1d2530;
+  background: #fff; }}
+h1, h2, h3 {{ line-height: 1.25; }} h2 {{ margin-top: 2.4rem; border-top: 1px solid #d5dbe3; padding-top: 1.2rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }}
+caption {{ text-align: left; color: #556070; padding-bottom: .3rem; }}
+th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e3e8ee; vertical-align: top; }}
+th:first-child, td:first-child, .text td, .text th {{ text-align: left; }}
+thead th {{ border-bottom: 2px solid #aab4c0; }}
+.row {{ display: flex; flex-wrap: wrap; gap: 1rem; }} figure {{ margin: 0; }} img {{ max-width: 100%; height: auto; }}
+.soft {{ color: #556070; }} pre {{ background: #f4f6f9; padding: .8rem; overflow-x: auto; font-size: .85rem; }}
+.text td {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+</style></head><body><main>
+<h1>Comparison of {agents} agents on {tasks} tasks</h1>
+{body}
+</main></body></html>
+"""
+
+
+def write_report(results: Results, failures: Sequence[str], path: Path) -> None:
+    """Write the page.
+
+    Args:
+        results: What to tell.
+        failures: Runs that failed, and why.
+        path: ``.html`` file.
+    """
+    body = [_summary(results, failures)]
+    for task in results.plan.tasks:
+        if any(where == task.label for _, where in results.pairs):
+            body.append(_task(results, task.label))
+    body += [_profiles(results), _settings(results)]
+    page = _PAGE.format(agents=len(results.agents), tasks=len(results.plan.tasks), body="\n".join(body))
+    write_atomically(path, page)
+
+
+def task_table(results: Results, task: str) -> tuple[list[str], list[list[str]]]:
+    """Return the heading and the rows of the final figures on a task, the best agent first.
+
+    Regret is ``(J* - J) / (J* - J_ref)`` in per cent where the optimum is known; else the normalised score. The
+    interval is Student's over the seeds. Tokens are those after which the mean regret stays at most 2 %.
+    """
+    exact = results.tasks[task]["optimum"] is not None
+    head = ["agent", "seeds", "score − β·KL", "score", "KL, nats", "regret, %" if exact else "normalised", "95 %"]
+    head += ["worst seed", "tokens to 2 %"] if exact else []
+    head += ["price in nats", "seconds"]
+    rows = []
+    for agent, where in results.pairs:
+        if where != task:
+            continue
+        runs = list(results.runs[agent, task].values())
+        value, score, kl, seconds = (np.array([run[n] for run in runs]) for n in ("value", "score", "kl", "seconds"))
+        share = results.normalised(task, value)
+        told = 100 * (1 - share) if exact else share
+        low, high = mean_interval(told)
+        digits = 2
+        interval = "–" if np.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}"
+        cells = [agent, str(len(runs)), f"{value.mean():.4f}", f"{score.mean():.4f}", f"{kl.mean():.3f}"]
+        cells += [f"{told.mean():.{digits}f}", interval]
+        if exact:
+            curves = results.curves(agent, task)
+            regret = 1 - results.normalised(task, curves.value.mean(axis=0))
+            below = np.flatnonzero(regret > 0.02)
+            first = 0 if not len(below) else int(below[-1]) + 1
+            cells += [f"{told.max():.2f}", f"{curves.at[first]:,.0f}" if first < len(curves.at) else "–"]
+        price = results.price(agent, task)
+        cells += ["–" if price is None else f"{price:.2f}", f"{np.median(seconds):.1f}" if seconds.any() else "none"]
+        rows.append((-float(value.mean()), cells))
+    return head, [cells for _, cells in sorted(rows)]
+
+
+def _summary(results: Results, failures: Sequence[str]) -> str:
+    plan = results.plan
+    parts = []
+    budget = f"{plan.budget.total_steps:,} tokens"
+    if plan.budget.seconds is not None:
+        budget += f" or {plan.budget.seconds:g} seconds of training, whichever is first"
+    parts.append(
+        f"<p>Each run: {budget}; {plan.seeds} seeds. Scores are normalised: 0 is the reference model, 1 the "
+        "optimum where it is known, else the best that best-of-n comes to, all in score − β·KL. Intervals of aggregates are 95 % "
+        "stratified bootstrap intervals over seeds (Agarwal et al. 2021).</p>"
+    )
+    if failures:
+        items = "".join(f"<li>{_text(failure)}</li>" for failure in failures)
+        parts.append(f"<section role='alert'><h2>{len(failures)} runs failed</h2><ul>{items}</ul></section>")
+    known = {agent: each for agent in results.agents if (each := results.aggregate(agent)) is not None}
+    if left := [agent for agent in results.agents if agent not in known]:
+        parts.append(
+            f"<p>Without a seed that is finished on every task, and so not here: {_text(', '.join(left))}.</p>"
+        )
+    if known:
+        parts.append(_image(draw_aggregates(results), "Aggregates with their intervals"))
+        shared = ", ".join(f"{results.shared_seconds(task.label):.1f} s on {task.label}" for task in plan.tasks)
+        for budget, name in (
+            ("tokens", "After the budget of tokens"),
+            ("seconds", f"At equal wall-clock time: {shared}"),
+        ):
+            rows = []
+            for agent, aggregate in known.items():
+                scores = getattr(aggregate, budget)
+                cells = [agent, str(len(scores))]
+                for statistic in AGGREGATES.values():
+                    low, high = stratified_bootstrap(statistic, scores)
+                    cells.append(f"{statistic(scores):.3f} [{low:.3f}, {high:.3f}]")
+                rows.append(cells)
+            parts.append(_table(["agent", "seeds", *AGGREGATES], rows, name))
+        parts.append(_improvement({agent: each.tokens for agent, each in known.items()}))
+    return "\n".join(parts)
+
+
+def _improvement(scores: dict[str, Any]) -> str:
+    if len(scores) < 2:
+        return ""
+    rows = []
+    for one, mine in scores.items():
+        cells = [one]
+        for other, theirs in scores.items():
+            if one == other:
+                cells.append("")
+                continue
+            low, high = stratified_bootstrap(improvement, mine, theirs, resamples=1000)
+            cells.append(f"{improvement(mine, theirs):.2f} [{low:.2f}, {high:.2f}]")
+        rows.append(cells)
+    caption = "Probability that a run of the row's agent beats one of the column's, on a task drawn at random"
+    return _table(["", *scores], rows, caption)
+
+
+def _task(results: Results, task: str) -> str:
+    about = results.tasks[task]
+    reference, frontier = about["reference"], about["frontier"]
+    known = f"The reference scores {reference['score']:.4f}; β = {about['kl_coef']:g}."
+    if about["optimum"] is not None:
+        best = about["optimum"]
+        known += (
+            f" The optimum, by enumeration of all texts, is {best['value']:.4f}: a score of {best['score']:.4f} at "
+            f"{best['kl']:.3f} nats. All figures here are exact."
+        )
+    else:
+        known += f" Figures are of {results.plan.budget.eval_episodes:,} fresh completions."
+    points = zip(*(frontier[column] for column in ("n", "score", "kl")), strict=True)
+    bons = ", ".join(f"{n}: {score:.3f} at {kl:.2f} nats" for n, score, kl in points)
+    parts = [
+        f"<h2>{_text(task)}</h2><p>{known}</p>",
+        _table(*task_table(results, task), "After the budget of tokens"),
+        '<div class="row">',
+        _image(draw_curves(results, task, "steps"), f"Learning curves on {task} over tokens"),
+        _image(draw_curves(results, task, "seconds"), f"Learning curves on {task} over seconds"),
+        _image(draw_frontier(results, task), f"Score against KL on {task}"),
+        "</div>",
+        f'<p class="soft">Best of n: {bons}. The price in nats is the KL at which an agent first reaches the mean '
+        "score of best-of-32, over best-of-32's own: less is better.</p>",
+    ]
+    columns = [("before", about["samples"])]
+    columns += [
+        (agent, next(iter(results.runs[agent, task].values()))["samples"]) for agent, t in results.pairs if t == task
+    ]
+    rows = []
+    for place, first in enumerate(about["samples"]):
+        cells = [first["prompt"]]
+        for _, samples in columns:
+            shown = samples[place] if place < len(samples) else None
+            cells.append("" if shown is None else f"{shown['completion']}  ({shown['score']:+.2f})")
+        rows.append(cells)
+    samples = _table(["prompt", *(name for name, _ in columns)], rows, "", kind="text")
+    parts.append(f"<details><summary>Completions of the first seed, before and after</summary>{samples}</details>")
+    return "\n".join(parts)
+
+
+def _profiles(results: Results) -> str:
+    if not any(results.aggregate(agent) is not None for agent in results.agents):
+        return ""
+    return "<h2>Performance profiles</h2>" + _image(draw_profiles(results), "Performance profiles")
+
+
+def _settings(results: Results) -> str:
+    every = list(itertools.chain.from_iterable(runs.values() for runs in results.runs.values()))
+    versions = {json.dumps(run["versions"], sort_keys=True) for run in every}
+    threads = sorted({run["threads"] for run in every})
+    told = "; ".join(", ".join(f"{n} {v}" for n, v in json.loads(each).items()) for each in sorted(versions))
+    settings = {
+        "agents": {agent.label: {"agent": agent.name, **agent.settings} for agent in results.plan.agents},
+        "tasks": {
+            task.label: {"env": task.env, **task.keywords(), "agent_settings": task.agent_settings}
+            for task in results.plan.tasks
+        },
+        "budget": {name: getattr(results.plan.budget, name) for name in results.plan.budget.__dataclass_fields__},
+    }
+    text = html.escape(json.dumps(settings, indent=2, default=str))
+    return (
+        f"<h2>Settings and versions</h2><p>{_text(told)}; {', '.join(map(str, threads))} threads a run.</p>"
+        f"<pre>{text}</pre>"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, kind: str = "") -> str:
+    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
+    lines = []
+    for row in rows:
+        cells = "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
+        lines.append(f'<tr><th scope="row">{_text(row[0])}</th>{cells}</tr>')
+    name = f"<caption>{_text(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="wide"><table class="{kind}">{name}<thead><tr>{top}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _image(figure: Figure, words: str) -> str:
+    data = base64.b64encode(picture(figure, "svg")).decode()
+    return f'<figure><img alt="{html.escape(words)}" src="data:image/svg+xml;base64,{data}"></figure>'
+
+
+def _text(text: str) -> str:
+    return html.escape(visible(text))

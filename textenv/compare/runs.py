@@ -1,0 +1,269 @@
+"""One run of a comparison, and what a task is measured against. Both are done in worker processes, into files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import transformers
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+import textenv
+from textenv.agents import find
+from textenv.agents.best_of_n import BestOfN
+from textenv.best_of_n import COUNTS, best_of_n_kl, sample_frontier
+from textenv.compare.plan import Budget, Run, Task
+from textenv.exact import LogProbs, Policy, Tree, model_log_probs
+from textenv.experiment import check_settings, summary
+from textenv.files import write_atomically
+from textenv.models.policy import TextPolicy
+from textenv.rollouts import sample_episodes, text_env
+from textenv.types import Episode, IntArray
+
+__all__ = ["Figures", "Ruler", "finished", "measure_task", "run_folder", "task_file", "train_run", "versions"]
+
+_PROMPTS = 64  # held-out ones that a task is measured on, at most: its frontier takes many completions of each
+_SAMPLES = 256  # of each, for that
+_SHOWN = 8  # completions kept for the report
+_AT_ONCE = 4096  # states that a mask is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a policy comes to: mean score, KL from the reference in nats, ``value = score - kl_coef * kl``.
+
+    ``stderr`` is the standard error of the score; 0 where the figures are exact.
+    """
+
+    score: float
+    kl: float
+    value: float
+    stderr: float = 0.0
+
+
+class Ruler:
+    """Measures agents on a task: exactly where its texts can be enumerated, else on fresh completions.
+
+    Attributes:
+        tree: All texts of the task; None where they are too many.
+        kl_coef: The weight of the KL in ``value``: that which the task began with.
+        envs: What completions are written in.
+    """
+
+    def __init__(self, task: Task, budget: Budget, model: Any = None) -> None:
+        """Make the environment to measure in, with a reference model that is loaded already if one is given."""
+        shared = {} if model is None else {"model": model}
+        keywords = {**task.keywords(held_out=True), **shared}
+        for name in () if model is None else ("device", "torch_dtype"):
+            keywords.pop(name, None)
+        self.envs: Any = gym.make_vec(
+            task.env, num_envs=budget.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords
+        )
+        base = text_env(self.envs)
+        self.kl_coef = base.settings.kl_coef
+        self.tree = Tree.of(self.envs) if task.env == "textenv/Exact-v0" else None
+        step = max(1, len(base.prompts) // _PROMPTS)
+        self.prompts = list(base.prompts[::step][:_PROMPTS])
+        self._asked = [self.prompts[place % len(self.prompts)] for place in range(budget.eval_episodes)]
+
+    def measure(self, agent: Any) -> Figures:
+        """Return what an agent comes to."""
+        policy = getattr(agent, "policy", None)
+        if self.tree is not None and isinstance(agent, BestOfN):
+            outcome = self.tree.best_of_n(agent.config.samples)
+            return Figures(outcome.score, outcome.kl, outcome.value)
+        if self.tree is not None and isinstance(policy, TextPolicy):
+            outcome = self.tree.evaluate(_masked(policy, getattr(agent, "mask", None), self.tree))
+            return Figures(outcome.score, outcome.kl, outcome.value)
+        about = summary(self.sample(agent))
+        score, stderr = about["score"]["mean"], about["score"]["stderr"]
+        # What best-of-n writes has the log-probabilities of the reference; its divergence is in the choice.
+        kl = float(best_of_n_kl(agent.config.samples)) if isinstance(agent, BestOfN) else about["kl"]["mean"]
+        return Figures(score, kl, score - self.kl_coef * kl, stderr)
+
+    def sample(self, agent: Any, episodes: int | None = None) -> list[Episode]:
+        """Return completions by an agent, the same random numbers every time."""
+        found: list[Episode] = agent.sample(self.envs, self._asked[:episodes], generator=_generator(self.envs))
+        return found
+
+    def reference(self) -> list[Episode]:
+        """Return completions by the reference, by the same random numbers."""
+        base = text_env(self.envs)
+        policy = TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
+        return sample_episodes(self.envs, policy, _generator(self.envs), self._asked)
+
+
+def measure_task(task: Task, budget: Budget, out: Path, threads: int) -> None:
+    """Write what a task's runs are measured against: the reference, the optimum if known, best-of-n."""
+    path = task_file(out, task)
+    about = _plain({"task": dataclasses.asdict(task), "budget": dataclasses.asdict(budget)})
+    if path.exists() and json.loads(path.read_text("utf-8"))["about"] == about:
+        return
+    torch.set_num_threads(threads)
+    ruler = Ruler(task, budget)
+    found: dict[str, Any] = {"about": about, "label": task.label, "kl_coef": ruler.kl_coef, "optimum": None}
+    if ruler.tree is not None:
+        tree = ruler.tree
+        best = [tree.best_of_n(n) for n in COUNTS]
+        found["reference"] = dataclasses.asdict(tree.reference)
+        found["optimum"] = dataclasses.asdict(tree.optimum)
+        found["frontier"] = {"n": COUNTS, "kl": [b.kl for b in best], "score": [b.score for b in best]}
+    else:
+        frontier = sample_frontier(ruler.envs, _SAMPLES, prompts=ruler.prompts)
+        score = frontier.score_at(1)
+        found["reference"] = {"score": score, "kl": 0.0, "value": score}
+        found["frontier"] = {name: getattr(frontier, name).tolist() for name in ("n", "kl", "score")}
+    found["samples"] = _shown(ruler.reference())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+
+
+def train_run(run: Run, budget: Budget, out: Path, threads: int) -> None:
+    """Do a run, or go on with it; ``results.json`` in its folder says that it is finished.
+
+    Raises:
+        TextEnvError: Its folder holds a run with other settings, or an agent or environment refuses.
+    """
+    folder = run_folder(out, run)
+    config = run.described(budget)
+    check_settings(folder, config)
+    if finished(out, run):
+        return
+    torch.set_num_threads(threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    envs: Any = gym.make_vec(
+        run.task.env, num_envs=budget.num_envs, autoreset_mode=AutoresetMode.DISABLED, **run.task.keywords()
+    )
+    agent = find(run.agent.name)(envs, run.agent_config())
+    ruler = Ruler(run.task, budget, text_env(envs).reference)
+    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    if isinstance(agent, BestOfN):  # there is nothing to learn
+        figures = dataclasses.asdict(ruler.measure(agent))
+        curve = _Curve(folder / "curve.jsonl", 0)
+        for steps in (0, budget.total_steps):
+            curve.add({"steps": steps, "seconds": 0.0, **figures})
+    else:
+        curve = _train(agent, ruler, budget, folder)
+    after = _shown(ruler.sample(agent, _SHOWN))
+    results = {**curve.rows[-1], "curve": curve.rows, "samples": after, "threads": threads, "versions": versions()}
+    write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+
+
+def _train(agent: Any, ruler: Ruler, budget: Budget, folder: Path) -> _Curve:
+    """Train an agent, and measure it on the way."""
+    checkpoints = folder / "checkpoints"
+    agent.resume(checkpoints, budget.total_steps)
+    begun = agent.steps
+    curve = _Curve(folder / "curve.jsonl", begun)
+    clock = _Curve(folder / "clock.jsonl", begun)  # after every iteration, for a run that was cut off
+    spent = clock.rows[-1]["seconds"] if clock.rows else 0.0
+    since = time.perf_counter()
+
+    def progress(steps: int, metrics: Mapping[str, float]) -> bool:
+        nonlocal spent, since
+        told = [metrics.get(f"time/{part}_seconds") for part in ("rollout", "update")]
+        # Its own clock leaves out what checkpoints cost.
+        spent += sum(part for part in told if part is not None) if None not in told else time.perf_counter() - since
+        clock.add({"steps": steps, "seconds": spent})
+        over = budget.seconds is not None and spent >= budget.seconds
+        due = 1 + int(curve.rows[-1]["steps"] * budget.evaluations / budget.total_steps) if curve.rows else 1
+        if over or steps >= budget.total_steps * due / budget.evaluations or steps >= budget.total_steps:
+            curve.add({"steps": steps, "seconds": spent, **dataclasses.asdict(ruler.measure(agent))})
+        since = time.perf_counter()
+        return not over
+
+    ended = budget.seconds is not None and spent >= budget.seconds
+    if agent.steps < budget.total_steps and not ended:
+        agent.learn(budget.total_steps, progress=progress, checkpoints=checkpoints, checkpoint_every=20)
+    if not curve.rows or curve.rows[-1]["steps"] < agent.steps:
+        curve.add({"steps": agent.steps, "seconds": spent, **dataclasses.asdict(ruler.measure(agent))})
+    return curve
+
+
+class _Curve:
+    """Rows in a file, those up to a step kept from an earlier start."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self._path = path
+        earlier = path.read_text("utf-8").splitlines() if path.exists() else []
+        self.rows: list[dict[str, float]] = []
+        for line in earlier:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the last, if the run was killed as it wrote it
+                break
+            if row["steps"] <= steps and steps:
+                self.rows.append(row)
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def run_folder(out: Path, run: Run) -> Path:
+    """Return the folder of a run."""
+    return out / "runs" / run.name
+
+
+def task_file(out: Path, task: Task) -> Path:
+    """Return the file of what a task's runs are measured against."""
+    return out / "tasks" / f"{task.slug}.json"
+
+
+def finished(out: Path, run: Run) -> bool:
+    """Return whether a run is finished."""
+    return (run_folder(out, run) / "results.json").exists()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the figures come from."""
+    packages = {"textenv": textenv, "torch": torch, "transformers": transformers, "gymnasium": gym, "numpy": np}
+    return {"python": platform.python_version(), **{name: package.__version__ for name, package in packages.items()}}
+
+
+def _masked(policy: TextPolicy, mask: Callable[..., NDArray[np.bool_]] | None, tree: Tree) -> Policy:
+    """Return a policy that draws only what a mask lets it."""
+    if mask is None:
+        return policy
+    free: LogProbs = model_log_probs(policy.lm, policy.temperature)
+    forget: Callable[[], None] = getattr(mask, "forget", lambda: None)
+
+    def log_probs(ids: IntArray) -> NDArray[Any]:
+        found = []
+        for begin in range(0, len(ids), _AT_ONCE):
+            part = ids[begin : begin + _AT_ONCE]
+            forget()
+            allowed = mask(tree.observations(part), np.arange(len(part)), None)
+            values = np.where(allowed, free(part), -np.inf)
+            found.append(values - logsumexp(values, axis=1, keepdims=True))
+        forget()
+        return np.concatenate(found)
+
+    return log_probs
+
+
+def _generator(envs: Any) -> torch.Generator:
+    return torch.Generator(text_env(envs).reference.device).manual_seed(20_260)
+
+
+def _shown(episodes: list[Episode]) -> list[dict[str, Any]]:
+    """Return what the report shows of episodes."""
+    names = ("prompt", "completion", "score")
+    return [{name: getattr(episode, name) for name in names} for episode in episodes[:_SHOWN]]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
