@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from textenv.compare.figures import draw_overview, picture
 from textenv.compare.plan import Compare, make_plan
-from textenv.compare.pool import Job, on_processes, on_ray
+from textenv.compare.pool import Job, processes, ray_cluster
 from textenv.compare.report import task_table, write_report
 from textenv.compare.results import Results, read_results, write_tables
 from textenv.compare.runs import finished, measure_task, train_run
@@ -33,7 +32,6 @@ def compare(command: Compare, console: Console) -> Results:
     workers = command.workers or cores
     threads = max(1, cores // workers)
     out.mkdir(parents=True, exist_ok=True)
-    do = functools.partial(on_ray if command.ray else on_processes, workers=workers, threads=threads)
     # A run that is finished is looked at too: whether it is of these settings.
     tasks: list[Job] = [(task.label, measure_task, (task, plan.budget, out, threads)) for task in plan.tasks]
     jobs: list[Job] = [(run.name, train_run, (run, plan.budget, out, threads)) for run in plan.runs]
@@ -48,7 +46,8 @@ def compare(command: Compare, console: Console) -> Results:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    made = ray_cluster if command.ray else processes
+    with made(workers, threads) as do, Progress(*columns, console=console) as bar:
         shown = bar.add_task("tasks", total=len(tasks))
         for name, error in do(tasks):
             bar.advance(shown)
@@ -78,16 +77,22 @@ def compare(command: Compare, console: Console) -> Results:
     return results
 
 
+_SHOWN = ("agent", "score − β·KL", "KL, nats", "regret, %", "normalised", "95 %", "tokens to 2 %", "price in nats")
+
+
 def _tell(results: Results, console: Console) -> None:
     for task in results.plan.tasks:
+        if not any(where == task.label for _, where in results.pairs):
+            continue
         head, rows = task_table(results, task.label)
+        shown = [place for place, name in enumerate(head) if name in _SHOWN]
         table = Table(title=task.label)
-        for place, name in enumerate(head):
-            table.add_column(name, justify="right" if place else "left")
+        for place in shown:
+            table.add_column(head[place], justify="right" if place else "left", no_wrap=True)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(row[place] for place in shown))
         console.print(table)
-    table = Table("agent", "IQM", "95 %", title="All tasks, normalised: 0 is the reference, 1 the best that is known")
+    table = Table("agent", "IQM", "95 %", title="All tasks; 0 is the reference, 1 the best known", title_justify="left")
     for agent in results.agents:
         if (aggregate := results.aggregate(agent)) is not None:
             low, high = stratified_bootstrap(interquartile_mean, aggregate.tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,26 +13,34 @@ from typing import Any
 
 from textenv.types import TextEnvError
 
-__all__ = ["Job", "on_processes", "on_ray"]
+__all__ = ["Job", "Pool", "processes", "ray_cluster"]
 
 Job = tuple[str, Callable[..., None], tuple[Any, ...]]
 """Its name, a function that can be pickled, and its arguments."""
+Pool = Callable[[Sequence[Job]], Iterator[tuple[str, str]]]
+"""Does jobs; yields, as each ends, its name and why it failed, or ``""``."""
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def on_processes(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[str, str]]:
-    """Do jobs in worker processes, each of ``threads`` threads.
-
-    Yields:
-        As each job ends, its name and why it failed, or ``""``.
+@contextlib.contextmanager
+def processes(workers: int, threads: int) -> Iterator[Pool]:
+    """Return a pool of worker processes, each of ``threads`` threads.
 
     Raises:
-        TextEnvError: A worker was killed, so that nobody knows which jobs are lost.
+        TextEnvError: When jobs are done: a worker was killed.
     """
-    environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ |= dict.fromkeys(environment, str(threads))  # the workers', read as they start
-    pool = ProcessPoolExecutor(min(workers, max(1, len(jobs))), mp_context=multiprocessing.get_context("spawn"))
-    try:
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+    def do(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
+        before = {name: os.environ.get(name) for name in _THREADS}
+        os.environ |= dict.fromkeys(_THREADS, str(threads))  # the workers', which read them as they start
         futures: dict[Future[None], str] = {pool.submit(function, *given): name for name, function, given in jobs}
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
         for future in as_completed(futures):
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
@@ -39,39 +49,34 @@ def on_processes(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tu
                     "give the same command again, with fewer --workers if so."
                 )
             yield futures[future], "" if error is None else _reason(error)
+
+    try:
+        yield do
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for name, value in environment.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
-def on_ray(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[str, str]]:
-    """Do jobs on Ray: the cluster of RAY_ADDRESS, or one that is started on this machine.
-
-    Yields:
-        As each job ends, its name and why it failed, or ``""``.
+@contextlib.contextmanager
+def ray_cluster(workers: int, threads: int) -> Iterator[Pool]:
+    """Return a pool of Ray's workers: of the cluster of RAY_ADDRESS, or of one that is started on this machine.
 
     Raises:
         TextEnvError: Ray is not installed.
     """
     try:
-        import ray  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 (an optional dependency)
+        import ray  # noqa: PLC0415 (an optional dependency)
+        import ray.exceptions  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise TextEnvError("--ray needs Ray: pip install 'textenv[ray]'.") from error
     address = os.environ.get("RAY_ADDRESS")
-    started = not ray.is_initialized()
-    if started:
-        local = {} if address else {"num_cpus": workers * threads, "include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING", **local)
-    environment = {"env_vars": dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
-    try:
+    # One of our own listens on this machine alone.
+    local: dict[str, Any] = {"num_cpus": workers * threads, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
+
+    def do(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
         waiting: dict[Any, str] = {}
         for name, function, given in jobs:
-            remote = ray.remote(function).options(num_cpus=threads, max_retries=0, runtime_env=environment)
-            waiting[remote.remote(*given)] = name
+            waiting[ray.remote(function).options(num_cpus=threads, max_retries=0).remote(*given)] = name
         while waiting:
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
             name = waiting.pop(done)
@@ -83,9 +88,11 @@ def on_ray(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[st
                 yield name, str(error).strip().splitlines()[0]
             else:
                 yield name, ""
+
+    try:
+        yield do
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _reason(error: BaseException) -> str:

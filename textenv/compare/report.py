@@ -105,8 +105,8 @@ def _summary(results: Results, failures: Sequence[str]) -> str:
         budget += f" or {plan.budget.seconds:g} seconds of training, whichever is first"
     parts.append(
         f"<p>Each run: {budget}; {plan.seeds} seeds. Scores are normalised: 0 is the reference model, 1 the "
-        "optimum where it is known, else the best that best-of-n comes to, all in score − β·KL. Intervals of aggregates are 95 % "
-        "stratified bootstrap intervals over seeds (Agarwal et al. 2021).</p>"
+        "optimum where it is known, else the best that best-of-n comes to, all in score − β·KL. Intervals of "
+        "aggregates are 95 % stratified bootstrap intervals over seeds (Agarwal et al. 2021).</p>"
     )
     if failures:
         items = "".join(f"<li>{_text(failure)}</li>" for failure in failures)

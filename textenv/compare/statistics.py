@@ -32,7 +32,7 @@ Interval = tuple[float, float]
 
 def interquartile_mean(scores: ArrayLike) -> float:
     """Return the mean of the middle half of all scores (section 4.3 there)."""
-    return float(stats.trim_mean(_checked(scores), 0.25, axis=None))
+    return float(stats.trim_mean(_checked(scores).ravel(), 0.25))
 
 
 def optimality_gap(scores: ArrayLike, target: float = 1.0) -> float:
