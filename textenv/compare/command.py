@@ -13,8 +13,9 @@ from textenv.compare.plan import Compare, make_plan
 from textenv.compare.pool import Job, processes, ray_cluster
 from textenv.compare.report import task_table, write_report
 from textenv.compare.results import Results, read_results, write_tables
-from textenv.compare.runs import finished, measure_task, train_run
+from textenv.compare.runs import finished, measure_task, run_folder, train_run
 from textenv.compare.statistics import interquartile_mean, stratified_bootstrap
+from textenv.experiment import check_settings
 from textenv.files import write_atomically
 from textenv.types import TextEnvError
 
@@ -32,12 +33,13 @@ def compare(command: Compare, console: Console) -> Results:
     workers = command.workers or cores
     threads = max(1, cores // workers)
     out.mkdir(parents=True, exist_ok=True)
-    # A run that is finished is looked at too: whether it is of these settings.
     tasks: list[Job] = [(task.label, measure_task, (task, plan.budget, out, threads)) for task in plan.tasks]
-    jobs: list[Job] = [(run.name, train_run, (run, plan.budget, out, threads)) for run in plan.runs]
-    kept = sum(finished(out, run) for run in plan.runs)
-    if kept:
-        console.print(f"{kept} of {len(jobs)} runs are finished.")
+    for run in plan.runs:
+        check_settings(run_folder(out, run), run.described(plan.budget))
+    left = [run for run in plan.runs if not finished(out, run)]
+    jobs: list[Job] = [(run.name, train_run, (run, plan.budget, out, threads)) for run in left]
+    if len(left) < len(plan.runs):
+        console.print(f"{len(plan.runs) - len(left)} of {len(plan.runs)} runs are finished.")
     failures: list[str] = []
     columns = (
         TextColumn("{task.description}"),
@@ -59,7 +61,7 @@ def compare(command: Compare, console: Console) -> Results:
             if error:
                 failures.append(f"{name}: {error}")
                 console.print(f"failed: {failures[-1]}", highlight=False)
-    if len(failures) == len(jobs):
+    if failures and len(failures) == len(plan.runs):
         raise TextEnvError(f"All {len(jobs)} runs failed; the first, {failures[0]}")
     results = read_results(plan, out)
     files = write_tables(results, out)
@@ -71,7 +73,7 @@ def compare(command: Compare, console: Console) -> Results:
     )
     if failures:
         raise TextEnvError(
-            f"{len(failures)} of {len(jobs)} runs failed, and are not in the figures; the same command tries them "
+            f"{len(failures)} of {len(plan.runs)} runs failed, and are not in the figures; the same command tries them "
             f"again. The first: {failures[0]}"
         )
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import multiprocessing
 import os
@@ -64,8 +65,7 @@ def ray_cluster(workers: int, threads: int) -> Iterator[Pool]:
         TextEnvError: Ray is not installed.
     """
     try:
-        import ray  # noqa: PLC0415 (an optional dependency)
-        import ray.exceptions  # noqa: PLC0415
+        ray: Any = importlib.import_module("ray")  # an optional dependency
     except ModuleNotFoundError as error:
         raise TextEnvError("--ray needs Ray: pip install 'textenv[ray]'.") from error
     address = os.environ.get("RAY_ADDRESS")
