@@ -65,6 +65,7 @@ def test_contents(wheel: Path) -> None:
     assert code == {
         *(f"textenv/{name}" for name in modules("textenv")),
         *(f"textenv/clips/{name}" for name in modules("textenv/clips")),
+        *(f"textenv/compare/{name}" for name in modules("textenv/compare")),
         *(f"textenv/feedback/{name}" for name in modules("textenv/feedback")),
         *(f"textenv/models/{name}" for name in modules("textenv/models")),
         *(f"textenv/agents/{name}" for name in modules("agents")),

@@ -49,12 +49,13 @@ class Compare:
         workers: Runs at the same time, each with its share of the cores; 0 for one a core.
         ray: Run on Ray: an existing cluster's if RAY_ADDRESS is set, else a local one. "out" has to be a folder that
             all its machines share.
-        quick: A comparison of some minutes: REINFORCE, A2C, PPO, RLOO and GRPO on two exact tasks, 3 seeds.
+        quick: A comparison of some minutes: REINFORCE, PPO, RLOO, GRPO and soft Q-learning on two small exact
+            tasks, 3 seeds.
     """
 
     out: Path
     config: Path | None = None
-    agents: tuple[str, ...] = ("reinforce", "a2c", "ppo", "rloo", "grpo")
+    agents: tuple[str, ...] = ("reinforce", "ppo", "rloo", "grpo", "soft_q")
     envs: tuple[str, ...] = (_EXACT,)
     rewards: tuple[str, ...] = ()
     seeds: int = 5
@@ -204,7 +205,14 @@ def make_plan(command: Compare) -> Plan:
             )
         values |= _read(command.config)
     elif command.quick:
-        quick = {"rewards": ("dense", "sparse"), "seeds": 3, "total_steps": 16_000, "evaluations": 8}
+        smaller = {"id": _EXACT, "settings": {"vocab_size": 6, "max_new_tokens": 5}}
+        quick = {
+            "envs": (smaller,),
+            "rewards": ("dense", "sparse"),
+            "seeds": 3,
+            "total_steps": 16_000,
+            "evaluations": 8,
+        }
         values |= {**quick, **given}
     for name in ("seeds", "total_steps", "evaluations", "eval_episodes", "num_envs"):
         if isinstance(values[name], bool) or not isinstance(values[name], int) or values[name] < 1:
