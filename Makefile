@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/first
 TRAIN_FLAGS ?=
-PYTEST_FLAGS ?= -q
+PYTEST_FLAGS ?= -q -n 2 --dist loadfile
 # The recipe of the bundled model; see textenv/models/bundled/README.md.
 CORPUS ?= runs/corpus
 PRETRAIN_FLAGS ?= --epochs 1

@@ -24,11 +24,14 @@ README = (ROOT / "README.md").read_text("utf-8")
 FENCE = re.compile(r"(?:<!-- test: (?P<hint>.*?) -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)^```$", re.M)
 
 
+HINTS = {"python": {"", "network"}, "sh": {"", "files", "rankings", "compare"}, "toml": {""}}
+
+
 @dataclass(frozen=True)
 class Block:
     language: str
     code: str
-    hint: str  # of <!-- test: ... --> above it: "network", "files", "rankings", or flags that make `train` short
+    hint: str  # of <!-- test: ... --> above it: one of HINTS, or flags that make `train` short
     line: int
 
 
@@ -43,8 +46,8 @@ def blocks_of(text: str) -> list[Block]:
     assert not re.search(r"^(~~~|    |\t)", prose, re.M), "code without a fence"
     assert "<!-- test:" not in prose, "a test comment that is not right above a block"
     for block in blocks:
-        assert block.language in {"python", "sh"}, f"line {block.line}: no test runs {block.language!r}"
-        hints = {"", "network"} if block.language == "python" else {"", "files", "rankings"}
+        assert block.language in {"python", "sh", "toml"}, f"line {block.line}: no test runs {block.language!r}"
+        hints = HINTS[block.language]
         short = block.language == "sh" and block.hint.startswith("--")
         assert short or block.hint in hints, f"line {block.line}: no test knows the comment {block.hint!r}"
     return blocks
@@ -154,6 +157,11 @@ def test_commands(
         ranked = {"prompt": "The film", "completions": [" is good.", " is bad."], "ranks": [0, 1], "annotator": "ann"}
         for name in ("rankings.jsonl", "held-out.jsonl"):
             Path(name).write_text("\n".join([json.dumps(ranked)] * 8))
+    if block.hint == "compare":
+        (file,) = (each.code for each in BLOCKS if each.language == "toml")
+        Path("compare.toml").write_text(re.sub("60_000", "200", file).replace("seeds = 5", "seeds = 1"))
+        Path("mypackage.py").write_text("from textenv.agents.rloo import RLOO\n\n\nclass MyAgent(RLOO):\n    pass\n")
+        monkeypatch.syspath_prepend(tmp_path)
     flags = shlex.split(block.hint) if block.hint.startswith("--") else []
     short = flags or ["--total-steps", "60", "--num-envs", "2", "--eval-episodes", "2"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -165,6 +173,8 @@ def test_commands(
                 background.enter_context(in_background(words[:-1]))
             elif words[0] == "textenv":
                 given = short if words[1] == "train" else flags if words[1] in ("clips", "rlhf") else []
+                if words[1] == "compare" and "--config" not in words:
+                    given = ["--seeds", "1", "--total-steps", "200"]
                 status = main(with_flags(words[1:], given))
                 assert status == 0, f"{line}\n{capsys.readouterr().out}"
             elif words[:2] == ["accelerate", "launch"]:

@@ -290,7 +290,7 @@ function label(form) {
       event.preventDefault();
       return;
     }
-    form.elements.seconds.value = spent().toFixed(1);
+    form.elements.seconds.value = spent().toFixed(3);
     sent = true;
     submit.disabled = true;
   });
