@@ -2,11 +2,15 @@
 
 import csv
 import dataclasses
+import fcntl
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +436,48 @@ def test_other_environments_are_measured_on_fresh_completions(tmp_path: Path) ->
     assert run["kl"] == pytest.approx(np.log(16) - 15 / 16)
     assert run["stderr"] >= 0
     assert table(tmp_path / "out" / "results.csv")[0]["regret"] == ""
+
+
+def hold(lock: str, began: str) -> None:
+    """Hold a lock, that the end of the process lets go."""
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        Path(began).touch()
+        time.sleep(300)
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    lock, began = tmp_path / "lock", tmp_path / "began"
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "from textenv.compare.pool import processes\n"
+        "from tests.test_compare import hold\n"
+        'if __name__ == "__main__":\n'
+        "    with processes(1, 1) as pool:\n"
+        f"        list(pool([('hold', hold, ({str(lock)!r}, {str(began)!r}))]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen([sys.executable, str(script)], env=environment) as command:
+        wait_until(began.exists)
+        command.kill()
+
+    def free() -> bool:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    wait_until(free)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not true after {seconds} seconds"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {
     "cleanrl_ppo.py": (["--total-steps", "256", "--num-envs", "8", "--num-steps", "16"], "256: score"),
     "minari_dataset.py": (["--episodes", "2", "--max-new-tokens", "4"], "the same when read back"),
+    "rllib_ppo.py": (["--iterations", "1", "--batch", "200"], "200 tokens: regret"),
     "torchrl_env.py": (["--max-new-tokens", "3", "--steps", "6"], "episodes in 6 steps"),
     "pendulum_from_preferences.py": (["--seeds", "1", "--labels", "20", "--total-steps", "400"], "| true reward | -"),
     "hopper_backflip.py": (["--labels", "8", "--total-steps", "600"], "turns backwards in the 4 seconds"),
@@ -26,7 +27,11 @@ def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
 
 
-NEEDS = {"minari_dataset.py": ("minari", "jax", "h5py"), "torchrl_env.py": ("torchrl",)}  # textenv[clients]
+NEEDS = {
+    "minari_dataset.py": ("minari", "jax", "h5py"),
+    "torchrl_env.py": ("torchrl",),
+    "rllib_ppo.py": ("ray", "tree", "lz4"),
+}
 
 
 @pytest.mark.slow
@@ -42,7 +47,7 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     arguments, expected = ARGUMENTS[name]
     for package in NEEDS.get(name, ()):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install 'textenv[clients]'")
+            pytest.skip(f"{package} is not installed: see the first lines of {name}")
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
     )

@@ -7,6 +7,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -31,7 +32,9 @@ def processes(workers: int, threads: int) -> Iterator[Pool]:
     Raises:
         TextEnvError: When jobs are done: a worker was killed.
     """
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_the_parent
+    )
 
     def do(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
         before = {name: os.environ.get(name) for name in _THREADS}
@@ -93,6 +96,17 @@ def ray_cluster(workers: int, threads: int) -> Iterator[Pool]:
         yield do
     finally:
         ray.shutdown()
+
+
+def _end_with_the_parent() -> None:
+    """Have this process end when its parent is killed: else both it and the same command again write to a run."""
+    parent: Any = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _reason(error: BaseException) -> str:
