@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
 from textenv.env import TextEnv
 from textenv.handle import unwrap
@@ -33,10 +35,11 @@ _POSITIONS = 64
 def letter_model(
     vocab_size: int = 8, *, stop_token: bool = True, seed: int = 0, device: str | torch.device = "cpu"
 ) -> CausalLM:
-    """Return a causal language model of letters: a Llama of two layers of width 32, its weights random.
+    """Return a causal language model of letters: a GPT-2 of two layers of width 32, its weights random.
 
     Its logits have a standard deviation of one, so that the next letter is neither even nor given, and depends on all
-    letters before it.
+    letters before it. Positions are embedded: with rotary ones alone, ``a`` and ``aa`` look the same to attention, and
+    no policy of that kind could be optimal.
 
     Args:
         vocab_size: Number of tokens: letters from ``"a"``, and with ``stop_token`` one that ends the text, of id 0.
@@ -53,26 +56,29 @@ def letter_model(
     if not 2 <= vocab_size <= len(string.ascii_lowercase):
         raise TextEnvError(f"vocab_size={vocab_size}: expected a number from 2 to {len(string.ascii_lowercase)}.")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-        config = LlamaConfig(
+        config = GPT2Config(
             vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=_POSITIONS,
+            n_embd=32,
+            n_inner=64,
+            n_layer=2,
+            n_head=4,
+            n_positions=_POSITIONS,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+            tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=0 if stop_token else None,
         )
         config.endless = not stop_token
-        model: Any = LlamaForCausalLM(config)
+        model: Any = GPT2LMHeadModel(config)
     rng = np.random.default_rng(seed)  # not torch's generator, whose numbers depend on the device
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            drawn = rng.standard_normal(tuple(parameter.shape)) / np.sqrt(parameter.shape[1])
-            parameter.data.copy_(torch.from_numpy(drawn))
-    embedding = model.get_input_embeddings().weight
-    embedding.data *= np.sqrt(embedding.shape[1])  # a row an embedding, of unit variance
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.Linear, Conv1D)):
+            weight = module.weight
+            inputs = {nn.Embedding: 1, nn.Linear: weight.shape[-1]}.get(type(module), weight.shape[0])
+            drawn = rng.standard_normal(tuple(weight.shape)) / np.sqrt(inputs)
+            weight.data.copy_(torch.from_numpy(drawn))
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(rng.integers(vocab_size, size=(256, 6)))).logits
         model.get_output_embeddings().weight.data /= logits.std()
