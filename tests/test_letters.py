@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from tests.contracts import EnvironmentContract, RewardContract
 from textenv import CausalLM, TextEnvError
+from textenv.exact import model_log_probs
 from textenv.letters import FAMILIES, letter_model
 from textenv.models.policy import TextPolicy
 from textenv.rewards import Letters
@@ -120,6 +121,14 @@ def test_keywords_are_json() -> None:
     }
     again = gym.make(EnvSpec.from_json(spec.to_json()))
     assert again.unwrapped.batch.reward == Letters("needle", "abcde", 4, 7)  # type: ignore[attr-defined]
+
+
+def test_the_model_tells_how_often_a_letter_was_repeated() -> None:
+    """Else a policy could not be optimal: what is best after ``a`` is not what is best after ``aa``."""
+    log_probs = model_log_probs(letter_model())
+    one, two, three = (log_probs(np.full((1, count), 1)) for count in (1, 2, 3))
+    assert np.abs(one - two).max() > 0.1
+    assert np.abs(two - three).max() > 0.1
 
 
 def test_the_reference_of_one_environment_serves_another() -> None:
