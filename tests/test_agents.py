@@ -73,7 +73,7 @@ OWN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("family", "letters"), [("dense", 6), ("sparse", 4)])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_reaches_the_optimum(name: str, family: str, letters: int) -> None:
-    """16,000 tokens to a regret of 2 %, exact (3 % where the divergence is not minimised); benchmarks/exact_agents.toml has longer texts."""
+    """16,000 tokens to a regret of 2 %, of expert iteration 3 %; benchmarks/exact_agents.toml has longer texts."""
     task = Task("", "textenv/Exact-v0", {"reward": family, "vocab_size": letters, "max_new_tokens": 3})
     ruler = Ruler(task, Budget(total_steps=16_000, seconds=None, evaluations=1, eval_episodes=1, num_envs=64))
     agent = find(name)
