@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 
 from tests.label_site import Site, add_task, add_tasks, recorded, serving
+from textenv.feedback.annotators import FromReward, annotate
+from textenv.feedback.browser import annotate_page, keys_of
 
 pytestmark = pytest.mark.slow
 
@@ -289,6 +291,42 @@ def test_two_annotators_at_once(site: Site, visit: Open) -> None:
     expect(page.get_by_role("row").filter(has_text="ann").get_by_role("cell").first).to_have_text(
         str(len(expected["ann"]))
     )
+
+
+def quality(*, completions: Sequence[str], **columns: Any) -> list[float]:
+    """The figure in a text of ``add_tasks``; 3 is as good as 4, and so are 0 and 1."""
+    return [{0: 1, 4: 3}.get(figure, figure) for figure in (int(text.split()[1]) for text in completions)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_a_program_at_the_page_records_what_it_would_without(site: Site, visit: Open, size: int) -> None:
+    add_tasks(site.store, 4, size, judgements=2)
+    page = visit("program")
+    assert annotate_page(page, site.url, site.store, FromReward(quality), "program", limit=1) == 1
+    assert annotate_page(page, site.url, site.store, FromReward(quality), "program") == 3
+    annotate(site.store, FromReward(quality), "its twin")
+    mine, its = (
+        sorted(sorted(one.items()) for one in recorded(site.store, annotators=[site.store.annotator(name)]))
+        for name in ("program", "its twin")
+    )
+    assert len(mine) == 4
+    assert mine == its
+
+
+@pytest.mark.parametrize(
+    ("ranks", "verdict", "keys"),
+    [
+        ([None, None], "both_bad", "b"),
+        ([None, None, None], "cant_tell", "c"),
+        ([1, 0], "ranked", "2"),
+        ([0, 0], "ranked", "t"),
+        ([2, 0, 1], "ranked", "231"),
+        ([1, 0, 1, None], "ranked", "21=3"),
+        ([0, 0, 1], "ranked", "1=23"),
+    ],
+)
+def test_keys_of_a_judgement(ranks: list[int | None], verdict: Any, keys: str) -> None:
+    assert keys_of(ranks, verdict) == list(keys)
 
 
 HOSTILE = {
