@@ -95,6 +95,7 @@ def _finish(panel: Any, *, legend: bool = False, **labels: str) -> None:
 
 
 def _curves(panel: Any, results: Results, task: str, axis: str, *, legend: bool = True) -> None:
+    """Draw means and their bands; where those of a few seeds are huge, the panel is made for the means."""
     for agent, where in results.pairs:
         if where != task:
             continue
@@ -109,6 +110,10 @@ def _curves(panel: Any, results: Results, task: str, axis: str, *, legend: bool 
     if about["optimum"] is not None:
         panel.axhline(about["optimum"]["value"], color="#555555", linewidth=1, linestyle=(0, (1, 2)))
         panel.annotate("optimum", (0, about["optimum"]["value"]), fontsize=7, va="bottom", color="#555555")
+    heights = np.concatenate([np.atleast_1d(line.get_ydata()) for line in panel.get_lines()])
+    room = 0.3 * (np.ptp(heights) or 1.0)
+    bottom, top = panel.get_ylim()
+    panel.set_ylim(max(bottom, heights.min() - room), min(top, heights.max() + room))
     label = "tokens written" if axis == "steps" else "seconds of training"
     if axis == "steps":
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
