@@ -62,7 +62,6 @@ class TestContract(AgentContract):
 TUNED = {"learning_rate": 5e-3, "embedding_learning_rate": None, "adam_epsilon": 1e-8, "minibatch_size": 64}
 OWN: dict[str, dict[str, Any]] = {
     "ppo": {"epochs": 2},
-    "a2c": {"n_steps": 2},
     "grpo": {"normalisation": "dr_grpo", "samples": 8, "epochs": 2},
     "nlpo": {"top_p": 0.99},
     "soft_q": {"replay": 16, "updates": 2},
