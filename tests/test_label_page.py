@@ -301,7 +301,8 @@ def quality(*, completions: Sequence[str], **columns: Any) -> list[float]:
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_a_program_at_the_page_records_what_it_would_without(site: Site, visit: Open, size: int) -> None:
     add_tasks(site.store, 4, size, judgements=2)
-    page = visit("program")
+    page = visit("its twin")
+    page.context.clear_cookies()  # it signs in by itself
     assert annotate_page(page, site.url, site.store, FromReward(quality), "program", limit=1) == 1
     assert annotate_page(page, site.url, site.store, FromReward(quality), "program") == 3
     annotate(site.store, FromReward(quality), "its twin")
@@ -311,6 +312,7 @@ def test_a_program_at_the_page_records_what_it_would_without(site: Site, visit: 
     )
     assert len(mine) == 4
     assert mine == its
+    assert {one.name: one.kind for one in site.store.annotators()}["program"] == "program"
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,7 @@ def annotate(
     Raises:
         TextEnvError: A task is of another kind.
     """
-    annotator = store.annotator(name, "program", {"judge": repr(judge)[:500]})
-    done = len(store.judgements(annotators=[annotator], effective=False))
+    annotator, done = enrol(store, judge, name)
     made = 0
     while limit is None or made < limit:
         rng = random.Random(f"{seed}/{name}/{done + made}")
@@ -182,6 +181,12 @@ def annotate(
         store.judge(assignment.id, ranks, verdict=verdict)
         made += 1
     return made
+
+
+def enrol(store: FeedbackStore, judge: Judge, name: str) -> tuple[int, int]:
+    """Return the number of a program as an annotator, added if need be, and of the judgements that it has ever made."""
+    annotator = store.annotator(name, "program", {"judge": repr(judge)[:500]})
+    return annotator, len(store.judgements(annotators=[annotator], effective=False))
 
 
 def _scores(reward: Callable[..., Any], assignment: Assignment) -> list[float]:

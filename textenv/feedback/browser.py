@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from textenv.feedback.annotators import Judge
+from textenv.feedback.annotators import Judge, enrol
 from textenv.feedback.store import FeedbackStore, Verdict
 
 __all__ = ["annotate_page", "keys_of"]
@@ -49,11 +49,12 @@ def annotate_page(
         judge: The program.
         name: That it signs in with.
         limit: How many judgements at most; None for all that there are.
-        seed: Seeds the program.
+        seed: Seeds the program; its earlier judgements count too, as in ``annotate``.
 
     Returns:
         The number of judgements made.
     """
+    _, done = enrol(store, judge, name)
     page.goto(url)
     if (field := page.get_by_label("Your name")).count():
         field.fill(name)
@@ -63,7 +64,7 @@ def annotate_page(
     while page.locator("#judge").count() and (limit is None or made < limit):
         number, _, _ = page.locator("#judge input[name=assignment]").input_value().partition("-")
         assignment = store.assignment(int(number))
-        for key in keys_of(*judge.judge(assignment, random.Random(f"{seed}/{name}/{made}"))):
+        for key in keys_of(*judge.judge(assignment, random.Random(f"{seed}/{name}/{done + made}"))):
             page.keyboard.press(key)
         with page.expect_navigation():
             page.keyboard.press("Enter")
