@@ -28,17 +28,19 @@ class OneHot(gym.ObservationWrapper[Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
+        self.vocab_size = env.action_space.n
         width = env.observation_space["input_ids"].shape[0]
-        self.tokens = np.eye(env.action_space.n, dtype=np.float32)
-        self.observation_space = gym.spaces.Box(0, 1, (width * env.action_space.n,), np.float32)
+        self.observation_space = gym.spaces.Box(0, 1, (width * self.vocab_size,), np.float32)
 
     def observation(self, observation: Any) -> Any:
-        """Encode an observation, or a batch of them."""
-        return one_hot(observation, self.tokens)
+        """Encode an observation."""
+        return one_hot(observation, self.vocab_size)
 
 
-def one_hot(observation: Any, tokens: Any) -> Any:
-    seen = tokens[observation["input_ids"]] * observation["attention_mask"][..., None]
+def one_hot(observation: Any, vocab_size: int) -> Any:
+    """Encode an observation, or a batch of them."""
+    tokens = np.eye(vocab_size, dtype=np.float32)[observation["input_ids"]]
+    seen = tokens * observation["attention_mask"][..., None]
     return seen.reshape(*seen.shape[:-2], -1)
 
 
@@ -51,7 +53,7 @@ def main(iterations: int = 10, batch: int = 2_000, vocab_size: int = 5, max_new_
     register_env("letters", make)
     settings = {"vocab_size": vocab_size, "max_new_tokens": max_new_tokens}
     env = make(settings)
-    tree, tokens = Tree.of(env), np.eye(vocab_size, dtype=np.float32)
+    tree = Tree.of(env)
     config = PPOConfig().environment("letters", env_config=settings).debugging(seed=seed)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=8)
     config.training(gamma=1.0, lambda_=1.0, lr=1e-3, num_epochs=4, use_kl_loss=False, entropy_coeff=tree.kl_coef)
@@ -60,7 +62,7 @@ def main(iterations: int = 10, batch: int = 2_000, vocab_size: int = 5, max_new_
 
     def log_probs(ids: Any) -> Any:
         module: RLModule = algorithm.get_module()
-        observed = torch.from_numpy(one_hot(tree.observations(ids), tokens))
+        observed = torch.from_numpy(one_hot(tree.observations(ids), vocab_size))
         with torch.no_grad():
             logits = module.forward_inference({Columns.OBS: observed})[Columns.ACTION_DIST_INPUTS]
         return torch.log_softmax(logits.double(), dim=-1).numpy()

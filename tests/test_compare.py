@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rich.console import Console
 from scipy import stats
 
 from tests.conftest import build_lm
+from tests.waiting import wait_for
 from textenv.agents.agent import Agent
 from textenv.cli import main
 from textenv.compare import statistics
@@ -459,7 +460,7 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     with subprocess.Popen([sys.executable, str(script)], env=environment) as command:
-        wait_until(began.exists)
+        wait_for(began.exists, 120)
         command.kill()
 
     def free() -> bool:
@@ -470,14 +471,7 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
                 return False
             return True
 
-    wait_until(free)
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not true after {seconds} seconds"
-        time.sleep(0.05)
+    wait_for(free, 120)
 
 
 @pytest.mark.slow

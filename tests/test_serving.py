@@ -22,6 +22,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.test_http_reward import play
+from tests.waiting import wait_for
 from textenv.cli import main
 from textenv.rewards import Http, Length, Vader
 from textenv.serving import make_app, serve
@@ -325,13 +326,6 @@ def test_the_command_serves_an_environment_and_finishes_what_it_began(tmp_path: 
     finally:
         server.kill()
         server.communicate()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def refuses(port: int) -> bool:

@@ -76,8 +76,9 @@ def letter_model(
     for module in model.modules():
         if isinstance(module, (nn.Embedding, nn.Linear, Conv1D)):
             weight = module.weight
-            inputs = {nn.Embedding: 1, nn.Linear: weight.shape[-1]}.get(type(module), weight.shape[0])
-            drawn = rng.standard_normal(tuple(weight.shape)) / np.sqrt(inputs)
+            rows, columns = weight.shape
+            inputs = 1 if isinstance(module, nn.Embedding) else columns if isinstance(module, nn.Linear) else rows
+            drawn = rng.standard_normal((rows, columns)) / np.sqrt(inputs)
             weight.data.copy_(torch.from_numpy(drawn))
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(rng.integers(vocab_size, size=(256, 6)))).logits

@@ -110,7 +110,7 @@ def _curves(panel: Any, results: Results, task: str, axis: str, *, legend: bool 
     if about["optimum"] is not None:
         panel.axhline(about["optimum"]["value"], color="#555555", linewidth=1, linestyle=(0, (1, 2)))
         panel.annotate("optimum", (0, about["optimum"]["value"]), fontsize=7, va="bottom", color="#555555")
-    heights = np.concatenate([np.atleast_1d(line.get_ydata()) for line in panel.get_lines()])
+    heights = np.concatenate([line.get_ydata() for line in panel.get_lines()])
     room = 0.3 * (np.ptp(heights) or 1.0)
     bottom, top = panel.get_ylim()
     panel.set_ylim(max(bottom, heights.min() - room), min(top, heights.max() + room))
