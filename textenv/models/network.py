@@ -9,6 +9,7 @@ with few rows; both are what this file is about. Every other architecture runs t
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,7 +27,7 @@ __all__ = ["KeyValues", "Linear", "Network"]
 _LLAMA_LIKE = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 _PACKED_BYTES = 2**31  # what a second, packed copy of a model's weights may take
 _SMALL = 200_000  # numbers in a matrix that is multiplied with few rows faster than oneDNN is called
-_MANY = 64  # rows that are not few
+_MANY = 256  # rows that are not few
 _FLASH = 96 * 96  # scores of a head from which attention that does not keep them is faster
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -44,6 +45,9 @@ class KeyValues:
         self._rows = self._positions = self._where = torch.zeros(0, dtype=torch.int64)
         self._begins: torch.Tensor | None = None
         self._stale = True
+        self._spread: torch.Tensor | None = None
+        self._views: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # of each buffer, for ``_batch`` rows
+        self._batch = 0
 
     def aim(
         self, rows: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor | None, *, fresh: bool
@@ -59,32 +63,44 @@ class KeyValues:
         """
         self._rows, self._positions, self._stale = rows, positions, True
         self.length = 0 if fresh else length
-        self.mask = mask
+        self.mask, self._spread = mask, None
+        if self._batch != len(rows):
+            self._batch, self._views = len(rows), []
 
     def resize(self, rows: int, capacity: int) -> None:
         """Enlarge the buffers, keeping what they hold."""
         self.size = (rows, capacity)
-        self._begins = None
+        self._begins, self._views = None, []
         for index, old in enumerate(self.buffers):
             new = old.new_zeros(2, rows, old.shape[2], capacity, old.shape[4])
             new[:, : old.shape[1], :, : old.shape[3]] = old
             self.buffers[index] = new
 
-    def write(self, layer: int, keys_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write ``(tokens, 2 * heads, head_size)``; return keys and values ``(rows, heads, capacity, head_size)``."""
-        heads, size = keys_values.shape[1] // 2, keys_values.shape[2]
+    def write(self, layer: int, keys_values: torch.Tensor) -> None:
+        """Write ``(tokens, 2 * heads, head_size)``."""
+        size = keys_values.shape[2]
         if layer == len(self.buffers):
+            heads = keys_values.shape[1] // 2
             self.buffers.append(keys_values.new_zeros(2, self.size[0], heads, self.size[1], size))
-        buffer = self.buffers[layer]
+        if layer == len(self._views):
+            self._views.append(_views(self.buffers[layer], self._batch))
         if self._stale:  # the same places in every layer
-            if self._begins is None:
-                self._begins = torch.arange(2 * self.size[0] * heads, device=buffer.device) * self.size[1]
-            begins = self._begins.view(2, -1, heads)[:, self._rows].transpose(0, 1)  # (batch, 2, heads)
-            self._where = (begins[:, None] + self._positions[:, :, None, None]).flatten()
-            self._stale = False
-        buffer.view(-1, size).index_copy_(0, self._where, keys_values.reshape(-1, size))
-        keys, values = buffer.unbind()
-        return keys, values
+            self._where, self._stale = self._places(keys_values.shape[1] // 2), False
+        self._views[layer][0].index_copy_(0, self._where, keys_values.reshape(-1, size))
+
+    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values that are read, ``(batch * heads, length, head_size)``."""
+        _, keys, values = self._views[layer]
+        return keys.narrow(1, 0, self.length), values.narrow(1, 0, self.length)
+
+    def spread(self, heads: int, group: int) -> torch.Tensor:
+        """Return the mask for ``group`` queries that share a head of keys, ``(batch * heads, group * new, length)``."""
+        if self._spread is None:
+            assert self.mask is not None
+            batch, new, length = self.mask.shape
+            spread = self.mask[:, None, None].expand(batch, heads, group, new, length)
+            self._spread = spread.reshape(batch * heads, group * new, length)
+        return self._spread
 
     def swap(self, one: torch.Tensor, other: torch.Tensor, length: int) -> None:
         """Exchange rows, as far as ``length``."""
@@ -92,6 +108,19 @@ class KeyValues:
             held = buffer[:, one, :, :length]
             buffer[:, one, :, :length] = buffer[:, other, :, :length]
             buffer[:, other, :, :length] = held
+
+    def _places(self, heads: int) -> torch.Tensor:
+        """Return where in a buffer, seen as ``(-1, head_size)``, the new keys and values belong."""
+        if self._begins is None:
+            self._begins = torch.arange(2 * self.size[0] * heads, device=self._rows.device) * self.size[1]
+        begins = self._begins.view(2, -1, heads)[:, self._rows].transpose(0, 1)  # (batch, 2, heads)
+        return (begins[:, None] + self._positions[:, :, None, None]).flatten()
+
+
+def _views(buffer: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a buffer as vectors, and its keys and values in the first ``batch`` rows, head by head."""
+    keys, values = (part[:batch].flatten(0, 1) for part in buffer.unbind())
+    return buffer.view(-1, buffer.shape[-1]), keys, values
 
 
 class Linear:
@@ -107,14 +136,17 @@ class Linear:
         self._weight: torch.Tensor | None = None  # (in, out)
         self._bias: torch.Tensor | None = None
         self._packed: Any = None  # the same for oneDNN
-        self._small = False
+        self._few = 0  # up to how many rows the former is faster
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Map ``(tokens, in)`` to ``(tokens, out)``, the outputs of the layers side by side, and add ``residual``."""
-        if torch.is_grad_enabled() or (self._weight is None and self._packed is None):
+        if (self._weight is None and self._packed is None) or torch.is_grad_enabled():
             parts = [module(x) for module in self._modules]
             y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        elif self._packed is not None and (not self._small or len(x) >= _MANY):
+        elif x.shape[0] > self._few:
+            if self._packed is None:
+                assert self._weight is not None
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.T.contiguous(), 16)
             if residual is not None:
                 y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
                 return cast(torch.Tensor, y)
@@ -130,7 +162,7 @@ class Linear:
         return y if residual is None else residual + y
 
     def pack(self) -> None:
-        """Copy the weights into the form in which they are read fastest."""
+        """Bring the weights into the form in which they are read fastest."""
         pairs = [_weight_and_bias(module) for module in self._modules]
         found = [pair for pair in pairs if pair is not None]
         if len(found) < len(pairs):
@@ -138,14 +170,17 @@ class Linear:
         weights = [weight for weight, _ in found]
         if weights[0].device.type != "cpu" or weights[0].dtype != torch.float32:
             return
-        weight = torch.cat(weights)
-        self._small = weight.numel() < _SMALL
-        if any(bias is not None for _, bias in found):
-            self._bias = torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in found])
-        if _has_onednn():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
-        if self._small or self._packed is None:
+        weight, self._bias = found[0]
+        if len(found) > 1:
+            weight = torch.cat(weights)
+            if any(bias is not None for _, bias in found):
+                self._bias = torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in found])
+        small = weight.numel() < _SMALL
+        self._few = sys.maxsize if not _has_onednn() else _MANY if small else 0
+        if self._few:  # where there are more rows, the other form is made when it is needed
             self._weight = weight.T.contiguous()
+        else:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
 
     def unpack(self) -> None:
         """Read the layers' own weights again."""
@@ -323,19 +358,20 @@ class Network:
     ) -> torch.Tensor:
         """Attend: queries, keys and values ``(tokens, heads + 2 * kv_heads, size)`` to ``(tokens, heads * size)``."""
         heads, kv_heads, size = self._heads
-        new, group = len(qkv) // batch, heads // kv_heads
-        mask: torch.Tensor | None = None
-        held = None if keys_values is None else keys_values.write(layer, qkv[:, heads:])
-        if keys_values is None or held is None or keys_values.length == 0:
-            length = new
+        new, group = qkv.shape[0] // batch, heads // kv_heads
+        if keys_values is not None:
+            keys_values.write(layer, qkv[:, heads:])
+        if keys_values is None or keys_values.length == 0:
+            length, mask = new, None
             k, v = qkv.view(batch, new, -1, size).transpose(1, 2)[:, heads:].chunk(2, dim=1)
         else:
             length, mask = keys_values.length, keys_values.mask
-            k, v = (part[:batch, :, :length] for part in held)
+            k, v = keys_values.read(layer)
         causal = mask is None and new > 1
         q = qkv[:, :heads]
         if new * length > _FLASH:
             q = q.view(batch, new, heads, size).transpose(1, 2)
+            k, v = (part.view(batch, kv_heads, length, size) if part.ndim == 3 else part for part in (k, v))
             mask = None if mask is None else mask[:, None]
             mixed = functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=group > 1
@@ -345,15 +381,13 @@ class Network:
         if new > 1:
             q = q.view(batch, new, kv_heads, group, size).permute(0, 2, 3, 1, 4)
         q = q.reshape(batch * kv_heads, group * new, size)
-        k, v = (part.reshape(batch * kv_heads, length, size) for part in (k, v))
+        k, v = (part.reshape(batch * kv_heads, length, size) if part.ndim == 4 else part for part in (k, v))
         if causal:
             scores = torch.baddbmm(self._causal(new, group, q), q, k.transpose(1, 2), alpha=scale)
-        elif mask is None:
-            scores = torch.bmm(q * scale, k.transpose(1, 2))
+        elif keys_values is None or mask is None:
+            scores = torch.baddbmm(_any(q.dtype, q.device), q, k.transpose(1, 2), beta=0, alpha=scale)
         else:
-            shape = (batch, kv_heads, group, new, length)
-            spread = mask[:, None, None].expand(shape).reshape(-1, group * new, length)
-            scores = torch.baddbmm(spread, q, k.transpose(1, 2), alpha=scale)
+            scores = torch.baddbmm(keys_values.spread(kv_heads, group), q, k.transpose(1, 2), alpha=scale)
         mixed = torch.bmm(torch.softmax(scores, dim=-1), v)
         if new > 1:
             mixed = mixed.view(batch, kv_heads, group, new, size).permute(0, 3, 1, 2, 4)
@@ -377,6 +411,12 @@ class Network:
             signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
             known = self._angles = cos[0, :, None], signed[:, None]
         return known[0][places], known[1][places]
+
+
+@functools.cache
+def _any(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return a number to be added 0 times."""
+    return torch.zeros(1, 1, 1, dtype=dtype, device=device)
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
