@@ -38,6 +38,7 @@ BUNDLED = "bundled"
 """The name of the model that ships with textenv."""
 
 _LOGITS_AT_ONCE = 2**26  # floats, 256 MiB: what scoring whole texts may take
+_IN_CACHE, _FEW_ROWS = 2**19, 64  # the same for a processor, which is faster where they stay in its cache; and a floor
 
 
 def bundled_folder() -> Path:
@@ -409,7 +410,8 @@ class CausalLM:
             if starts is not None:
                 asked &= places >= _tensor(starts, self.device)[:, None]
             result = torch.zeros(asked.shape, device=self.device)
-            size = max(1, _LOGITS_AT_ONCE // self.vocab_size)
+            least, most = (_FEW_ROWS, _IN_CACHE) if self.device.type == "cpu" else (1, _LOGITS_AT_ONCE)
+            size = max(least, most // self.vocab_size)
             parts = zip(hidden[asked].split(size), ids[:, 1:][asked].split(size), strict=True)
             result[asked] = torch.cat(
                 [
@@ -660,7 +662,8 @@ class _PrefixCache:
         seen = fresh or (span == 1 and int(start.min()) == keys - 1)
         output = self._compute(block, where, into, keys, None if seen else self._mask(where, keys), fresh=fresh)
         last = output[:, 0] if span == 1 else output[torch.arange(len(rows)), torch.from_numpy(lengths - start - 1)]
-        return last if back is None else last[back]
+        last = last if back is None else last[back]
+        return last.clone() if last.is_inference() else last
 
     def _mask(self, where: torch.Tensor, keys: int) -> torch.Tensor:
         """Return what is added to the scores ``(rows, new, keys)``, so that no token sees beyond itself."""
@@ -682,7 +685,8 @@ class _PrefixCache:
         if isinstance(self._held, _RaggedCache):
             return self._held.run(self._model, block)
         assert self._network is not None
-        return self._network.run(block, where, self._held)
+        with torch.inference_mode():  # in which every operation is called sooner
+            return self._network.run(block, where, self._held)
 
     def _gather(self, rows: IntArray) -> None:
         """Bring ``rows`` into the first slots, in whatever order."""
@@ -861,7 +865,8 @@ class _Watch:
         versions = [p._version for p in self._counted]
         if places != self._places:
             samples = [_as_integers(_diagonal(p.detach())) for p in self._parameters]
-            self._samples = [s.numpy() for s in samples] if all(s.is_cpu for s in samples) else samples
+            # not by .numpy(), after which a storage cannot be resized, as FSDP does
+            self._samples = [np.from_dlpack(s) for s in samples] if all(s.is_cpu for s in samples) else samples
         numbers = _joined(self._samples)
         same = (places, versions) == (self._places, self._versions) and np.array_equal(numbers, self._numbers)
         self._places, self._versions, self._numbers = places, versions, numbers

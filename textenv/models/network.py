@@ -81,7 +81,8 @@ class KeyValues:
         size = keys_values.shape[2]
         if layer == len(self.buffers):
             heads = keys_values.shape[1] // 2
-            self.buffers.append(keys_values.new_zeros(2, self.size[0], heads, self.size[1], size))
+            with torch.inference_mode(False):  # it is written outside, too
+                self.buffers.append(keys_values.new_zeros(2, self.size[0], heads, self.size[1], size))
         if layer == len(self._views):
             self._views.append(_views(self.buffers[layer], self._batch))
         if self._stale:  # the same places in every layer
@@ -397,26 +398,29 @@ class Network:
         """Return the mask of ``new`` tokens that see each other backwards, ``(1, group * new, new)``."""
         key = (new, like.dtype, like.device)
         if self._triangle is None or self._triangle[0] != key:
-            mask = torch.full((new, new), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
-            self._triangle = key, mask.triu(1).repeat(group, 1)[None]
+            with torch.inference_mode(False):  # with gradients it is read, too
+                mask = torch.full((new, new), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
+                self._triangle = key, mask.triu(1).repeat(group, 1)[None]
         return self._triangle[1]
 
     def _rotation(self, places: torch.Tensor, x: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and signed sines of the rotary embedding, ``(tokens, 1, head_size)`` each."""
         known = self._angles
         if known is None or len(known[0]) < length or known[0].dtype != x.dtype or known[0].device != x.device:
-            every = torch.arange(max(64, 2 * length), device=x.device)
-            cos, sin = cast(nn.Module, self._rotary)(x, every[None])
-            half = cos.shape[-1] // 2
-            signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
-            known = self._angles = cos[0, :, None], signed[:, None]
+            with torch.inference_mode(False):
+                every = torch.arange(max(64, 2 * length), device=x.device)
+                cos, sin = cast(nn.Module, self._rotary)(x, every[None])
+                half = cos.shape[-1] // 2
+                signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
+                known = self._angles = cos[0, :, None], signed[:, None]
         return known[0][places], known[1][places]
 
 
 @functools.cache
 def _any(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return a number to be added 0 times."""
-    return torch.zeros(1, 1, 1, dtype=dtype, device=device)
+    with torch.inference_mode(False):
+        return torch.zeros(1, 1, 1, dtype=dtype, device=device)
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
