@@ -16,6 +16,8 @@ AGENTS: dict[str, str] = {
     "best_of_n": "textenv.agents.best_of_n:BestOfN",
     "expert_iteration": "textenv.agents.expert_iteration:ExpertIteration",
     "grpo": "textenv.agents.grpo:GRPO",
+    "guided": "textenv.agents.guided:Guided",
+    "mac": "textenv.agents.mac:MAC",
     "nlpo": "textenv.agents.nlpo:NLPO",
     "online_dpo": "textenv.agents.online_dpo:OnlineDPO",
     "ppo": "textenv.agents.ppo:PPO",

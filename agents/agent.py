@@ -43,6 +43,8 @@ __all__ = [
     "ValueConfig",
     "check",
     "describe",
+    "episode_tensors",
+    "keeps_statistics",
     "new_policy",
     "paid",
     "read_saved",
@@ -398,7 +400,8 @@ class Agent(ABC, Generic[ConfigT]):
         Args:
             rollout: The episodes of all processes. Of each minibatch, every process computes the gradients of its
                 share.
-            columns: What the loss needs to know of every token, each of shape ``(batch, time)``.
+            columns: What the loss needs to know of every token, each of shape ``(batch, time, ...)``. Tokens under
+                ``candidates``, ``(batch, time, number)``, are evaluated beside those that were written.
             loss: Called with a part of a minibatch at a time; the parts' gradients and metrics are added up. Those
                 whose name ends in ``_loss`` are to be finite.
             epochs: Passes.
@@ -424,8 +427,9 @@ class Agent(ABC, Generic[ConfigT]):
                 batch = Batch(packed, mask[part].to(device), tokens, len(rows))
                 with self.world.accumulate(self._network, last=number == len(parts)):
                     with self._precision():
-                        episodes = _episodes(rollout, part, device, self.policy.lm.vocab_size)
-                        now: Evaluation = self._network(*episodes, entropy=entropy)
+                        episodes = episode_tensors(rollout, part, device, self.policy.lm.vocab_size)
+                        others = packed.get("candidates")
+                        now: Evaluation = self._network(*episodes, entropy=entropy, candidates=others)
                     total, metrics = loss(now, batch)
                     (total * self.world.size).backward()  # the processes' gradients are averaged, and are to be summed
                 with torch.no_grad():
@@ -604,7 +608,7 @@ class Agent(ABC, Generic[ConfigT]):
             raise TextEnvError("FSDP shards weights that learn, and with lora_rank few do: launch without --use_fsdp.")
         if self.config.minibatch_size is not None:
             self.world.share("minibatch_size", self.config.minibatch_size)
-        if _any(base.state_dict()["reward"]):
+        if keeps_statistics(base):
             raise TextEnvError(
                 "The reward keeps statistics of what it has scored, and each process would keep its own; train with it "
                 "on one process."
@@ -730,6 +734,11 @@ def _optimizer(policy: TextPolicy, config: AgentConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
 
 
+def keeps_statistics(base: TextVectorEnv) -> bool:
+    """Tell whether the environment's reward depends on what it has scored before."""
+    return _any(base.state_dict()["reward"])
+
+
 def _any(state: Any) -> bool:
     """Tell whether a reward's state holds anything; one that only passes on the state of others may not."""
     return any(map(_any, state.values())) if isinstance(state, Mapping) else state is not None
@@ -752,7 +761,7 @@ def _split(lengths: IntArray, written: IntArray, room: int) -> Sequence[torch.Te
     return [torch.from_numpy(ordered[begin:end]) for begin, end in itertools.pairwise([*ends, len(sizes)])]
 
 
-def _episodes(
+def episode_tensors(
     rollout: Rollout, rows: torch.Tensor, device: torch.device, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return the arguments of ``TextPolicy.evaluate`` for some episodes, trimmed to the longest."""

@@ -30,7 +30,8 @@ from textenv.models.causal_lm import CausalLM
 from textenv.rollouts import Rollout, text_env
 from textenv.types import TextEnvError
 
-LEARNERS = sorted(set(AGENTS) - {"best_of_n"})
+WITHOUT_WEIGHTS = {"best_of_n", "guided"}
+LEARNERS = sorted(set(AGENTS) - WITHOUT_WEIGHTS)
 
 
 def make(name: str, lm: CausalLM, *, rows: int = 8, env: dict[str, Any] | None = None, **settings: Any) -> Any:
@@ -48,7 +49,7 @@ class TestContract(AgentContract):
     @pytest.fixture(autouse=True)
     def _agent(self, name: str, tiny_lm: CausalLM) -> None:
         self.lm, self.agent = tiny_lm, find(name)
-        self.learns, self.masked = name != "best_of_n", name == "nlpo"
+        self.learns, self.masked = name not in WITHOUT_WEIGHTS, name == "nlpo"
 
     def make_env(self) -> Any:
         return make_envs(self.lm, kl_target=3.0, kl_horizon=20)

@@ -24,11 +24,19 @@ __all__ = ["Evaluation", "Lora", "TextPolicy", "observation_arrays"]
 
 
 class Evaluation(NamedTuple):
-    """What a training forward says of every token written, packed row by row, each of shape ``(tokens,)``."""
+    """What a training forward says of every token written, packed row by row, each of shape ``(tokens,)``.
+
+    Attributes:
+        log_probs: log pi of the tokens.
+        entropy: Of the distributions that they were drawn from.
+        values: ``V(s)``.
+        candidates: log pi of other tokens in their place, ``(tokens, candidates)``.
+    """
 
     log_probs: torch.Tensor
     entropy: torch.Tensor
     values: torch.Tensor
+    candidates: torch.Tensor
 
 
 def observation_arrays(obs: Observation) -> tuple[IntArray, IntArray]:
@@ -161,7 +169,7 @@ class TextPolicy(nn.Module):
         self._rows, self._batch = rows, len(lengths)
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        self._log_probs = torch.log_softmax(logits, dim=-1)
+        self._log_probs = self.steer(torch.log_softmax(logits, dim=-1), ids[rows], lengths[rows], rows)
         if uniform is None and generator is not None:
             uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
         tokens = self._log_probs.argmax(dim=-1) if uniform is None else _draw(self._log_probs, uniform)
@@ -170,6 +178,17 @@ class TextPolicy(nn.Module):
         values = np.zeros(len(lengths), dtype=np.float32)
         values[rows] = self._value(ids[rows], lengths[rows], rows, hidden).cpu().numpy()
         return actions, values
+
+    def steer(self, log_probs: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
+        """Return the distributions it draws from: those of its language model; a subclass may return others.
+
+        Args:
+            log_probs: In nats, after masks and temperature, shape ``(n, vocab_size)``.
+            ids: Token ids so far, padded on the right, shape ``(n, time)``.
+            lengths: Tokens of each, shape ``(n,)``.
+            rows: Their rows in the batch, shape ``(n,)``.
+        """
+        return log_probs
 
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
@@ -200,6 +219,7 @@ class TextPolicy(nn.Module):
         masks: torch.Tensor | None = None,
         *,
         entropy: bool = True,
+        candidates: torch.Tensor | None = None,
     ) -> Evaluation:
         """Evaluate whole episodes in one forward each, with gradients; logits at response positions only.
 
@@ -209,6 +229,7 @@ class TextPolicy(nn.Module):
             starts: Tokens of each row's prompt, shape ``(batch,)``.
             masks: Which tokens could be drawn, packed, shape ``(tokens, vocab_size)``.
             entropy: Compute entropies; without, they are 0 and two passes over the vocabulary are saved.
+            candidates: Other tokens to evaluate in the place of each that was written, ``(tokens, candidates)``.
 
         Returns:
             Log-probabilities and entropies in nats, and values, at every token written.
@@ -224,10 +245,13 @@ class TextPolicy(nn.Module):
         actions = input_ids[:, 1:][acting[:, :-1]]
         chosen = -functional.cross_entropy(logits, actions, reduction="none")
         entropies = _entropy(logits) if entropy else torch.zeros_like(chosen)
+        others = chosen.new_zeros(len(chosen), 0)
+        if candidates is not None:
+            others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
         if self.value_lm is not None:
             hidden = self.value_lm.hidden_states(input_ids, lengths)[acting]
         values = torch.zeros_like(chosen) if self.value_head is None else self._read(hidden)
-        return Evaluation(chosen, entropies, values)
+        return Evaluation(chosen, entropies, values, others)
 
     def forget(self) -> None:
         """Empty the prefix caches, so that what follows does not depend, in its last bits, on what was before."""

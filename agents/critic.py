@@ -1,0 +1,166 @@
+"""What texts that are not finished are worth, judged by what the reward model says of them so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from textenv.rollouts import Rollout
+from textenv.types import IntArray, Prompt, StopReason, TextEnvError
+from textenv.vector import TextVectorEnv
+
+__all__ = ["Critic", "ask", "score_next"]
+
+_Floats = NDArray[np.float64]
+
+
+class Critic(nn.Module):
+    """What texts still earn, by the score of what is written and the number of its tokens.
+
+    A piecewise linear function of both, fitted by ridge regression to the returns it was last given. It is shrunk
+    towards the score itself: what is written so far is what is paid.
+    """
+
+    def __init__(self, episodes: int, budget: int) -> None:
+        """Begin without episodes.
+
+        Args:
+            episodes: How many are kept.
+            budget: The most tokens of a completion.
+        """
+        super().__init__()
+        self.budget = budget
+        for name in ("scores", "returns"):
+            self.register_buffer(name, torch.zeros(episodes, budget, dtype=torch.float64))
+        self.register_buffer("mask", torch.zeros(episodes, budget, dtype=torch.bool))
+        self.register_buffer("added", torch.zeros((), dtype=torch.int64))
+        self._fit: tuple[_Floats, _Floats] | None = None
+
+    def add(self, scores: _Floats, rollout: Rollout) -> None:
+        """Put episodes in the place of the oldest, and fit.
+
+        Args:
+            scores: Of the texts before each token, ``(batch, time)``.
+            rollout: The episodes.
+        """
+        mask = rollout.mask
+        returns = np.where(mask, rollout.rewards, 0.0)[:, ::-1].cumsum(axis=1)[:, ::-1]
+        buffers = dict(self.named_buffers())
+        places = (int(buffers["added"]) + torch.arange(len(mask))) % len(buffers["mask"])
+        for name, array in (("scores", scores), ("returns", returns), ("mask", mask)):
+            rows = torch.zeros(len(places), self.budget, dtype=buffers[name].dtype)
+            rows[:, : array.shape[1]] = torch.from_numpy(np.ascontiguousarray(array))
+            buffers[name][places] = rows
+        buffers["added"] += len(places)
+        self._refit()
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take the episodes of a critic that was saved, as many as it has, and fit.
+
+        Raises:
+            TextEnvError: They are of texts of another length.
+        """
+        if (budget := tensors["mask"].shape[1]) != self.budget:
+            raise TextEnvError(
+                f"The critic that was saved knows completions of up to {budget} tokens, this environment has "
+                f"max_new_tokens={self.budget}; make it with the same."
+            )
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+        if self.added:
+            self._refit()
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it has been given anything."""
+        return self._fit is not None
+
+    def _refit(self) -> None:
+        buffers = dict(self.named_buffers())
+        held = buffers["mask"].numpy()
+        known, earned = buffers["scores"].numpy()[held], buffers["returns"].numpy()[held]
+        least, most = np.quantile(known, (0.005, 0.995)).tolist()
+        knots = np.unique(np.linspace(least, most, _SCORE_KNOTS))
+        features = self._features(knots, known, np.nonzero(held)[1])
+        system = features.T @ features + _RIDGE * np.eye(features.shape[1])
+        self._fit = knots, np.linalg.solve(system, features.T @ (earned - known)).astype(np.float64)
+
+    def worth(self, scores: _Floats, written: IntArray) -> _Floats:
+        """Return what texts earn from here on.
+
+        Args:
+            scores: Of what is written.
+            written: Number of its tokens; the two are broadcast.
+        """
+        assert self._fit is not None
+        knots, weights = self._fit
+        scores, written = np.broadcast_arrays(scores, written)
+        later = self._features(knots, scores.ravel(), written.ravel()) @ weights
+        found: _Floats = np.where(written == self.budget, scores, scores + later.reshape(scores.shape))
+        return found
+
+    def _features(self, knots: _Floats, scores: _Floats, written: IntArray) -> _Floats:
+        times = np.linspace(0, self.budget, min(self.budget, _TIME_KNOTS) + 1)
+        both = _hats(knots, scores)[:, :, None] * _hats(times, written)[:, None, :]
+        return both.reshape(len(scores), -1)
+
+
+def ask(
+    base: TextVectorEnv,
+    texts: Sequence[tuple[Prompt, tuple[int, ...]]],
+    tokens: IntArray | None,
+    *,
+    time: int | None = None,
+) -> tuple[_Floats, NDArray[np.bool_]]:
+    """Score every beginning of some completions, each time with one token more.
+
+    Args:
+        base: The environment that scores.
+        texts: Prompts and completions.
+        tokens: What is put after the beginning of ``t`` tokens, ``(batch, time, candidates)``; None for nothing.
+        time: Its second dimension where it is None.
+
+    Returns:
+        The scores, and whether an episode would be over there, both ``(batch, time, candidates)``.
+    """
+    shape = (len(texts), time or 0, 1) if tokens is None else tokens.shape
+    scores, ended = np.zeros(shape), np.zeros(shape, dtype=bool)
+    for row, (prompt, completion) in enumerate(texts):
+        ids: list[tuple[int, ...]] = []
+        for place in range(len(completion)):
+            begun = completion[:place]
+            ids += [begun] if tokens is None else [(*begun, token) for token in tokens[row, place].tolist()]
+        found, over = score_next(base, [prompt] * len(ids), ids)
+        scores[row, : len(completion)] = found.reshape(len(completion), -1)
+        ended[row, : len(completion)] = over.reshape(len(completion), -1)
+    return scores, ended
+
+
+def score_next(
+    base: TextVectorEnv, prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]]
+) -> tuple[_Floats, NDArray[np.bool_]]:
+    """Score completions that may not be finished, and tell which are, ``(n,)`` each."""
+    texts = [base.completion_text(each) for each in ids]
+    reasons: list[StopReason] = []
+    over = np.zeros(len(ids), dtype=bool)
+    for place, (each, (_, stopped)) in enumerate(zip(ids, texts, strict=True)):
+        said_so, spent = bool(each) and each[-1] in base.reference.eos_ids, len(each) == base.settings.max_new_tokens
+        over[place] = said_so or stopped or spent
+        # one that goes on is not blamed for not having ended
+        reasons.append("stop" if stopped and not said_so else "length" if spent and not said_so else "eos")
+    return base.score_completions(prompts, [text for text, _ in texts], ids, reasons), over
+
+
+_SCORE_KNOTS, _TIME_KNOTS = 9, 6
+_RIDGE = 1.0
+
+
+def _hats(knots: _Floats, at: NDArray[Any]) -> _Floats:
+    """Return the weights by which values at ``knots`` are interpolated linearly, ``(len(at), len(knots))``."""
+    identity = np.eye(len(knots))
+    return np.stack([np.interp(at, knots, identity[knot]) for knot in range(len(knots))], axis=1)

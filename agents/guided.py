@@ -1,0 +1,265 @@
+"""Guided decoding: the reference, steered at every token by what the reward model says of its likeliest next tokens.
+
+It acts by ``pi(a|s) = pi_ref(a|s) * exp(Q(s, a) / beta) / Z(s)`` with ``beta = kl_coef``, the policy that maximises
+the KL-regularised return under ``Q`` (controlled decoding, Mudgal et al. 2024, theorem 2.1). ``Q`` is a critic of a few
+numbers: what texts of such a score (that of the text so far and the token) and such a length have earned from there on.
+Learning fits it to what the policy itself writes, over and over (policy iteration); no weights of the model change. The
+price is paid when it acts: the reward model reads ``candidates`` texts a token, so it should be quick, and it should
+say something of texts that are not finished (reward-guided search, Khanov et al. 2024).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import safetensors.torch
+import torch
+from gymnasium.vector import VectorEnv
+from safetensors import SafetensorError
+
+from textenv.agents.agent import Progress, check, describe, keeps_statistics, read_saved
+from textenv.agents.critic import Critic, ask, score_next
+from textenv.distributed import ALONE, World
+from textenv.files import write_atomically
+from textenv.models.policy import TextPolicy
+from textenv.rollouts import collect, sample_episodes, text_env, vectorise
+from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
+from textenv.vector import TextVectorEnv
+
+__all__ = ["Guided", "GuidedConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class GuidedConfig:
+    """Settings of guided decoding.
+
+    Attributes:
+        candidates: Tokens a state that the reward model is asked about: the likeliest ones. Others are taken to leave
+            the score as it is.
+        replay: Iterations whose episodes the critic is fitted to.
+        seed: Seeds actions and the environment.
+    """
+
+    candidates: int = 256
+    replay: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check(self, whole=("candidates", "replay"))
+
+
+class Guided:
+    """Acts with the reference's probabilities, tilted by a critic that looks a token ahead.
+
+    Attributes:
+        actor: The steered policy.
+        steps: Tokens that ``learn`` has written.
+    """
+
+    Config: ClassVar[type[GuidedConfig]] = GuidedConfig
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+        config: GuidedConfig | None = None,
+        *,
+        world: World = ALONE,
+    ) -> None:
+        """Act in an environment, as the reference does until ``learn`` has written something.
+
+        Args:
+            env: A text environment: single, or vectorised with ``AutoresetMode.DISABLED``.
+            config: Settings; None for the defaults.
+            world: The processes of the run, of which there is one.
+
+        Raises:
+            TextEnvError: The environment is of another kind or has no KL penalty, its reward keeps statistics of what
+                it scores, or there are several processes.
+        """
+        if world.size > 1:
+            raise TextEnvError(f"Guided decoding has no weights that {world.size} processes could share: start one.")
+        self.config = config or GuidedConfig()
+        self.envs = vectorise(env)
+        self.steps = self.iterations = 0
+        self.world = world
+        base = text_env(self.envs)
+        if not base.kl_coef > 0:
+            raise TextEnvError("kl_coef=0: guided decoding divides by it; give the environment a kl_coef above 0.")
+        if keeps_statistics(base):
+            raise TextEnvError(
+                "The reward keeps statistics of what it has scored, and this agent has it score texts that nobody "
+                "wrote; leave the normalisation out."
+            )
+        self._critic = Critic(self.config.replay * self.envs.num_envs, base.settings.max_new_tokens)
+        self.actor = _Steered(base, self._critic, self.config.candidates)
+        self._generator = torch.Generator(base.reference.device).manual_seed(self.config.seed)
+
+    def learn(
+        self,
+        total_steps: int,
+        *,
+        progress: Progress | None = None,
+        checkpoints: Path | None = None,
+        checkpoint_every: int = 5,
+    ) -> Self:
+        """Write until ``total_steps`` tokens are written, and fit the critic to the latest after each iteration.
+
+        Args:
+            total_steps: Tokens; the iteration that reaches them is finished.
+            progress: Called after each iteration with the tokens so far and the metrics. Learning ends where it returns
+                False.
+            checkpoints: Not used: a few iterations are enough, so a run that was stopped starts again.
+            checkpoint_every: Not used.
+
+        Returns:
+            Itself.
+        """
+        if total_steps < 1 or checkpoint_every < 1:
+            raise TextEnvError(f"total_steps={total_steps}, checkpoint_every={checkpoint_every}: expected at least 1.")
+        base = text_env(self.envs)
+        self.actor.act_in(base)
+        while self.steps < total_steps:
+            began = time.perf_counter()
+            seed = None if self.iterations else self.config.seed
+            rollout = collect(self.envs, self.actor, self._generator, seed=seed)
+            asked = [(self.actor.prompt(each.prompt_ids), each.completion_ids) for each in rollout.finished]
+            if len(asked) < len(rollout.episodes):
+                raise TextEnvError("A wrapper truncated an episode, which has no score then; leave the wrapper out.")
+            scores, _ = ask(base, asked, None, time=rollout.mask.shape[1])
+            self._critic.add(scores[..., 0], rollout)
+            self.steps += rollout.tokens
+            self.iterations += 1
+            metrics = {
+                **describe(rollout),
+                "objective/kl_coef": rollout.kl_coef,
+                "time/iterations": float(self.iterations),
+                "time/tokens_per_second": rollout.tokens / (time.perf_counter() - began),
+            }
+            if progress is not None and progress(self.steps, metrics) is False:
+                break
+        return self
+
+    def predict(self, obs: Observation, *, deterministic: bool = True) -> IntArray:
+        """Choose the next token.
+
+        An observation that is not the last one of its row, or that one and a token more, is taken as a prompt.
+
+        Args:
+            obs: An observation, single or batched.
+            deterministic: Take the likeliest token instead of drawing one.
+
+        Returns:
+            Actions, shape ``(batch,)``, or ``()`` for a single observation.
+        """
+        single = np.asarray(obs["input_ids"]).ndim == 1
+        self.actor.act_in(text_env(self.envs))
+        actions, _ = self.actor.act(obs, generator=None if deterministic else self._generator)
+        return actions[0] if single else actions
+
+    def sample(
+        self, env: VectorEnv[Any, Any, Any], prompts: Sequence[Any], *, generator: torch.Generator | None = None
+    ) -> list[Episode]:
+        """Write one episode from each prompt.
+
+        Args:
+            env: A text environment with ``AutoresetMode.DISABLED``, which may be another than the agent learns in; its
+                reward guides.
+            prompts: Whatever ``reset(options={"prompt": ...})`` takes for a row.
+            generator: Source of randomness; None for the likeliest tokens.
+        """
+        self.actor.act_in(text_env(env))
+        return sample_episodes(env, self.actor, generator, prompts)
+
+    def save(self, folder: str | Path) -> None:
+        """Save the settings and the critic."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(self._critic.state_dict(), folder / _CRITIC_FILE)
+        about = {"agent": "guided", "steps": self.steps, "config": dataclasses.asdict(self.config)}
+        write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:
+        """Load an agent that ``save`` wrote, to act in ``env`` or learn on.
+
+        Raises:
+            TextEnvError: The folder holds no such agent, or one for longer or shorter texts.
+        """
+        folder = Path(folder)
+        config, about = read_saved(folder, cls)
+        agent = cls(env, config)
+        agent.steps = int(about["steps"])
+        try:
+            agent._critic.restore(safetensors.torch.load_file(folder / _CRITIC_FILE))
+        except (OSError, KeyError, SafetensorError) as error:
+            raise TextEnvError(
+                f"{folder / _CRITIC_FILE}: cannot be read ({error}); was the agent saved there?"
+            ) from error
+        return agent
+
+    def resume(self, folder: Path, total_steps: int) -> bool:
+        """Return False: a run that was stopped starts again."""
+        return False
+
+
+_CRITIC_FILE = "critic.safetensors"
+
+
+class _Steered(TextPolicy):
+    """The reference, its distributions tilted by the critic."""
+
+    def __init__(self, base: TextVectorEnv, critic: Critic, candidates: int) -> None:
+        super().__init__(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
+        self._critic, self._candidates = critic, candidates
+        self._texts: dict[int, tuple[int, tuple[int, ...]]] = {}  # of each row: where its completion begins, its tokens
+        self.act_in(base)
+
+    def act_in(self, base: TextVectorEnv) -> None:
+        """Take prompts, scores and the weight of the KL from an environment."""
+        self._base = base
+        self._prompts = {prompt.ids: prompt for prompt in base.prompts}
+
+    def prompt(self, ids: tuple[int, ...]) -> Prompt:
+        """Return the environment's prompt of some tokens, with its columns, or else one of the tokens alone."""
+        return self._prompts.get(ids) or Prompt(self.lm.decode(ids), ids)
+
+    def forget(self) -> None:
+        super().forget()
+        self._texts = {}
+
+    def steer(self, log_probs: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
+        if not self._critic.fitted:
+            return log_probs
+        likeliest = log_probs.topk(min(self._candidates, log_probs.shape[1]), dim=-1).indices
+        prompts: list[Prompt] = []
+        texts: list[tuple[int, ...]] = []
+        for row, line, length, tokens in zip(rows.tolist(), ids, lengths.tolist(), likeliest.tolist(), strict=True):
+            state = tuple(line[:length].tolist())
+            start = self._start(row, state)
+            begun = state[start:]
+            texts += [begun, *((*begun, token) for token in tokens)]
+            prompts += [self.prompt(state[:start])] * (1 + len(tokens))
+        found, ended = score_next(self._base, prompts, texts)
+        scores, over = found.reshape(len(rows), -1), ended.reshape(len(rows), -1)
+        written = np.array([len(text) for text in texts]).reshape(len(rows), -1)
+        worth = np.where(over, scores, self._critic.worth(scores, written))
+        unchanged = self._critic.worth(scores[:, :1], written[:, :1] + 1)
+        tilt = torch.from_numpy((worth[:, 1:] - unchanged) / self._base.kl_coef).to(log_probs)
+        return torch.log_softmax(log_probs.scatter_add(1, likeliest, tilt), dim=-1)
+
+    def _start(self, row: int, state: tuple[int, ...]) -> int:
+        """Return where the completion of a row begins that has come to ``state``."""
+        start, before = self._texts.get(row, (0, ()))
+        if not before or state in self._prompts or state[: len(before)] != before or len(state) - len(before) > 1:
+            start = len(state)
+        self._texts[row] = start, state
+        return start
