@@ -49,9 +49,9 @@ class MACConfig(AgentConfig):
             at 0 they are the critic's own, and it has little noise.
     """
 
-    candidates: int = 128
+    candidates: int = 256
     replay: int = 8
-    epochs: int = 1
+    epochs: int = 2
     clip: float = 0.2
     lam: float = 0.7
 

@@ -185,6 +185,8 @@ def test_every_setting_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ("rloo", '{"samples": 2}'),
         ("nlpo", '{"top_p": 0.8}'),
         ("best_of_n", '{"samples": 2}'),
+        ("guided", '{"candidates": 8}'),
+        ("mac", '{"candidates": 8}'),
         ("textenv.agents.reinforce:REINFORCE", "{}"),
     ],
 )
