@@ -126,9 +126,9 @@ class Guided:
         if total_steps < 1 or checkpoint_every < 1:
             raise TextEnvError(f"total_steps={total_steps}, checkpoint_every={checkpoint_every}: expected at least 1.")
         base = text_env(self.envs)
-        self.actor.act_in(base)
         while self.steps < total_steps:
             began = time.perf_counter()
+            self.actor.act_in(base)  # whoever is told of the progress may have it sample elsewhere
             seed = None if self.iterations else self.config.seed
             rollout = collect(self.envs, self.actor, self._generator, seed=seed)
             asked = [(self.actor.prompt(each.prompt_ids), each.completion_ids) for each in rollout.finished]

@@ -297,7 +297,7 @@ def _sample(command: Sample) -> None:
     settings["device"] = command.device or settings.get("device")
     envs: Any = gym.make_vec(config["env"], num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
     agent = find(config["agent"]).load(command.run / "policy", envs)
-    generator = None if command.greedy else torch.Generator(agent.policy.lm.device).manual_seed(command.seed)
+    generator = None if command.greedy else torch.Generator(envs.unwrapped.reference.device).manual_seed(command.seed)
     episodes: list[Episode] = []
     for prompt in command.prompt or _typed():
         for episode in agent.sample(envs, [prompt] * command.samples, generator=generator):

@@ -99,8 +99,8 @@ class Train:
     Attributes:
         out: Folder of the run: metrics, checkpoints, the trained policy, before/after samples, the picture.
         env: Registered id of the environment.
-        agent: Algorithm: a2c, best_of_n, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo, soft_q, or
-            package.module:Class for your own.
+        agent: Algorithm: a2c, best_of_n, expert_iteration, grpo, guided, mac, nlpo, online_dpo, ppo, reinforce, rloo,
+            soft_q, or package.module:Class for your own.
         agent_settings: Settings of the agent, a JSON object; those of ppo have flags too.
         reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute.
         model: Reference model and starting point: "bundled", a folder, or a Hugging Face id.
