@@ -109,6 +109,8 @@ class AgentConfig:
             whatever the gradient, so without it the policy leaves the reference before it knows where to go.
         adam_epsilon: Of Adam.
         weight_decay: Decoupled (AdamW).
+        episodes: An iteration's, in all processes together; None for one in every row. With more, rows whose texts end
+            early begin others, and none stands idle for long.
         minibatch_size: Episodes an update, in all processes together; None for all.
         micro_batch_size: Episodes a forward pass, their gradients accumulated; None for as many as suit the device, or
             on several processes for a process's whole share of the minibatch.
@@ -128,6 +130,7 @@ class AgentConfig:
     lr_warmup: float = 0.1
     adam_epsilon: float = 1e-5
     weight_decay: float = 0.0
+    episodes: int | None = None
     minibatch_size: int | None = 32
     micro_batch_size: int | None = None
     max_grad_norm: float = 1.0
@@ -146,7 +149,7 @@ class AgentConfig:
             positive=("learning_rate", "embedding_learning_rate", "adam_epsilon", "max_grad_norm", "lora_alpha"),
             not_negative=("weight_decay",),
             share=("lr_warmup",),
-            whole=("minibatch_size", "micro_batch_size", "lora_rank"),
+            whole=("episodes", "minibatch_size", "micro_batch_size", "lora_rank"),
             lr_schedule=("constant", "linear", "cosine"),
             precision=("auto", "float32", "bfloat16"),
         )
@@ -187,8 +190,7 @@ class GroupConfig(AgentConfig):
     """Settings of an agent that judges a completion by others of the same prompt.
 
     Attributes:
-        samples: Completions of one prompt, a group; the rows of the environments, in all processes together, are to be
-            a multiple of it.
+        samples: Completions of one prompt, a group; the episodes of an iteration are to be a multiple of it.
     """
 
     samples: int = 4
@@ -369,19 +371,31 @@ class Agent(ABC, Generic[ConfigT]):
 
     @final
     def collect(self) -> Rollout:
-        """Write the episodes of an iteration, one in every row, those of a group from the same prompt."""
+        """Write the episodes of an iteration, those of a group from the same prompt."""
         seed = None if self._seeded else self.config.seed
         self._seeded = True
         options = None
         if self._samples > 1:
             prompts = len(text_env(self.envs).prompts)
-            groups = self.envs.num_envs * self.world.size // self._samples
+            groups = self.episodes // self._samples
             drawn = torch.randint(prompts, (groups,), generator=self._shuffle).repeat_interleave(self._samples)
             options = {"prompt_index": list(self.world.own(drawn.tolist()))}
         with self.whole():
             return collect(
-                self.envs, self.policy, self._generator, seed=seed, options=options, world=self.world, mask=self.mask
+                self.envs,
+                self.policy,
+                self._generator,
+                episodes=self.episodes // self.world.size,
+                seed=seed,
+                options=options,
+                world=self.world,
+                mask=self.mask,
             )
+
+    @property
+    def episodes(self) -> int:
+        """Of an iteration, in all processes together."""
+        return self.config.episodes or self.envs.num_envs * self.world.size
 
     @final
     def optimise(
@@ -597,13 +611,17 @@ class Agent(ABC, Generic[ConfigT]):
 
     def _check_shares(self, base: TextVectorEnv) -> None:
         """Refuse groups that do not fit the rows, and what the processes of a run could not do as one."""
-        if self.envs.num_envs * self.world.size % self._samples:
+        rows = self.envs.num_envs * self.world.size
+        if self.episodes < rows:
+            raise TextEnvError(f"episodes={self.episodes}, with {rows} rows: expected at least one for each.")
+        if self.episodes % self._samples:
+            what = f"an environment of {rows} rows" if self.config.episodes is None else f"episodes={self.episodes}"
             raise TextEnvError(
-                f"samples={self._samples} completions of a prompt, in an environment of "
-                f"{self.envs.num_envs * self.world.size} rows: expected a number of rows that is a multiple of it."
+                f"samples={self._samples} completions of a prompt, with {what}: expected a multiple of it."
             )
         if self.world.size == 1:
             return
+        self.world.share("episodes", self.episodes)
         if self.world.sharded and self.config.lora_rank is not None:
             raise TextEnvError("FSDP shards weights that learn, and with lora_rank few do: launch without --use_fsdp.")
         if self.config.minibatch_size is not None:
@@ -613,8 +631,8 @@ class Agent(ABC, Generic[ConfigT]):
                 "The reward keeps statistics of what it has scored, and each process would keep its own; train with it "
                 "on one process."
             )
-        if len(rows := set(self.world.counts(self.envs.num_envs))) > 1:
-            raise TextEnvError(f"The processes have {sorted(rows)} rows; expected as many in each.")
+        if len(sizes := set(self.world.counts(self.envs.num_envs))) > 1:
+            raise TextEnvError(f"The processes have {sorted(sizes)} rows; expected as many in each.")
 
     def _rate(self, before: float, after: float) -> float:
         """Return the learning rate, as a share of its peak, of the iteration between two shares of the steps."""

@@ -80,9 +80,7 @@ class MAC(Agent[MACConfig]):
                 "wrote; leave the normalisation out."
             )
         self._prompts = {prompt.ids: prompt for prompt in base.prompts}
-        self.kept["critic"] = self._critic = Critic(
-            self.config.replay * self.envs.num_envs * self.world.size, base.settings.max_new_tokens
-        )
+        self.kept["critic"] = self._critic = Critic(self.config.replay * self.episodes, base.settings.max_new_tokens)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""

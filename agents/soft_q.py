@@ -76,7 +76,7 @@ class SoftQ(Agent[SoftQConfig]):
         base = text_env(self.envs)
         if not base.kl_coef > 0:
             raise TextEnvError("kl_coef=0: soft Q-learning divides by it; give the environment a kl_coef above 0.")
-        self._replay = _Replay(self.config.replay * self.envs.num_envs * self.world.size, base)
+        self._replay = _Replay(self.config.replay * self.episodes, base)
         self.kept["replay"] = self._replay
 
     def update(self, rollout: Rollout) -> dict[str, float]:

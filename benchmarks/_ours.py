@@ -42,11 +42,12 @@ def make_env(
 class Rollouts:
     """Collects rollouts; the policy is by default a copy of the environment's model with a value head."""
 
-    def __init__(self, env: TextVectorEnv, policy: TextPolicy | None = None) -> None:
+    def __init__(self, env: TextVectorEnv, policy: TextPolicy | None = None, *, per_row: int = 1) -> None:
         self.env, self.policy = env, policy or TextPolicy(env.reference)
+        self._episodes = per_row * env.num_envs
         self._generator = torch.Generator().manual_seed(0)
         env.reset(seed=0)
 
     def __call__(self) -> int:
-        """Write an episode in every row; return the number of tokens."""
-        return collect(self.env, self.policy, self._generator).tokens
+        """Write so many episodes a row; return the number of tokens."""
+        return collect(self.env, self.policy, self._generator, episodes=self._episodes).tokens

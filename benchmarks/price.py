@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode
-from tqdm import tqdm
+from rich.progress import track
 
 from benchmarks._measure import environment, show
 from textenv.agents import config_of, find
@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     agent_class = find(config.agent)
     settings = config_of(agent_class, {"seed": config.seed, **json.loads(config.settings)})
     kls, scores, rows = [], [], []
-    for coef in tqdm(sorted(config.kl_coefs, reverse=True), unit="run"):
+    for coef in track(sorted(config.kl_coefs, reverse=True), "Runs"):
         agent = agent_class(make(config.rows, "train", kl_coef=coef, kl_mode="dense"), settings)
         began = time.perf_counter()
         agent.learn(config.steps)

@@ -12,8 +12,9 @@ the end-of-sequence token:
   token (``kl_mode="lump"``), prompts drawn, text decoded and scored.
 
 Two tables a model: texts that never end early, where the tokens of all sides are the same in number; and texts whose
-end is drawn by the model with probability 3 / response at every token. There, only tokens up to the end count, and
-``all rows`` is ours without leaving finished rows out.
+end is drawn by the model with probability 3 / response at every token. There, only tokens up to the end count. ``all
+rows`` is ours without leaving finished rows out, and with ``rows filled`` a rollout has several episodes a row, so that
+rows begin others when they have finished.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Config:
         prompt: Tokens of a prompt.
         response: Tokens of a completion, at most.
         ragged: Measure texts that end at random, too.
+        per_row: Episodes a row where rows are filled.
         effort: How often.
         seconds: Least length of one measurement.
     """
@@ -55,6 +57,7 @@ class Config:
     prompt: int = 16
     response: int = 32
     ragged: bool = True
+    per_row: int = 8
     effort: tyro.conf.OmitArgPrefixes[Effort] = field(default_factory=Effort)
     seconds: float = 0.4
 
@@ -133,6 +136,7 @@ def measure(size: _jobs.Size, architecture: _jobs.Architecture, config: Config, 
     }
     if hazard:
         runs["textenv, all rows"] = Rollouts(env, policy=AllRows(env.reference))
+        runs["textenv, rows filled"] = Rollouts(env, policy=ours.policy, per_row=config.per_row)
     seconds = 3 * config.seconds if hazard else config.seconds  # the lengths scatter
     cases = {name: rate(run, seconds) for name, run in runs.items()}
     results = interleave(cases, config.effort)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import _jobs, contention, overhead, ppo_iteration, rollout, scaling
+from benchmarks import _jobs, contention, overhead, ppo_iteration, price, rollout, scaling
 from benchmarks._measure import Case, Effort, Load, environment, interleave, rate, remark
 from benchmarks._ours import make_env
+from textenv.compare.plan import Compare, make_plan
 from textenv.models.policy import TextPolicy
 
 QUICK = Effort(rounds=1, attempts=1, patience=0.0)
@@ -156,6 +157,23 @@ def test_memory_counts_buffers_once_and_no_weights() -> None:
 def test_a_trainer_whose_environment_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"setup_peers\.sh .* leave trl-grpo out"):
         ppo_iteration.interpreter("trl-grpo", tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(Path("benchmarks").glob("*.toml")), ids=lambda file: file.stem)
+def test_the_settings_of_a_comparison_are_those_of_its_agents(file: Path, tmp_path: Path) -> None:
+    plan = make_plan(Compare(out=tmp_path, config=file))
+    assert len(plan.agents) >= 6
+    for run in plan.runs:
+        assert run.agent_config().seed == run.seed
+
+
+@pytest.mark.slow
+def test_price_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = '{"candidates": 64}'
+    price.main(price.Config(settings=settings, kl_coefs=(0.2, 0.01), rows=16, steps=700, episodes=24, samples=32))
+    printed = capsys.readouterr().out
+    assert "± " in printed
+    assert "Best-of-32: 0.7" in printed
 
 
 @pytest.mark.slow

@@ -147,13 +147,14 @@ def tree_width(at: Any) -> int:
     return int(at.ended.shape[1])
 
 
-def test_agrees_with_the_mean_return_of_many_episodes() -> None:
-    envs = make_vec(4000, prompts=["a", "b", "cb"], reward="deceptive", vocab_size=5, max_new_tokens=4, kl_coef=0.1)
+@pytest.mark.parametrize("rows", [4000, 50])
+def test_agrees_with_the_mean_return_of_many_episodes(rows: int) -> None:
+    envs = make_vec(rows, prompts=["a", "b", "cb"], reward="deceptive", vocab_size=5, max_new_tokens=4, kl_coef=0.1)
     tree = Tree.of(envs)
     policy = changed(text_env(envs).reference)
     outcome = tree.evaluate(policy)
     assert outcome.kl > 0.1  # or else it would say nothing
-    rollout = collect(envs, policy, torch.Generator().manual_seed(1), seed=1)
+    rollout = collect(envs, policy, torch.Generator().manual_seed(1), episodes=4000, seed=1)
     for expected, sample in (
         (outcome.value, rollout.rewards.sum(axis=1)),
         (outcome.score, np.array([episode.score for episode in rollout.finished])),

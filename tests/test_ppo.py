@@ -265,14 +265,16 @@ def test_a_reward_wrapper_reaches_the_agent_with_dense_kl_and_is_refused_with_lu
         collect(lump.envs, lump.policy, generator, seed=0)
 
 
-def test_resumes_bit_for_bit(tiny_lm: CausalLM, tmp_path: Path) -> None:
+@pytest.mark.parametrize("episodes", [None, 20])
+def test_resumes_bit_for_bit(tiny_lm: CausalLM, tmp_path: Path, episodes: int | None) -> None:
     class StopError(Exception):
         pass
 
-    config = PPOConfig(learning_rate=5e-3, seed=11, minibatch_size=4)
+    config = PPOConfig(learning_rate=5e-3, seed=11, minibatch_size=4, episodes=episodes)
+    steps = 50 * (episodes or 8)
     whole: list[dict[str, float]] = []
     straight = PPO(make_envs(tiny_lm, kl_target=3.0, kl_horizon=20), config)
-    straight.learn(400, progress=lambda steps, metrics: whole.append({"steps": steps, **metrics}))
+    straight.learn(steps, progress=lambda steps, metrics: whole.append({"steps": steps, **metrics}))
 
     parts: list[dict[str, float]] = []
 
@@ -283,11 +285,11 @@ def test_resumes_bit_for_bit(tiny_lm: CausalLM, tmp_path: Path) -> None:
 
     with pytest.raises(StopError):
         PPO(make_envs(tiny_lm, kl_target=3.0, kl_horizon=20), config).learn(
-            400, progress=until_third, checkpoints=tmp_path, checkpoint_every=2
+            steps, progress=until_third, checkpoints=tmp_path, checkpoint_every=2
         )
     del parts[4:]  # the last checkpoint was after the fourth iteration
     resumed = PPO(make_envs(tiny_lm, kl_target=3.0, kl_horizon=20), config)
-    resumed.learn(400, progress=lambda s, m: parts.append({"steps": s, **m}), checkpoints=tmp_path, checkpoint_every=2)
+    resumed.learn(steps, progress=lambda s, m: parts.append({"steps": s, **m}), checkpoints=tmp_path)
     assert torch.equal(parameters(resumed), parameters(straight))
 
     def timeless(rows: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -124,30 +124,35 @@ def collect(
     policy: TextPolicy,
     generator: torch.Generator | None,
     *,
+    episodes: int | None = None,
     seed: int | None = None,
     options: dict[str, Any] | None = None,
     world: World = ALONE,
     mask: ActionMask | None = None,
 ) -> Rollout:
-    """Let ``policy`` write one episode in every row.
+    """Let ``policy`` write an episode in every row, and more in the rows that finish first.
 
     Several processes write the episodes that one process with all their rows would: they step together, with the
-    prompts and random numbers of their own rows out of those of all, and each returns the episodes of all.
+    prompts and random numbers of their own rows out of those of all, and each returns the episodes of all. (With more
+    episodes than rows, one process would hand them out in another order.)
 
     Args:
         envs: From ``vectorise``; the policy is attached to it.
         policy: Acts; its caches are emptied first.
         generator: Source of randomness, in the same state in every process; None for the likeliest tokens.
+        episodes: How many this process writes, at least one a row; None for one a row. So many are begun and all are
+            finished, so that short ones are not preferred. Rows begin anew a few at a time.
         seed: Seeds the environment, if given.
-        options: Handed to ``reset``.
+        options: Handed to ``reset``; a list of prompts has one for each episode.
         world: The processes that write, each in an environment of as many rows.
         mask: Which tokens the policy may draw; None for all that the environment allows.
 
     Returns:
-        The episodes of all processes, in the order of their ranks.
+        The episodes of all processes, in the order of their ranks, and of their prompts.
 
     Raises:
-        TextEnvError: A wrapper changed rewards that are paid in a lump, or kept them from being paid.
+        TextEnvError: There are fewer episodes than rows, or a wrapper changed rewards that are paid in a lump, or kept
+            them from being paid.
     """
     base = text_env(envs)
     base.attach_policy(policy)
@@ -155,62 +160,144 @@ def collect(
     if mask is not None:
         mask.forget()
     n = envs.num_envs
+    total = n if episodes is None else episodes
+    if total < n:
+        raise TextEnvError(f"episodes={total}: expected at least {n}, one for each row.")
     coef = base.kl_controller.coef
-    obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=options)
-    starts = observation_arrays(obs)[1]
-    columns: dict[str, list[Any]] = {"log_probs": [], "values": [], "rewards": [], "mask": [], "action_masks": []}
-    bootstrap = np.zeros(n, dtype=np.float32)
-    episodes: list[Episode | None] = [None] * n
-    alive = np.ones(n, dtype=bool)
-    while any(writing := world.counts(int(alive.sum()))):
+    desk = _Desk(n, total, base)
+    desk.take(np.arange(n))
+    obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=desk.options(options))
+    desk.begin(obs)
+    allowed = _allowed(infos, None)
+    while any(writing := world.counts(int(desk.alive.sum()))):
         uniform = None if generator is None else _uniform(generator, writing, world.rank)
-        if not alive.any():  # others still write
+        if not desk.alive.any():  # others still write
             continue
-        rows = np.flatnonzero(alive)
-        allowed = infos["action_mask"].astype(bool) if "action_mask" in infos else None
-        if mask is not None:
-            allowed = mask(obs, rows, allowed)
-        actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=allowed)
+        rows = np.flatnonzero(desk.alive)
+        masks = allowed if mask is None else mask(obs, rows, allowed)
+        actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=masks)
         obs, rewards, terminations, truncations, infos = envs.step(actions)
-        columns["log_probs"].append(policy.action_log_prob(actions))
-        columns["values"].append(values)
-        columns["rewards"].append(np.where(alive, rewards, 0.0))
-        columns["mask"].append(alive.copy())
-        if allowed is not None:
-            columns["action_masks"].append(np.packbits(allowed, axis=1))
-        for row in np.flatnonzero(alive & terminations):
-            episodes[row] = base.last_episodes[row]
-        cut = np.flatnonzero(alive & truncations & ~terminations)
+        desk.write(rows, masks, log_probs=policy.action_log_prob(actions), values=values, rewards=rewards)
+        cut = rows[truncations[rows] & ~terminations[rows]]
         if len(cut) and base.settings.kl_mode == "lump":
             raise TextEnvError(
                 "A wrapper truncated an episode whose KL is paid in a lump at its end, so it would never be paid. Use "
                 "kl_mode='dense', where every token is paid at once."
             )
         if len(cut):
-            bootstrap[cut] = policy.values(obs, cut)
-        alive &= ~(terminations | truncations)
-    ids, lengths = observation_arrays(obs)
-    rewards = np.stack(columns["rewards"], axis=1).astype(np.float32)
+            desk.bootstrap[desk.episode[cut]] = policy.values(obs, cut)
+        desk.end(rows[terminations[rows]], cut, obs)
+        free = np.flatnonzero(~desk.alive)
+        if desk.begun < total and len(free) * _AT_ONCE >= n:
+            desk.take(free[: total - desk.begun])
+            adapted, base.kl_controller.coef = base.kl_controller.coef, coef  # they all pay the same for the KL
+            obs, infos = envs.reset(options={**desk.options(options), "reset_mask": desk.taken})
+            base.kl_controller.coef = adapted
+            desk.begin(obs)
+        allowed = _allowed(infos, allowed)
+    rollout = desk.rollout(coef)
     if base.settings.kl_mode == "lump":
-        _spread(rewards, episodes)
-    rollout = Rollout(
-        input_ids=ids[:, : int(lengths.max())].copy(),
-        lengths=lengths,
-        starts=starts,
-        log_probs=np.stack(columns["log_probs"], axis=1),
-        values=np.stack(columns["values"], axis=1),
-        rewards=rewards,
-        mask=np.stack(columns["mask"], axis=1),
-        bootstrap=bootstrap,
-        action_masks=np.stack(columns["action_masks"], axis=1) if columns["action_masks"] else None,
-        episodes=tuple(episodes),
-        kl_coef=coef,
-    )
+        _spread(rollout.rewards, rollout.episodes)
     if world.size > 1:
         rollout = _joined(world.gather(rollout))
         base.kl_controller.coef = coef  # not what the rows of this process have made of it
         _adapt(base.kl_controller, rollout.finished)
     return rollout
+
+
+_AT_ONCE = 4
+"""Rows begin anew when a quarter of them is over: reading the prompts of few takes nearly as long as those of many."""
+
+
+class _Desk:
+    """The episodes of a rollout as they are written, in whichever row.
+
+    Attributes:
+        begun: How many rows have taken.
+        episode: That of each row.
+        taken: Rows that have taken one, and have written nothing of it.
+        alive: Rows that write.
+        bootstrap: That of each episode.
+    """
+
+    def __init__(self, rows: int, total: int, base: TextVectorEnv) -> None:
+        self.begun, self._total, self._base = 0, total, base
+        self.episode, self._place = np.zeros((2, rows), dtype=np.int64)
+        self.taken, self.alive = np.zeros((2, rows), dtype=np.bool_)
+        self.bootstrap = np.zeros(total, dtype=np.float32)
+        width = base.max_prompt_tokens + base.settings.max_new_tokens
+        self._ids = np.full((total, width), base.reference.pad_id, dtype=np.int64)
+        self._starts, self._lengths = np.zeros((2, total), dtype=np.int64)
+        self._finished: list[Episode | None] = [None] * total
+        self._columns: dict[str, list[NDArray[Any]]] = {}
+
+    def take(self, rows: IntArray) -> None:
+        """Give an episode that nobody writes to each of some rows."""
+        self.episode[rows] = np.arange(self.begun, self.begun + len(rows))
+        self.begun += len(rows)
+        self._place[rows], self.taken[rows] = 0, True
+
+    def options(self, given: dict[str, Any] | None) -> dict[str, Any]:
+        """Return options for ``reset``, of whose lists of one item an episode each row gets that of its own."""
+        return {
+            name: [value[episode] for episode in self.episode]
+            if isinstance(value, list) and len(value) == self._total
+            else value
+            for name, value in (given or {}).items()
+        }
+
+    def begin(self, obs: Observation) -> None:
+        """Take down the prompts of the rows that have taken an episode."""
+        self._starts[self.episode[self.taken]] = observation_arrays(obs)[1][self.taken]
+        self.alive |= self.taken
+        self.taken = np.zeros_like(self.taken)
+
+    def write(self, rows: IntArray, masks: NDArray[np.bool_] | None, **columns: NDArray[Any]) -> None:
+        """Take down a token of each of some rows, and what is known of it, each of shape ``(rows of all,)``."""
+        given = {"episode": self.episode, "place": self._place, "mask": self.alive, **columns}
+        given |= {} if masks is None else {"action_masks": np.packbits(masks, axis=1)}
+        for name, array in given.items():
+            self._columns.setdefault(name, []).append(array[rows])
+        self._place[rows] += 1
+
+    def end(self, terminated: IntArray, cut: IntArray, obs: Observation) -> None:
+        """Take down the texts of rows that are over; those that were cut have no score."""
+        over = np.concatenate((terminated, cut))
+        if not len(over):
+            return
+        self.alive[over] = False
+        texts, lengths = observation_arrays(obs)
+        self._ids[self.episode[over]], self._lengths[self.episode[over]] = texts[over], lengths[over]
+        for row in terminated:
+            self._finished[self.episode[row]] = self._base.last_episodes[row]
+
+    def rollout(self, kl_coef: float) -> Rollout:
+        """Return what was taken down, episode by episode."""
+        columns = {name: np.concatenate(arrays) for name, arrays in self._columns.items()}
+        where = columns.pop("episode"), columns.pop("place")
+        time = int(where[1].max()) + 1
+        laid_out: dict[str, Any] = {"action_masks": None}
+        for name, column in columns.items():
+            dtype = np.float32 if column.dtype.kind == "f" else column.dtype
+            laid_out[name] = np.zeros((self._total, time, *column.shape[1:]), dtype=dtype)
+            laid_out[name][where] = column
+        return Rollout(
+            input_ids=self._ids[:, : int(self._lengths.max())].copy(),
+            lengths=self._lengths,
+            starts=self._starts,
+            bootstrap=self.bootstrap,
+            episodes=tuple(self._finished),
+            kl_coef=kl_coef,
+            **laid_out,
+        )
+
+
+def _allowed(infos: dict[str, Any], before: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return which tokens the environment allows: infos are of the rows that went on, or began, alone."""
+    if "action_mask" not in infos:
+        return before
+    allowed = np.asarray(infos["action_mask"]).astype(bool)
+    return allowed if before is None else np.where(np.asarray(infos["_action_mask"])[:, None], allowed, before)
 
 
 def sample_episodes(
@@ -222,16 +309,19 @@ def sample_episodes(
     world: World = ALONE,
     mask: ActionMask | None = None,
 ) -> list[Episode]:
-    """Let ``policy`` write one episode from each prompt, in the rows of all processes group by group.
+    """Let ``policy`` write one episode from each prompt.
 
+    One process begins a prompt whenever rows are free; several take as many as they have rows, group by group.
     A prompt is whatever ``reset(options={"prompt": ...})`` takes for a row.
     """
     episodes: list[Episode] = []
     size = envs.num_envs * world.size
-    for begin in range(0, len(prompts), size):
-        group = list(prompts[begin : begin + size])
-        filled = world.own(group + [group[-1]] * (size - len(group)))
-        rollout = collect(envs, policy, generator, options={"prompt": list(filled)}, world=world, mask=mask)
+    step = len(prompts) if world.size == 1 else size
+    for begin in range(0, len(prompts), max(1, step)):
+        group = list(prompts[begin : begin + step])
+        filled = list(world.own(group + [group[-1]] * (size - len(group))))
+        options = {"prompt": filled}
+        rollout = collect(envs, policy, generator, episodes=len(filled), options=options, world=world, mask=mask)
         episodes += rollout.finished[: len(group)]
     return episodes
 
