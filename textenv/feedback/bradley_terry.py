@@ -77,7 +77,9 @@ def fit_bradley_terry(wins: NDArray[np.float64], *, prior: float = _PRIOR) -> li
         weight = games * won * (1 - won)
         return np.asarray(np.diag(weight.sum(axis=1) + prior * expit(x) * expit(-x)) - weight)
 
-    x = minimize(loss, np.zeros(count), jac=gradient, hess=curvature, method="trust-exact", tol=1e-9).x
+    # Not "trust-exact": it divides 0 by 0 where a step of the trust radius is at right angles to the shift of all x,
+    # along which the loss is nearly flat.
+    x = minimize(loss, np.zeros(count), jac=gradient, hess=curvature, method="dogleg", tol=1e-9).x
     centre = np.eye(count) - 1 / count
     covariance = centre @ np.linalg.inv(curvature(x)) @ centre
     error = 1.959964 * np.sqrt(np.maximum(np.diag(covariance), 0.0))
