@@ -63,7 +63,10 @@ def test_long_sequences_do_not_keep_their_scores(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "tied"), KNOWN)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients(name: str, tied: bool, checkpointing: bool) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_gradients(name: str, tied: bool, checkpointing: bool, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:
+        monkeypatch.setattr(network_module, "_LARGE", 0)
     model = family_model(name, tied=tied).eval().requires_grad_(True)
     network, ids = network_of(model), token_ids()
     network.pack()  # packed weights are for forwards without gradients, and stay out of this
@@ -191,6 +194,38 @@ def test_packed_layers_are_the_layers(  # noqa: PLR0917
             if activation is None:
                 torch.testing.assert_close(linear(x, residual), expected + residual, atol=1e-4, rtol=1e-4)
             linear.pack()
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "some biases", "no biases"])
+@pytest.mark.parametrize("frozen", [(), ("x",), ("weight",), ("bias",)])
+def test_large_products_and_their_gradients(
+    kind: str, frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_module, "_LARGE", 0)
+    modules, x, found = layers(kind, 32), torch.randn(70, 32, requires_grad="x" not in frozen), []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    learnt = [p for p in (x, *(p for module in modules for p in module.parameters())) if p.requires_grad]
+    if not learnt:
+        return
+    for y in (Linear(*modules)(x), torch.cat([module(x) for module in modules], dim=-1)):
+        found.append((y, *torch.autograd.grad(y.square().mean(), learnt)))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+        assert ours.stride() == expected.stride()
+    assert found[0][0].grad_fn is not None
+    assert "Product" in str(found[0][0].grad_fn.next_functions if len(modules) > 1 else found[0][0].grad_fn)
+
+
+def test_products_in_another_precision_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_module, "_LARGE", 0)
+    linear, x = Linear(*layers("conv1d", 32)), torch.randn(5, 32)
+    assert linear(x).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x).dtype == torch.bfloat16
+    monkeypatch.setattr(network_module, "_has_onednn", lambda: False)
+    assert "Product" not in str(linear(x).grad_fn)
 
 
 def test_packed_weights_are_dropped_with_the_next_step() -> None:

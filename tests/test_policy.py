@@ -211,6 +211,21 @@ def test_the_gradient_of_an_entropy_under_a_mask_by_hand() -> None:
     torch.testing.assert_close(logits.grad[0], torch.cat([-p * (p.log() + h), torch.zeros(1, dtype=torch.float64)]))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_the_chosen_is_that_of_cross_entropy(masked: bool) -> None:
+    from textenv.models.policy import _chosen
+
+    logits, actions = torch.randn(5, 9, dtype=torch.float64, requires_grad=True), torch.tensor([0, 8, 3, 3, 7])
+    upstream, found = torch.randn(5, dtype=torch.float64), []
+    forbidden = torch.zeros(5, 9, dtype=torch.bool)
+    forbidden[:, 4:6] = masked
+    for chosen in (_chosen, lambda x, a: -torch.nn.functional.cross_entropy(x, a, reduction="none")):
+        log_probs = chosen(logits.masked_fill(forbidden, -torch.inf), actions)
+        found.append((log_probs, *torch.autograd.grad((log_probs * upstream).sum(), logits)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("value", ["head", "model"])
 def test_values_start_at_zero_and_learn(make_lm: Callable[..., CausalLM], value: Any) -> None:
     policy = TextPolicy(make_lm(), value=value)

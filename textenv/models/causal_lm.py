@@ -423,8 +423,11 @@ class CausalLM:
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits that hidden states lead to, in float32, shape ``(..., vocab_size)``."""
-        reader: Any = self.model.get_output_embeddings()
-        return self._scaled(reader(hidden).float())
+        if self._network is not None and torch.is_grad_enabled():
+            logits = self._network.head(hidden.flatten(0, -2)).view(*hidden.shape[:-1], -1)
+        else:
+            logits = cast(Any, self.model.get_output_embeddings())(hidden)
+        return self._scaled(logits.float())
 
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return ``head`` of ``(rows, hidden_size)``, by packed weights where there are some; they must be fresh."""

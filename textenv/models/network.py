@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -26,8 +27,8 @@ __all__ = ["KeyValues", "Linear", "Network"]
 
 _LLAMA_LIKE = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 _PACKED_BYTES = 2**31  # what a second, packed copy of a model's weights may take
-_SMALL = 200_000  # numbers in a matrix that is multiplied with few rows faster than oneDNN is called
-_MANY = 256  # rows that are not few
+_FEW = 2**20  # multiplications that torch does faster than oneDNN is called
+_LARGE = 2**22  # multiplications that are worth an operation with gradients of our own
 _FLASH = 96 * 96  # scores of a head from which attention that does not keep them is faster
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -134,20 +135,20 @@ class Linear:
         """Take the layers, in the order of their outputs, what is applied to these, and whether adapters count."""
         self._modules = modules if adapted else tuple(getattr(module, "base_layer", module) for module in modules)
         self._activation = activation
-        self._weight: torch.Tensor | None = None  # (in, out)
+        self._source: torch.Tensor | None = None  # the weight to be packed, (out, in)
         self._bias: torch.Tensor | None = None
+        self._weight: torch.Tensor | None = None  # (in, out), made when it is needed
         self._packed: Any = None  # the same for oneDNN
         self._few = 0  # up to how many rows the former is faster
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Map ``(tokens, in)`` to ``(tokens, out)``, the outputs of the layers side by side, and add ``residual``."""
-        if (self._weight is None and self._packed is None) or torch.is_grad_enabled():
-            parts = [module(x) for module in self._modules]
+        if self._source is None or torch.is_grad_enabled():
+            parts = [_apply(module, x) for module in self._modules]
             y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         elif x.shape[0] > self._few:
             if self._packed is None:
-                assert self._weight is not None
-                self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.T.contiguous(), 16)
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(self._source.contiguous(), 16)
             if residual is not None:
                 y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
                 return cast(torch.Tensor, y)
@@ -156,7 +157,8 @@ class Linear:
             if name != "none":
                 return cast(torch.Tensor, y)
         else:
-            assert self._weight is not None
+            if self._weight is None:
+                self._weight = self._source.T.contiguous()
             y = torch.mm(x, self._weight) if self._bias is None else torch.addmm(self._bias, x, self._weight)
         if self._activation is not None:
             y = self._activation(y)
@@ -176,16 +178,61 @@ class Linear:
             weight = torch.cat(weights)
             if any(bias is not None for _, bias in found):
                 self._bias = torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in found])
-        small = weight.numel() < _SMALL
-        self._few = sys.maxsize if not _has_onednn() else _MANY if small else 0
-        if self._few:  # where there are more rows, the other form is made when it is needed
-            self._weight = weight.T.contiguous()
-        else:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
+        self._source = weight
+        self._few = sys.maxsize
+        if _has_onednn():  # which applies the activation in passing, too
+            self._few = (_FEW if self._activation is None else _FEW // 2) // weight.numel()
 
     def unpack(self) -> None:
         """Read the layers' own weights again."""
-        self._weight = self._bias = self._packed = None
+        self._source = self._weight = self._bias = self._packed = None
+
+
+def _apply(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Call a layer, or do what it does with faster products: what torch calls by itself is slow on some processors."""
+    if (
+        type(module) not in (nn.Linear, Conv1D)
+        or type(module.weight) is not nn.Parameter
+        or any(each.device.type != "cpu" or each.dtype != torch.float32 for each in (x, module.weight))
+        or x.shape[0] * module.weight.numel() < _LARGE
+        or torch.is_autocast_enabled("cpu")
+        or not _has_onednn()
+    ):
+        return cast(torch.Tensor, module(x))
+    product: Callable[..., torch.Tensor] = _Product.apply
+    return product(x, module.weight, module.bias, type(module) is Conv1D)
+
+
+class _Product(torch.autograd.Function):
+    """A linear layer by oneDNN, forwards and backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool
+    ) -> torch.Tensor:
+        """Map ``(tokens, in)`` to ``(tokens, out)`` by a weight ``(out, in)``, or transposed."""
+        ctx.save_for_backward(x, weight)
+        ctx.transposed = transposed
+        return _product(x, weight.T if transposed else weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradients of ``x``, the weight and the bias."""
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = _product(grad, weight if ctx.transposed else weight.T)
+        if ctx.needs_input_grad[1]:
+            of_weight = _product(x.T, grad.T) if ctx.transposed else _product(grad.T, x.T)
+        if ctx.needs_input_grad[2]:
+            of_bias = grad.sum(dim=0)
+        return of_x, of_weight, of_bias, None
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``x @ weight.T + bias`` by oneDNN."""
+    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 
 def _weight_and_bias(module: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
@@ -208,6 +255,8 @@ def _has_onednn() -> bool:
     x, weight, bias = torch.linspace(-1, 1, 96).view(2, 48), torch.linspace(-1, 1, 3072).view(64, 48), torch.ones(64)
     plain = functional.linear(x, weight, bias)
     try:
+        if not torch.allclose(_product(x.T.contiguous().T, weight.T.contiguous().T, bias), plain, atol=1e-5):
+            return False
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
         for activation, (name, algorithm) in _ONEDNN.items():
             y = torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from textenv.models.causal_lm import CausalLM, quiet
@@ -243,7 +244,7 @@ class TextPolicy(nn.Module):
         if self.temperature != 1.0:
             logits = logits / self.temperature
         actions = input_ids[:, 1:][acting[:, :-1]]
-        chosen = -functional.cross_entropy(logits, actions, reduction="none")
+        chosen = _chosen(logits, actions)
         entropies = _entropy(logits) if entropy else torch.zeros_like(chosen)
         others = chosen.new_zeros(len(chosen), 0)
         if candidates is not None:
@@ -375,6 +376,28 @@ def _adapted(lm: CausalLM, lora: Lora) -> CausalLM:
         ) from error
     model.eval()
     return CausalLM(model, lm.tokenizer, adapter=name)
+
+
+class _Chosen(torch.autograd.Function):
+    """``log_softmax`` at one place of each row, with one pass over the vocabulary backwards instead of three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Map ``(tokens, vocab_size)`` logits and ``(tokens,)`` actions to log pi, ``(tokens,)``."""
+        log_probs = torch.log_softmax(logits, dim=-1)
+        ctx.save_for_backward(log_probs, actions)
+        return log_probs.gather(1, actions[:, None])[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradient of the logits: the one-hot action less the probabilities."""
+        log_probs, actions = ctx.saved_tensors
+        of_logits = log_probs.exp().mul_(-grad[:, None])
+        return of_logits.scatter_add_(1, actions[:, None], grad[:, None]), None
+
+
+_chosen: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _Chosen.apply
 
 
 def _entropy(logits: torch.Tensor) -> torch.Tensor:
