@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from textenv.rollouts import Rollout
-from textenv.types import IntArray, Prompt, StopReason, TextEnvError
+from textenv.types import IntArray, Prompt, StopReason
 from textenv.vector import TextVectorEnv
 
-__all__ = ["Critic", "ask", "score_next"]
+__all__ = ["Critic", "ask", "hats", "score_next"]
 
 _Floats = NDArray[np.float64]
 
@@ -59,27 +59,6 @@ class Critic(nn.Module):
         buffers["added"] += len(places)
         self._refit()
 
-    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take the episodes of a critic that was saved, as many as it has, and fit.
-
-        Raises:
-            TextEnvError: They are of texts of another length.
-        """
-        if (budget := tensors["mask"].shape[1]) != self.budget:
-            raise TextEnvError(
-                f"The critic that was saved knows completions of up to {budget} tokens, this environment has "
-                f"max_new_tokens={self.budget}; make it with the same."
-            )
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
-        if self.added:
-            self._refit()
-
-    @property
-    def fitted(self) -> bool:
-        """Whether it has been given anything."""
-        return self._fit is not None
-
     def _refit(self) -> None:
         buffers = dict(self.named_buffers())
         held = buffers["mask"].numpy()
@@ -106,7 +85,7 @@ class Critic(nn.Module):
 
     def _features(self, knots: _Floats, scores: _Floats, written: IntArray) -> _Floats:
         times = np.linspace(0, self.budget, min(self.budget, _TIME_KNOTS) + 1)
-        both = _hats(knots, scores)[:, :, None] * _hats(times, written)[:, None, :]
+        both = hats(knots, scores)[:, :, None] * hats(times, written)[:, None, :]
         return both.reshape(len(scores), -1)
 
 
@@ -160,7 +139,7 @@ _SCORE_KNOTS, _TIME_KNOTS = 9, 6
 _RIDGE = 1.0
 
 
-def _hats(knots: _Floats, at: NDArray[Any]) -> _Floats:
+def hats(knots: _Floats, at: NDArray[Any]) -> _Floats:
     """Return the weights by which values at ``knots`` are interpolated linearly, ``(len(at), len(knots))``."""
     identity = np.eye(len(knots))
     return np.stack([np.interp(at, knots, identity[knot]) for knot in range(len(knots))], axis=1)

@@ -1,32 +1,35 @@
 """Guided decoding: the reference, steered at every token by what the reward model says of its likeliest next tokens.
 
 It acts by ``pi(a|s) = pi_ref(a|s) * exp(Q(s, a) / beta) / Z(s)`` with ``beta = kl_coef``, the policy that maximises
-the KL-regularised return under ``Q`` (controlled decoding, Mudgal et al. 2024, theorem 2.1). ``Q`` is a critic of a few
-numbers: what texts of such a score (that of the text so far and the token) and such a length have earned from there on.
-Learning fits it to what the policy itself writes, over and over (policy iteration); no weights of the model change. The
-price is paid when it acts: the reward model reads ``candidates`` texts a token, so it should be quick, and it should
-say something of texts that are not finished (reward-guided search, Khanov et al. 2024).
+the KL-regularised return under ``Q`` (controlled decoding, Mudgal et al. 2024, theorem 2.1). ``Q`` is a function of a
+few numbers, ``SoftValues``. It is fitted by soft value iteration to the states of the latest episodes, those of the
+reference at first, then its own; no weights of the model change. The price is paid when it acts: the reward model reads
+``candidates`` texts a token, so it should be quick, and it should say something of texts that are not finished
+(reward-guided search, Khanov et al. 2024).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import gymnasium as gym
 import numpy as np
-import safetensors.torch
+import safetensors.numpy
 import torch
 from gymnasium.vector import VectorEnv
 from safetensors import SafetensorError
 
 from textenv.agents.agent import Progress, check, describe, keeps_statistics, read_saved
-from textenv.agents.critic import Critic, ask, score_next
+from textenv.agents.critic import score_next
+from textenv.agents.soft_values import Choices, SoftValues, join
 from textenv.distributed import ALONE, World
 from textenv.files import write_atomically
 from textenv.models.policy import TextPolicy
@@ -44,7 +47,7 @@ class GuidedConfig:
     Attributes:
         candidates: Tokens a state that the reward model is asked about: the likeliest ones. Others are taken to leave
             the score as it is.
-        replay: Iterations whose episodes the critic is fitted to.
+        replay: Iterations whose states the values are fitted to.
         seed: Seeds actions and the environment.
     """
 
@@ -58,10 +61,11 @@ class GuidedConfig:
 
 
 class Guided:
-    """Acts with the reference's probabilities, tilted by a critic that looks a token ahead.
+    """Acts with the reference's probabilities, tilted by what every next token is worth.
 
     Attributes:
         actor: The steered policy.
+        values: What it believes of unfinished texts.
         steps: Tokens that ``learn`` has written.
     """
 
@@ -99,8 +103,10 @@ class Guided:
                 "The reward keeps statistics of what it has scored, and this agent has it score texts that nobody "
                 "wrote; leave the normalisation out."
             )
-        self._critic = Critic(self.config.replay * self.envs.num_envs, base.settings.max_new_tokens)
-        self.actor = _Steered(base, self._critic, self.config.candidates)
+        embedding = cast("torch.nn.Embedding", base.reference.model.get_input_embeddings())
+        self.values = SoftValues(base.settings.max_new_tokens, embedding.weight.detach().float().cpu().numpy())
+        self._states: deque[Choices] = deque(maxlen=self.config.replay)
+        self.actor = _Steered(base, self.values, self.config.candidates)
         self._generator = torch.Generator(base.reference.device).manual_seed(self.config.seed)
 
     def learn(
@@ -111,7 +117,7 @@ class Guided:
         checkpoints: Path | None = None,
         checkpoint_every: int = 5,
     ) -> Self:
-        """Write until ``total_steps`` tokens are written, and fit the critic to the latest after each iteration.
+        """Write until ``total_steps`` tokens are written, and fit the values after each iteration.
 
         Args:
             total_steps: Tokens; the iteration that reaches them is finished.
@@ -130,12 +136,12 @@ class Guided:
             began = time.perf_counter()
             self.actor.act_in(base)  # whoever is told of the progress may have it sample elsewhere
             seed = None if self.iterations else self.config.seed
-            rollout = collect(self.envs, self.actor, self._generator, seed=seed)
-            asked = [(self.actor.prompt(each.prompt_ids), each.completion_ids) for each in rollout.finished]
-            if len(asked) < len(rollout.episodes):
+            with self.actor.remembering() as states:
+                rollout = collect(self.envs, self.actor, self._generator, seed=seed)
+            if len(rollout.finished) < len(rollout.episodes):
                 raise TextEnvError("A wrapper truncated an episode, which has no score then; leave the wrapper out.")
-            scores, _ = ask(base, asked, None, time=rollout.mask.shape[1])
-            self._critic.add(scores[..., 0], rollout)
+            self._states.append(join(states))
+            self.values.fit(join(self._states), base.kl_coef)
             self.steps += rollout.tokens
             self.iterations += 1
             metrics = {
@@ -180,10 +186,10 @@ class Guided:
         return sample_episodes(env, self.actor, generator, prompts)
 
     def save(self, folder: str | Path) -> None:
-        """Save the settings and the critic."""
+        """Save the settings and the values; of the states that they are fitted to nothing is kept."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(self._critic.state_dict(), folder / _CRITIC_FILE)
+        safetensors.numpy.save_file(self.values.arrays(), folder / _VALUES_FILE)
         about = {"agent": "guided", "steps": self.steps, "config": dataclasses.asdict(self.config)}
         write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
 
@@ -192,17 +198,17 @@ class Guided:
         """Load an agent that ``save`` wrote, to act in ``env`` or learn on.
 
         Raises:
-            TextEnvError: The folder holds no such agent, or one for longer or shorter texts.
+            TextEnvError: The folder holds no such agent, or one for texts of another length or vocabulary.
         """
         folder = Path(folder)
         config, about = read_saved(folder, cls)
         agent = cls(env, config)
         agent.steps = int(about["steps"])
         try:
-            agent._critic.restore(safetensors.torch.load_file(folder / _CRITIC_FILE))
+            agent.values.restore(safetensors.numpy.load_file(folder / _VALUES_FILE))
         except (OSError, KeyError, SafetensorError) as error:
             raise TextEnvError(
-                f"{folder / _CRITIC_FILE}: cannot be read ({error}); was the agent saved there?"
+                f"{folder / _VALUES_FILE}: cannot be read ({error}); was the agent saved there?"
             ) from error
         return agent
 
@@ -211,17 +217,28 @@ class Guided:
         return False
 
 
-_CRITIC_FILE = "critic.safetensors"
+_VALUES_FILE = "values.safetensors"
 
 
 class _Steered(TextPolicy):
-    """The reference, its distributions tilted by the critic."""
+    """The reference, its distributions tilted by values."""
 
-    def __init__(self, base: TextVectorEnv, critic: Critic, candidates: int) -> None:
+    def __init__(self, base: TextVectorEnv, values: SoftValues, candidates: int) -> None:
         super().__init__(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
-        self._critic, self._candidates = critic, candidates
+        self._values, self._candidates = values, candidates
         self._texts: dict[int, tuple[int, tuple[int, ...]]] = {}  # of each row: where its completion begins, its tokens
+        self._memory: list[Choices] | None = None
         self.act_in(base)
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[list[Choices]]:
+        """Keep the states that it acts in."""
+        memory: list[Choices] = []
+        self._memory = memory
+        try:
+            yield memory
+        finally:
+            self._memory = None
 
     def act_in(self, base: TextVectorEnv) -> None:
         """Take prompts, scores and the weight of the KL from an environment."""
@@ -237,24 +254,41 @@ class _Steered(TextPolicy):
         self._texts = {}
 
     def steer(self, log_probs: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
-        if not self._critic.fitted:
+        if self._memory is None and not self._values.fitted:
             return log_probs
-        likeliest = log_probs.topk(min(self._candidates, log_probs.shape[1]), dim=-1).indices
+        likeliest = log_probs.topk(min(self._candidates, log_probs.shape[1]), dim=-1)
+        states = self._ask(likeliest.indices, likeliest.values, ids, lengths, rows)
+        if self._memory is not None:
+            self._memory.append(states)
+        if not self._values.fitted:
+            return log_probs
+        q = self._values.q(states)
+        tilt = torch.from_numpy((q[:, :-1] - q[:, -1:]) / self._base.kl_coef).to(log_probs)
+        return torch.log_softmax(log_probs.scatter_add(1, likeliest.indices, tilt), dim=-1)
+
+    def _ask(
+        self, tokens: torch.Tensor, log_probs: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray
+    ) -> Choices:
+        """Have the reward model score the texts so far, alone and with each of ``tokens``, ``(n, candidates)``."""
         prompts: list[Prompt] = []
         texts: list[tuple[int, ...]] = []
-        for row, line, length, tokens in zip(rows.tolist(), ids, lengths.tolist(), likeliest.tolist(), strict=True):
+        for row, line, length, more in zip(rows.tolist(), ids, lengths.tolist(), tokens.tolist(), strict=True):
             state = tuple(line[:length].tolist())
             start = self._start(row, state)
             begun = state[start:]
-            texts += [begun, *((*begun, token) for token in tokens)]
-            prompts += [self.prompt(state[:start])] * (1 + len(tokens))
+            texts += [begun, *((*begun, token) for token in more)]
+            prompts += [self.prompt(state[:start])] * (1 + len(more))
         found, ended = score_next(self._base, prompts, texts)
         scores, over = found.reshape(len(rows), -1), ended.reshape(len(rows), -1)
-        written = np.array([len(text) for text in texts]).reshape(len(rows), -1)
-        worth = np.where(over, scores, self._critic.worth(scores, written))
-        unchanged = self._critic.worth(scores[:, :1], written[:, :1] + 1)
-        tilt = torch.from_numpy((worth[:, 1:] - unchanged) / self._base.kl_coef).to(log_probs)
-        return torch.log_softmax(log_probs.scatter_add(1, likeliest, tilt), dim=-1)
+        return Choices(
+            written=np.array([len(text) for text in texts[:: 1 + tokens.shape[1]]]),
+            scores=scores[:, 0],
+            last=ids[np.arange(len(ids)), lengths - 1],
+            tokens=tokens.cpu().numpy().astype(np.int32),
+            log_probs=log_probs.float().cpu().numpy(),
+            next_scores=scores[:, 1:].astype(np.float32),
+            over=over[:, 1:],
+        )
 
     def _start(self, row: int, state: tuple[int, ...]) -> int:
         """Return where the completion of a row begins that has come to ``state``."""
