@@ -170,7 +170,7 @@ def test_the_settings_of_a_comparison_are_those_of_its_agents(file: Path, tmp_pa
 @pytest.mark.slow
 def test_price_runs(capsys: pytest.CaptureFixture[str]) -> None:
     settings = '{"candidates": 64}'
-    price.main(price.Config(settings=settings, kl_coefs=(0.2, 0.01), rows=16, steps=700, episodes=24, samples=32))
+    price.main(price.Config(settings=settings, kl_coefs=(0.2, 0.01), rows=16, steps=300, episodes=24, samples=32))
     printed = capsys.readouterr().out
     assert "± " in printed
     assert "Best-of-32: 0.7" in printed
