@@ -327,8 +327,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._begin(over)
             self._add_reset_infos(infos, over)
         else:
-            for row, info in final.items():
-                infos = self._add_info(infos, info, row)
+            self._add_infos(infos, final)
         if self.has_action_masks and len(going):
             self._look_ahead(going)
             self._add_mask_infos(infos, going)
@@ -564,6 +563,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             "token_rewards": episode.token_rewards,
         }
 
+    def _add_infos(self, infos: dict[str, Any], found: Mapping[int, Mapping[str, Any]]) -> None:
+        """Do for all rows at once what ``_add_info`` does for one; they have the same keys, with numbers or objects."""
+        for name, first in next(iter(found.values()), {}).items():
+            if name not in infos:
+                number = isinstance(first, float)
+                infos[name] = np.full(self.num_envs, 0.0 if number else None, dtype=np.float64 if number else object)
+                infos[f"_{name}"] = np.zeros(self.num_envs, dtype=bool)
+            for row, info in found.items():
+                infos[name][row] = info[name]
+            infos[f"_{name}"][list(found)] = True
+
     def _add_token_infos(self, infos: dict[str, Any], rows: IntArray) -> None:
         at = self._lengths[rows] - self._starts[rows] - 1
         present = np.zeros(self.num_envs, dtype=bool)
@@ -576,8 +586,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             infos[f"_{name}"] = present.copy()
 
     def _add_reset_infos(self, infos: dict[str, Any], rows: IntArray) -> None:
-        for row in rows.tolist():
-            self._add_info(infos, {"prompt": self._row_prompts[row].text}, row)
+        self._add_infos(infos, {row: {"prompt": self._row_prompts[row].text} for row in rows.tolist()})
         if self.has_action_masks:
             self._add_mask_infos(infos, rows)
 
