@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from textenv.agents.agent import keeps_statistics
 from textenv.rollouts import Rollout
-from textenv.types import IntArray, Prompt, StopReason
+from textenv.types import IntArray, Prompt, StopReason, TextEnvError
 from textenv.vector import TextVectorEnv
 
-__all__ = ["Critic", "ask", "hats", "score_next"]
+__all__ = ["Critic", "ask", "hats", "refuse_statistics", "score_next"]
 
 _Floats = NDArray[np.float64]
 
@@ -87,6 +88,19 @@ class Critic(nn.Module):
         times = np.linspace(0, self.budget, min(self.budget, _TIME_KNOTS) + 1)
         both = hats(knots, scores)[:, :, None] * hats(times, written)[:, None, :]
         return both.reshape(len(scores), -1)
+
+
+def refuse_statistics(base: TextVectorEnv) -> None:
+    """Refuse a reward that ``score_next`` would change.
+
+    Raises:
+        TextEnvError: It keeps statistics of what it scores.
+    """
+    if keeps_statistics(base):
+        raise TextEnvError(
+            "The reward keeps statistics of what it has scored, and this agent has it score texts that nobody "
+            "wrote; leave the normalisation out."
+        )
 
 
 def ask(

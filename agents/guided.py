@@ -27,8 +27,8 @@ import torch
 from gymnasium.vector import VectorEnv
 from safetensors import SafetensorError
 
-from textenv.agents.agent import Progress, check, describe, keeps_statistics, read_saved
-from textenv.agents.critic import score_next
+from textenv.agents.agent import Progress, check, describe, read_saved
+from textenv.agents.critic import refuse_statistics, score_next
 from textenv.agents.soft_values import Choices, SoftValues, join
 from textenv.distributed import ALONE, World
 from textenv.files import write_atomically
@@ -98,11 +98,7 @@ class Guided:
         base = text_env(self.envs)
         if not base.kl_coef > 0:
             raise TextEnvError("kl_coef=0: guided decoding divides by it; give the environment a kl_coef above 0.")
-        if keeps_statistics(base):
-            raise TextEnvError(
-                "The reward keeps statistics of what it has scored, and this agent has it score texts that nobody "
-                "wrote; leave the normalisation out."
-            )
+        refuse_statistics(base)
         embedding = cast("torch.nn.Embedding", base.reference.model.get_input_embeddings())
         self.values = SoftValues(base.settings.max_new_tokens, embedding.weight.detach().float().cpu().numpy())
         self._states: deque[Choices] = deque(maxlen=self.config.replay)

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, check, episode_tensors, keeps_statistics, paid
-from textenv.agents.critic import Critic, ask
+from textenv.agents.agent import Agent, AgentConfig, Batch, check, episode_tensors, paid
+from textenv.agents.critic import Critic, ask, refuse_statistics
 from textenv.agents.losses import clip_fraction, clipped_policy_loss, gae
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import Evaluation
 from textenv.rollouts import Rollout, text_env
-from textenv.types import IntArray, Prompt, TextEnvError
+from textenv.types import IntArray, Prompt
 from textenv.vector import TextVectorEnv
 
 __all__ = ["MAC", "MACConfig"]
@@ -74,11 +74,7 @@ class MAC(Agent[MACConfig]):
         """
         super().__init__(env, config, **keywords)
         base = text_env(self.envs)
-        if keeps_statistics(base):
-            raise TextEnvError(
-                "The reward keeps statistics of what it has scored, and this agent has it score texts that nobody "
-                "wrote; leave the normalisation out."
-            )
+        refuse_statistics(base)
         self._prompts = {prompt.ids: prompt for prompt in base.prompts}
         self.kept["critic"] = self._critic = Critic(self.config.replay * self.episodes, base.settings.max_new_tokens)
 
