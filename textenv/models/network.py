@@ -153,9 +153,9 @@ class Linear:
                 y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
                 return cast(torch.Tensor, y)
             name, algorithm = _ONEDNN.get(self._activation, ("none", ""))
-            y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], algorithm)
+            y = _product(x, self._packed, self._bias, name, algorithm)
             if name != "none":
-                return cast(torch.Tensor, y)
+                return y
         else:
             if self._weight is None:
                 self._weight = self._source.T.contiguous()
@@ -199,8 +199,7 @@ def _apply(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         or not _has_onednn()
     ):
         return cast(torch.Tensor, module(x))
-    product: Callable[..., torch.Tensor] = _Product.apply
-    return product(x, module.weight, module.bias, type(module) is Conv1D)
+    return _learnt_product(x, module.weight, module.bias, type(module) is Conv1D)
 
 
 class _Product(torch.autograd.Function):
@@ -230,9 +229,14 @@ class _Product(torch.autograd.Function):
         return of_x, of_weight, of_bias, None
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return ``x @ weight.T + bias`` by oneDNN."""
-    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
+_learnt_product: Callable[..., torch.Tensor] = _Product.apply
+
+
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none", kind: str = ""
+) -> torch.Tensor:
+    """Return ``activation(x @ weight.T + bias)`` by oneDNN, of a weight that is packed or not."""
+    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind))
 
 
 def _weight_and_bias(module: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
@@ -259,7 +263,7 @@ def _has_onednn() -> bool:
             return False
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
         for activation, (name, algorithm) in _ONEDNN.items():
-            y = torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)
+            y = _product(x, packed, bias, name, algorithm)
             if not torch.allclose(y, plain if activation is None else activation(plain), atol=1e-5):
                 return False
         added = torch.ops.mkldnn._linear_pointwise.binary(x, plain, packed, None, "add")
