@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 
 from textenv.agents.critic import hats
 from textenv.exact import logsumexp
@@ -39,6 +40,16 @@ class Choices(NamedTuple):
     over: NDArray[np.bool_]
 
 
+class _Stage(NamedTuple):
+    """States of as many tokens: where they stand, what they lead to, log pi_ref with the rest as the last column."""
+
+    written: int
+    rows: IntArray
+    choices: Choices
+    priors: _Floats
+    features: _Floats  # of their scores
+
+
 class SoftValues:
     """The optimal soft value of a text, as a function of its score, its number of tokens and its last token.
 
@@ -56,7 +67,7 @@ class SoftValues:
             embeddings: Of the vocabulary, ``(vocab_size, hidden_size)``.
         """
         self.budget = budget
-        self._embeddings = (embeddings - embeddings.mean(axis=0)) / max(float(embeddings.std()), 1e-12)
+        self._embeddings = embeddings
         self.knots = np.zeros(0)  # scores
         self.values = np.zeros((budget + 1, 0))  # at the knots, by tokens written
         self.promise = np.zeros(len(embeddings))  # of each token
@@ -76,13 +87,16 @@ class SoftValues:
         least, most = np.quantile(states.scores, (0.005, 0.995)).tolist()
         self.knots = np.linspace(least, max(most, least + 1e-6), _KNOTS)
         self.promise = np.zeros(len(self._embeddings))
+        stages = self._stages(states)
         later = states.written > 0
-        features = self._embeddings[states.last[later]]
-        system = features.T @ features + _EMBEDDING_RIDGE * np.eye(features.shape[1])
+        centre, spread = self._embeddings.mean(axis=0), max(float(self._embeddings.std()), 1e-12)
+        features = (self._embeddings[states.last[later]] - centre) / spread
+        system = cho_factor(features.T @ features + _EMBEDDING_RIDGE * np.eye(features.shape[1]))
         for _ in range(_SWEEPS):
-            left = self._sweep(states, beta)[later]  # by what the score and the length say
-            self.promise = self._embeddings @ np.linalg.solve(system, features.T @ left)
-        self._sweep(states, beta)
+            left = self._sweep(stages, beta, len(later))[later]  # by what the score and the length say
+            slope = cho_solve(system, features.T @ left) / spread
+            self.promise = self._embeddings @ slope - centre @ slope
+        self._sweep(stages, beta, len(later))
 
     def worth(self, scores: _Floats, written: IntArray | int) -> _Floats:
         """Return the values of texts by their scores and numbers of tokens, which are broadcast."""
@@ -120,25 +134,28 @@ class SoftValues:
             )
         self.knots, self.values, self.promise = arrays["knots"], arrays["values"], arrays["promise"]
 
-    def _sweep(self, states: Choices, beta: float) -> _Floats:
-        """Compute the values from the end on; return what of the states' own is not of score and length, ``(n,)``."""
-        self.values = np.repeat(self.knots[None], self.budget + 1, axis=0)
-        left = np.zeros(len(states.written))
-        for written in range(self.budget - 1, -1, -1):
-            now = np.flatnonzero(states.written == written)
-            self.values[written] = self.values[written + 1]
-            if not len(now):
-                continue
-            here = Choices._make(column[now] for column in states)
+    def _stages(self, states: Choices) -> list[_Stage]:
+        """Return the states by tokens written, the most first, with all of them that no sweep changes."""
+        stages = []
+        for written in np.unique(states.written)[::-1].tolist():
+            rows = np.flatnonzero(states.written == written)
+            here = Choices._make(column[rows] for column in states)
             rest = np.log(np.maximum(1e-12, 1 - np.exp(here.log_probs).sum(axis=1, keepdims=True)))
             priors = np.concatenate([here.log_probs, rest], axis=1)
+            stages.append(_Stage(written, rows, here, priors, hats(self.knots, here.scores)))
+        return stages
+
+    def _sweep(self, stages: Sequence[_Stage], beta: float, count: int) -> _Floats:
+        """Compute the values from the end on; return what score and length leave of those of ``count`` states."""
+        self.values = np.repeat(self.knots[None], self.budget + 1, axis=0)
+        left = np.zeros(count)
+        for written, rows, here, priors, features in stages:
             value = beta * logsumexp(priors + self.q(here) / beta, axis=1)
             known = self.promise[here.last] if written else 0.0
-            features = hats(self.knots, here.scores)
-            system = features.T @ features + np.eye(_KNOTS)
-            gain = features.T @ (value - known - self.worth(here.scores, written + 1))
-            self.values[written] += np.linalg.solve(system, gain)
-            left[now] = value - self.worth(here.scores, written)
+            more = value - known - self.worth(here.scores, written + 1)
+            gain = np.linalg.solve(features.T @ features + np.eye(_KNOTS), features.T @ more)
+            self.values[: written + 1] = self.values[written + 1] + gain  # also where no state is of fewer tokens
+            left[rows] = value - self.worth(here.scores, written)
         return left
 
 
@@ -148,5 +165,5 @@ def join(parts: Sequence[Choices]) -> Choices:
 
 
 _KNOTS = 9
-_SWEEPS = 20  # each looks a token further ahead
+_SWEEPS = 20  # in which values and promises are fitted in turn
 _EMBEDDING_RIDGE = 300.0
