@@ -52,13 +52,17 @@ def test_whole_sequences(name: str, tied: bool, packed: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
-def test_long_sequences_do_not_keep_their_scores(name: str) -> None:
-    """Beyond a length attention goes through another operation."""
-    model = family_model(name).eval()
-    ids = token_ids(2, 100)
-    assert ids.shape[1] ** 2 > network_module._FLASH
+@pytest.mark.parametrize("lengths", [(10, 10, 10), (10, 4, 7)])
+def test_a_token_behind_a_long_text(name: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a length on, its attention goes through another operation."""
+    lm = make_family(name)
+    ids, sizes = token_ids(3, 10).numpy(), np.array(lengths)
+    lm.next_token_logits(ids, sizes - 1)
+    monkeypatch.setattr(network_module, "_LONG", 3)
+    found = lm.next_token_logits(ids, sizes)
     with torch.no_grad():
-        torch.testing.assert_close(network_of(model).run(ids), theirs(model, ids), atol=1e-4, rtol=1e-4)
+        logits = lm.model(input_ids=torch.from_numpy(ids)).logits
+    torch.testing.assert_close(found, logits[torch.arange(3), torch.from_numpy(sizes - 1)], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "tied"), KNOWN)

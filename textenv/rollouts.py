@@ -169,32 +169,33 @@ def collect(
     obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=desk.options(options))
     desk.begin(obs)
     allowed = _allowed(infos, None)
-    while any(writing := world.counts(int(desk.alive.sum()))):
-        uniform = None if generator is None else _uniform(generator, writing, world.rank)
-        if not desk.alive.any():  # others still write
-            continue
-        rows = np.flatnonzero(desk.alive)
-        masks = allowed if mask is None else mask(obs, rows, allowed)
-        actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=masks)
-        obs, rewards, terminations, truncations, infos = envs.step(actions)
-        desk.write(rows, masks, log_probs=policy.action_log_prob(actions), values=values, rewards=rewards)
-        cut = rows[truncations[rows] & ~terminations[rows]]
-        if len(cut) and base.settings.kl_mode == "lump":
-            raise TextEnvError(
-                "A wrapper truncated an episode whose KL is paid in a lump at its end, so it would never be paid. Use "
-                "kl_mode='dense', where every token is paid at once."
-            )
-        if len(cut):
-            desk.bootstrap[desk.episode[cut]] = policy.values(obs, cut)
-        desk.end(rows[terminations[rows]], cut, obs)
-        free = np.flatnonzero(~desk.alive)
-        if desk.begun < total and len(free) * _AT_ONCE >= n:
-            desk.take(free[: total - desk.begun])
-            adapted, base.kl_controller.coef = base.kl_controller.coef, coef  # they all pay the same for the KL
-            obs, infos = envs.reset(options={**desk.options(options), "reset_mask": desk.taken})
-            base.kl_controller.coef = adapted
-            desk.begin(obs)
-        allowed = _allowed(infos, allowed)
+    with policy.unchanged(), base.reference.unchanged():
+        while any(writing := world.counts(int(desk.alive.sum()))):
+            uniform = None if generator is None else _uniform(generator, writing, world.rank)
+            if not desk.alive.any():  # others still write
+                continue
+            rows = np.flatnonzero(desk.alive)
+            masks = allowed if mask is None else mask(obs, rows, allowed)
+            actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=masks)
+            obs, rewards, terminations, truncations, infos = envs.step(actions)
+            desk.write(rows, masks, log_probs=policy.action_log_prob(actions), values=values, rewards=rewards)
+            cut = rows[truncations[rows] & ~terminations[rows]]
+            if len(cut) and base.settings.kl_mode == "lump":
+                raise TextEnvError(
+                    "A wrapper truncated an episode whose KL is paid in a lump at its end, so it would never be paid. "
+                    "Use kl_mode='dense', where every token is paid at once."
+                )
+            if len(cut):
+                desk.bootstrap[desk.episode[cut]] = policy.values(obs, cut)
+            desk.end(rows[terminations[rows]], cut, obs)
+            free = np.flatnonzero(~desk.alive)
+            if desk.begun < total and len(free) * _AT_ONCE >= n:
+                desk.take(free[: total - desk.begun])
+                adapted, base.kl_controller.coef = base.kl_controller.coef, coef  # they all pay the same for the KL
+                obs, infos = envs.reset(options={**desk.options(options), "reset_mask": desk.taken})
+                base.kl_controller.coef = adapted
+                desk.begin(obs)
+            allowed = _allowed(infos, allowed)
     rollout = desk.rollout(coef)
     if base.settings.kl_mode == "lump":
         _spread(rollout.rewards, rollout.episodes)

@@ -29,6 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from textenv.models.chat import end_of_turn, render_conversation
+from textenv.models.graphs import SPARE, Graphs, graphs_run_on
 from textenv.models.network import KeyValues, Network, hooks_of
 from textenv.types import Conversation, IntArray, TextEnvError
 
@@ -131,6 +132,7 @@ class CausalLM:
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self._watch = _Watch(model, adapted=adapter is not None)
+        self._still = 0  # how many contexts promise that nothing changes
         self._network: Network | None = None
         self._cache = _PrefixCache(model)
         self._token_texts: dict[int, str] = {}
@@ -180,7 +182,7 @@ class CausalLM:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has in common: not what was computed, which refers to this model's parameters."""
-        return {**self.__dict__, "_watch": None, "_network": None, "_cache": None}
+        return {**self.__dict__, "_watch": None, "_still": 0, "_network": None, "_cache": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin with an empty cache."""
@@ -312,6 +314,16 @@ class CausalLM:
         if rows is None and self._network is not None:
             self._network.unpack()
 
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Look for changes once, here, instead of before every forward: inside, nobody may write to the weights."""
+        self._refresh()
+        self._still += 1
+        try:
+            yield
+        finally:
+            self._still -= 1
+
     def enable_gradient_checkpointing(self) -> None:
         """Have forwards with gradients keep only the input of each layer, and compute the rest again on the way back.
 
@@ -441,8 +453,10 @@ class CausalLM:
     def _refresh(self) -> None:
         """Before a forward without gradients: drop what was computed from weights that have changed."""
         self._settle()
-        if self._watch.changed():
+        if not self._still and self._watch.changed():
             self._cache.forget(None)
+            if self._watch.moved:
+                self._cache.drop_graphs()
             if self._network is not None:
                 self._network.unpack()
         if self._network is not None:
@@ -450,7 +464,7 @@ class CausalLM:
 
     def _settle(self) -> None:
         """Before any forward: read the modules as they are now, with this model's adapter."""
-        if self._watch.restructured():
+        if not self._still and self._watch.restructured():
             self._network = Network.of(self.model, adapted=self.adapter is not None)
             self._cache = _PrefixCache(self.model, self._network)
         self._activate()
@@ -568,10 +582,14 @@ class _PrefixCache:
         self._model = model
         self._network = network
         self._held: KeyValues | _RaggedCache = _RaggedCache() if network is None else KeyValues()
+        self._graphs: Graphs | None = None
         self._ids: IntArray = np.zeros((0, 0), dtype=np.int64)  # (rows, capacity)
         self._lengths: IntArray = np.zeros(0, dtype=np.int64)
         self._slots: IntArray = np.zeros(0, dtype=np.int64)  # where each row is held
+        self._every: IntArray = np.zeros(0, dtype=np.int64)  # 0, 1, 2 ...
+        self._first = torch.zeros(0, dtype=torch.int64)  # the same where the model is
         self.usable: bool | None = None  # not known before the first call
+        self.graphed = False  # likewise
         self._window = _window(model.config.get_text_config())
         self._like = next(p for p in model.parameters() if p.is_floating_point())  # where it is, and of which type
         self._placed = (self._like.dtype, self._like.device)
@@ -582,6 +600,10 @@ class _PrefixCache:
         else:
             self._lengths[rows[rows < len(self._lengths)]] = 0
 
+    def drop_graphs(self) -> None:
+        """Record anew what was recorded of weights at other addresses."""
+        self._graphs = None
+
     def last_hidden(self, input_ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
         """Return the hidden state at each row's last token, ``(batch, hidden_size)``."""
         if len(lengths) == 0 or int(lengths.min()) < 1 or int(lengths.max()) > input_ids.shape[1]:
@@ -591,19 +613,19 @@ class _PrefixCache:
             )
         if len(rows) != len(lengths) or int(rows.min()) < 0 or len(set(rows.tolist())) < len(rows):
             raise TextEnvError(f"rows={rows.tolist()}: expected {len(lengths)} different numbers of at least 0.")
+        if self._placed != (placed := (self._like.dtype, self._like.device)):
+            self._held, self._graphs, self._ids = type(self._held)(), None, self._ids[:0, :0]
+            self._placed, self.usable = placed, None
         if self.usable is None:
-            self.usable = self._check()
+            self._find_way()
         if self.usable and self._window is not None and int(lengths.max()) > self._window:
             self.usable = self._refuse(f"it attends to {self._window} tokens at a time, and a text has more")
         if not self.usable:
             return self._uncached(input_ids, lengths)
-        if self._placed != (placed := (self._like.dtype, self._like.device)):
-            self._held = type(self._held)()
-            self._ids, self._placed = self._ids[:0, :0], placed
         self._grow(int(rows.max()) + 1, input_ids.shape[1])
         ids = input_ids[:, : self._ids.shape[1]]
-        if self._continued(ids, lengths, rows):
-            return self._run(ids, lengths, rows, lengths - 1)
+        if (tokens := self._continued(ids, lengths, rows)) is not None:
+            return self._go_on(tokens, lengths, rows)
         width = ids.shape[1]
         differs = ids != self._ids[rows, :width]
         first = differs.argmax(axis=1)
@@ -614,59 +636,93 @@ class _PrefixCache:
         self._lengths[rows] = start  # a forward that fails half-way leaves no more than that
         return self._run_all(ids, lengths, rows, start)
 
-    def _continued(self, ids: IntArray, lengths: IntArray, rows: IntArray) -> bool:
-        """Tell whether all rows are a token longer than before, and take the tokens in.
+    def _continued(self, ids: IntArray, lengths: IntArray, rows: IntArray) -> IntArray | None:
+        """Take in and return the last tokens if all rows are a token longer than before; else return None.
 
         What follows finds that out too, with more bookkeeping; this is asked for every token.
         """
         at = lengths - 1
-        if not np.array_equal(self._lengths[rows], at):
-            return False
-        every = np.arange(len(rows))
-        known = self._ids[rows, : ids.shape[1]]
+        if (self._lengths[rows] != at).any():
+            return None
+        known, every = self._ids[rows, : ids.shape[1]], self._every[: len(rows)]
         known[every, at] = tokens = ids[every, at]
-        if not np.array_equal(known, ids):
-            return False
+        if (known != ids).any():
+            return None
         self._ids[rows, at] = tokens
-        return True
+        return tokens
 
     def _run_all(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
-        """Run rows that go on by a token, those that begin, and others, each kind by itself."""
+        """Run rows of which one token is new, those that begin, and others, each kind by itself."""
         kinds = np.where(lengths - start == 1, 0, np.where(start == 0, 1, 2))
-        parts = [np.flatnonzero(kinds == kind) for kind in (2, 1, 0)]
-        parts = [part for part in parts if len(part)]
+        parts, results = [], []
+        for kind in (2, 1, 0):
+            part = np.flatnonzero(kinds == kind)
+            if not len(part):
+                continue
+            parts.append(part)
+            if kind == 0:
+                results.append(self._go_on(ids[part, start[part]], lengths[part], rows[part]))
+            else:
+                results.append(self._read(ids[part], lengths[part], rows[part], start[part]))
         if len(parts) == 1:
-            return self._run(ids, lengths, rows, start)
-        results = [self._run(ids[part], lengths[part], rows[part], start[part]) for part in parts]
-        return torch.cat(results)[torch.from_numpy(np.argsort(np.concatenate(parts))).to(results[0].device)]
+            return results[0]
+        return torch.cat(results)[self._there(np.argsort(np.concatenate(parts)))]
 
-    def _run(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
-        hidden = self._forward(ids, lengths, rows, start)
-        self._lengths[rows] = lengths
-        return hidden
-
-    def _forward(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
-        device = self._like.device
-        fresh = not start.any()
-        if not fresh:
-            self._gather(rows)
-        slots = self._slots[rows]
-        back: torch.Tensor | None = None
-        if not fresh and not np.array_equal(slots, np.arange(len(slots))):
+    def _go_on(self, tokens: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
+        """Run the last token of each row, ``(batch,)``, behind those that are held."""
+        slots, positions = self._gather(rows), lengths - 1
+        if slots is not None:
             order = np.argsort(slots)
-            back = torch.from_numpy(slots).to(device)  # the slots are 0 .. n-1, and so the way back
-            ids, lengths, start, slots = ids[order], lengths[order], start[order], slots[order]
-        span = int((lengths - start).max())
-        keys = int(lengths.max())
-        positions = start[:, None] if span == 1 else np.minimum(start[:, None] + np.arange(span), ids.shape[1] - 1)
-        block = torch.from_numpy(np.take_along_axis(ids, positions, axis=1)).to(device)
-        where = torch.from_numpy(positions).to(device)
-        into = torch.from_numpy(slots).to(device)
-        seen = fresh or (span == 1 and int(start.min()) == keys - 1)
-        output = self._compute(block, where, into, keys, None if seen else self._mask(where, keys), fresh=fresh)
-        last = output[:, 0] if span == 1 else output[torch.arange(len(rows)), torch.from_numpy(lengths - start - 1)]
-        last = last if back is None else last[back]
-        return last.clone() if last.is_inference() else last
+            tokens, positions = tokens[order], positions[order]
+        with torch.inference_mode(self._network is not None):  # in which every operation is called sooner
+            if self.graphed:
+                if self._graphs is None:
+                    assert self._network is not None
+                    assert isinstance(self._held, KeyValues)
+                    self._graphs = Graphs(self._network, self._held, self._like)
+                hidden = self._graphs.run(tokens, positions)
+            else:
+                keys, where = int(positions.max()) + 1, self._there(positions)[:, None]
+                mask = None if int(positions.min()) == keys - 1 else self._mask(where, keys)
+                self._held.aim(self._first[: len(rows)], where, keys, mask, fresh=False)
+                hidden = self._compute(self._there(tokens)[:, None], where)[:, 0]
+            if slots is not None:
+                hidden = hidden[self._there(slots)]  # which are 0 .. n-1, and so the way back
+        self._lengths[rows] = lengths
+        return hidden.clone()  # not an inference tensor
+
+    def _read(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
+        """Run several tokens of each row, ``ids`` from ``start``: either all rows begin, or all go on."""
+        fresh = not start.any()
+        slots = None if fresh else self._gather(rows)
+        into = self._slots[rows] if slots is None else self._every[: len(rows)]
+        ends = lengths
+        if slots is not None:
+            order = np.argsort(slots)
+            ids, ends, start = ids[order], ends[order], start[order]
+        positions = np.minimum(start[:, None] + np.arange(int((ends - start).max())), ids.shape[1] - 1)
+        block, where = self._there(np.take_along_axis(ids, positions, axis=1)), self._there(positions)
+        keys = int(ends.max())
+        with torch.inference_mode(self._network is not None):
+            mask = None if fresh else self._mask(where, keys)
+            self._held.aim(self._there(into), where, keys, mask, fresh=fresh)
+            hidden = self._compute(block, where)[self._first[: len(rows)], self._there(ends - start - 1)]
+            if slots is not None:
+                hidden = hidden[self._there(slots)]
+        self._lengths[rows] = lengths
+        return hidden.clone()
+
+    def _compute(self, block: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states of tokens, both ``(batch, new)``, for which the cache is aimed."""
+        if isinstance(self._held, _RaggedCache):
+            return self._held.run(self._model, block)
+        assert self._network is not None
+        return self._network.run(block, where, self._held)
+
+    def _there(self, array: IntArray) -> torch.Tensor:
+        """Return an array where the model is."""
+        tensor = torch.from_numpy(array)
+        return tensor if self._first.is_cpu else tensor.to(self._first.device, non_blocking=True)
 
     def _mask(self, where: torch.Tensor, keys: int) -> torch.Tensor:
         """Return what is added to the scores ``(rows, new, keys)``, so that no token sees beyond itself."""
@@ -674,34 +730,19 @@ class _PrefixCache:
         mask = torch.zeros(visible.shape, dtype=self._like.dtype, device=where.device)
         return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
 
-    def _compute(
-        self,
-        block: torch.Tensor,
-        where: torch.Tensor,
-        into: torch.Tensor,
-        keys: int,
-        mask: torch.Tensor | None,
-        *,
-        fresh: bool,
-    ) -> torch.Tensor:
-        self._held.aim(into, where, keys, mask, fresh=fresh)
-        if isinstance(self._held, _RaggedCache):
-            return self._held.run(self._model, block)
-        assert self._network is not None
-        with torch.inference_mode():  # in which every operation is called sooner
-            return self._network.run(block, where, self._held)
-
-    def _gather(self, rows: IntArray) -> None:
-        """Bring ``rows`` into the first slots, in whatever order."""
+    def _gather(self, rows: IntArray) -> IntArray | None:
+        """Bring ``rows`` into the first slots, in whatever order; return it, or None where it is theirs."""
         slots = self._slots[rows]
+        if (slots == self._every[: len(rows)]).all():
+            return None
         outside = rows[slots >= len(rows)]
-        if not len(outside):
-            return
-        free = np.setdiff1d(np.arange(len(rows)), slots)
-        owners = np.argsort(self._slots)[free]
-        one, other = (torch.from_numpy(part).to(self._like.device) for part in (free, self._slots[outside]))
-        self._held.swap(one, other, int(self._lengths.max()))
-        self._slots[owners], self._slots[outside] = self._slots[outside], free
+        if len(outside):
+            free = np.setdiff1d(self._every[: len(rows)], slots)
+            owners = np.argsort(self._slots)[free]
+            one, other = self._there(free), self._there(self._slots[outside])
+            self._held.swap(one, other, int(self._lengths.max()))
+            self._slots[owners], self._slots[outside] = self._slots[outside], free
+        return self._slots[rows]
 
     def _uncached(self, input_ids: IntArray, lengths: IntArray) -> torch.Tensor:
         device = self._like.device
@@ -721,12 +762,29 @@ class _PrefixCache:
         slots = np.arange(len(ids))
         slots[:have_rows] = self._slots[:have_rows]
         self._ids, self._lengths, self._slots = ids, lengths, slots
-        self._held.resize(*ids.shape)
+        self._every = np.arange(max(ids.shape))
+        self._first = torch.arange(len(ids), device=self._like.device)
+        self._held.resize(len(ids), ids.shape[1] + SPARE if self.graphed else ids.shape[1])
+        self._graphs = None
 
-    def _check(self) -> bool:
-        """Try the cached path against the plain one: an architecture may keep its state in another way."""
+    def _find_way(self) -> None:
+        """Try the cached path, with graphs and without, against the plain one."""
+        self.graphed = self._network is not None and graphs_run_on(self._like.device)
+        trouble = self._trouble()
+        if trouble and self.graphed:
+            warnings.warn(
+                f"{type(self._model).__name__} writes without CUDA graphs ({trouble}). The numbers are right; it is "
+                "slower.",
+                stacklevel=2,
+            )
+            self.graphed = False
+            trouble = self._trouble()
+        self.usable = self._refuse(trouble) if trouble else True
+
+    def _trouble(self) -> str:
+        """Return what is wrong with the cached path, if anything: an architecture may keep its state in another way."""
         probe = _PrefixCache(self._model, self._network)
-        probe.usable, probe._window = True, None
+        probe.usable, probe.graphed, probe._window = True, self.graphed, None
         vocab_size = int(cast(torch.Tensor, self._model.get_input_embeddings().weight).shape[0])
         ids = np.random.default_rng(0).integers(0, vocab_size, size=(2, 6))
         try:
@@ -736,10 +794,10 @@ class _PrefixCache:
                     ids[0] = ids[0, ::-1].copy()
                 cached = probe.last_hidden(ids, lengths, np.arange(2))
                 if not _close(cached, self._uncached(ids, lengths), self._model.dtype):
-                    return self._refuse("with it, the numbers are different")
+                    return "with it, the numbers are different"
         except Exception as error:  # whatever goes wrong here, the architecture is not made for it
-            return self._refuse(f"{type(error).__name__}: {error}")
-        return True
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def _refuse(self, reason: str) -> bool:
         warnings.warn(
@@ -840,6 +898,7 @@ class _Watch:
         self._parameters: list[nn.Parameter] = []
         self._counted: list[nn.Parameter] = []  # those whose writes torch counts
         self._places: list[int] = []
+        self.moved = False  # whether addresses were among what changed
         self._versions: list[int] = []
         self._samples: list[Any] = []  # views of the parameters, as arrays where the processor computes
         self._numbers: IntArray = np.zeros(0, dtype=np.int64)
@@ -866,7 +925,8 @@ class _Watch:
         """Tell whether the parameters have changed since the last call; True at first."""
         places = [p.data_ptr() for p in self._parameters]
         versions = [p._version for p in self._counted]
-        if places != self._places:
+        self.moved = places != self._places
+        if self.moved:
             samples = [_as_integers(_diagonal(p.detach())) for p in self._parameters]
             # not by .numpy(), after which a storage cannot be resized, as FSDP does
             self._samples = [np.from_dlpack(s) for s in samples] if all(s.is_cpu for s in samples) else samples

@@ -29,7 +29,7 @@ _LLAMA_LIKE = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 _PACKED_BYTES = 2**31  # what a second, packed copy of a model's weights may take
 _FEW = 2**20  # multiplications that torch does faster than oneDNN is called
 _LARGE = 2**22  # multiplications that are worth an operation with gradients of our own
-_FLASH = 96 * 96  # scores of a head from which attention that does not keep them is faster
+_LONG = 96 * 96  # keys from which one token, too, is faster by attention that does not keep the scores
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,11 +44,11 @@ class KeyValues:
         self.length = 0
         self.mask: torch.Tensor | None = None
         self._rows = self._positions = self._where = torch.zeros(0, dtype=torch.int64)
-        self._begins: torch.Tensor | None = None
+        self._begins: torch.Tensor | None = None  # where the rows of the batch begin, in their order
         self._stale = True
         self._spread: torch.Tensor | None = None
         self._views: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # of each buffer, for ``_batch`` rows
-        self._batch = 0
+        self._batch, self._fresh = 0, True
 
     def aim(
         self, rows: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor | None, *, fresh: bool
@@ -65,8 +65,16 @@ class KeyValues:
         self._rows, self._positions, self._stale = rows, positions, True
         self.length = 0 if fresh else length
         self.mask, self._spread = mask, None
+        if fresh or self._fresh or self._batch != len(rows):
+            self._fresh, self._begins = fresh, None
         if self._batch != len(rows):
             self._batch, self._views = len(rows), []
+
+    def twin(self) -> KeyValues:
+        """Return another that reads and writes the same buffers, aimed by itself, until they are enlarged."""
+        twin = KeyValues()
+        twin.buffers, twin.size = self.buffers, self.size
+        return twin
 
     def resize(self, rows: int, capacity: int) -> None:
         """Enlarge the buffers, keeping what they hold."""
@@ -96,12 +104,11 @@ class KeyValues:
         return keys.narrow(1, 0, self.length), values.narrow(1, 0, self.length)
 
     def spread(self, heads: int, group: int) -> torch.Tensor:
-        """Return the mask for ``group`` queries that share a head of keys, ``(batch * heads, group * new, length)``."""
+        """Return the mask of one new token for ``group`` queries a head of keys, ``(batch * heads, group, length)``."""
         if self._spread is None:
             assert self.mask is not None
-            batch, new, length = self.mask.shape
-            spread = self.mask[:, None, None].expand(batch, heads, group, new, length)
-            self._spread = spread.reshape(batch * heads, group * new, length)
+            batch, _, length = self.mask.shape
+            self._spread = self.mask[:, None].expand(batch, heads, group, length).reshape(-1, group, length)
         return self._spread
 
     def swap(self, one: torch.Tensor, other: torch.Tensor, length: int) -> None:
@@ -114,9 +121,9 @@ class KeyValues:
     def _places(self, heads: int) -> torch.Tensor:
         """Return where in a buffer, seen as ``(-1, head_size)``, the new keys and values belong."""
         if self._begins is None:
-            self._begins = torch.arange(2 * self.size[0] * heads, device=self._rows.device) * self.size[1]
-        begins = self._begins.view(2, -1, heads)[:, self._rows].transpose(0, 1)  # (batch, 2, heads)
-        return (begins[:, None] + self._positions[:, :, None, None]).flatten()
+            begins = torch.arange(2 * self.size[0] * heads, device=self._rows.device) * self.size[1]
+            self._begins = begins.view(2, -1, heads)[:, self._rows].transpose(0, 1).flatten(1)[:, None]
+        return (self._begins + self._positions[:, :, None]).flatten()
 
 
 def _views(buffer: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -139,6 +146,7 @@ class Linear:
         self._bias: torch.Tensor | None = None
         self._weight: torch.Tensor | None = None  # (in, out), made when it is needed
         self._packed: Any = None  # the same for oneDNN
+        self._learnt = False  # so that what is made of the weight lasts for a rollout
         self._few = 0  # up to how many rows the former is faster
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -148,7 +156,9 @@ class Linear:
             y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         elif x.shape[0] > self._few:
             if self._packed is None:
-                self._packed = torch.ops.mkldnn._reorder_linear_weight(self._source.contiguous(), 16)
+                weight = self._source
+                packs = not (self._learnt and weight.T.is_contiguous())
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16) if packs else weight
             if residual is not None:
                 y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
                 return cast(torch.Tensor, y)
@@ -179,6 +189,8 @@ class Linear:
             if any(bias is not None for _, bias in found):
                 self._bias = torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in found])
         self._source = weight
+        # Packing a Conv1D, which stands as (in, out), takes longer than it saves in a rollout.
+        self._learnt = any(p.requires_grad for module in self._modules for p in module.parameters())
         self._few = sys.maxsize
         if _has_onednn():  # which applies the activation in passing, too
             self._few = (_FEW if self._activation is None else _FEW // 2) // weight.numel()
@@ -310,8 +322,7 @@ class Network:
         self._model = model
         self._embed, self._rotary, self._blocks, self._norm = embed, rotary, blocks, norm
         self._heads = heads  # of queries, of keys and values, and their size
-        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._triangle: tuple[Any, torch.Tensor] | None = None
+        self.angles: tuple[torch.Tensor, torch.Tensor] | None = None  # by position, made when they are needed
         self._packed = False
 
     @staticmethod
@@ -421,51 +432,39 @@ class Network:
         else:
             length, mask = keys_values.length, keys_values.mask
             k, v = keys_values.read(layer)
-        causal = mask is None and new > 1
         q = qkv[:, :heads]
-        if new * length > _FLASH:
+        if new > 1 or length > _LONG:
             q = q.view(batch, new, heads, size).transpose(1, 2)
             k, v = (part.view(batch, kv_heads, length, size) if part.ndim == 3 else part for part in (k, v))
-            mask = None if mask is None else mask[:, None]
             mixed = functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=group > 1
+                q,
+                k,
+                v,
+                attn_mask=None if mask is None else mask[:, None],
+                is_causal=mask is None and new > 1,
+                scale=scale,
+                enable_gqa=group > 1,
             )
             return mixed.transpose(1, 2).reshape(batch * new, heads * size)
-        # Queries that share a head of keys stand as a longer sequence of queries, so that no key is repeated.
-        if new > 1:
-            q = q.view(batch, new, kv_heads, group, size).permute(0, 2, 3, 1, 4)
-        q = q.reshape(batch * kv_heads, group * new, size)
+        # Queries that share a head of keys stand as a sequence of queries, so that no key is repeated.
+        q = q.reshape(batch * kv_heads, group, size)
         k, v = (part.reshape(batch * kv_heads, length, size) if part.ndim == 4 else part for part in (k, v))
-        if causal:
-            scores = torch.baddbmm(self._causal(new, group, q), q, k.transpose(1, 2), alpha=scale)
-        elif keys_values is None or mask is None:
+        if keys_values is None or mask is None:
             scores = torch.baddbmm(_any(q.dtype, q.device), q, k.transpose(1, 2), beta=0, alpha=scale)
         else:
             scores = torch.baddbmm(keys_values.spread(kv_heads, group), q, k.transpose(1, 2), alpha=scale)
-        mixed = torch.bmm(torch.softmax(scores, dim=-1), v)
-        if new > 1:
-            mixed = mixed.view(batch, kv_heads, group, new, size).permute(0, 3, 1, 2, 4)
-        return mixed.reshape(batch * new, heads * size)
-
-    def _causal(self, new: int, group: int, like: torch.Tensor) -> torch.Tensor:
-        """Return the mask of ``new`` tokens that see each other backwards, ``(1, group * new, new)``."""
-        key = (new, like.dtype, like.device)
-        if self._triangle is None or self._triangle[0] != key:
-            with torch.inference_mode(False):  # with gradients it is read, too
-                mask = torch.full((new, new), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
-                self._triangle = key, mask.triu(1).repeat(group, 1)[None]
-        return self._triangle[1]
+        return torch.bmm(torch.softmax(scores, dim=-1), v).reshape(batch, heads * size)
 
     def _rotation(self, places: torch.Tensor, x: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and signed sines of the rotary embedding, ``(tokens, 1, head_size)`` each."""
-        known = self._angles
+        known = self.angles
         if known is None or len(known[0]) < length or known[0].dtype != x.dtype or known[0].device != x.device:
             with torch.inference_mode(False):
                 every = torch.arange(max(64, 2 * length), device=x.device)
                 cos, sin = cast(nn.Module, self._rotary)(x, every[None])
                 half = cos.shape[-1] // 2
                 signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
-                known = self._angles = cos[0, :, None], signed[:, None]
+                known = self.angles = cos[0, :, None], signed[:, None]
         return known[0][places], known[1][places]
 
 
@@ -489,8 +488,10 @@ def _gpt2(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network | No
         return None
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
 
+    tokens, positions = _embedding(trunk.wte), _embedding(trunk.wpe)
+
     def embed(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, trunk.wte(ids) + trunk.wpe(places))
+        return tokens(ids) + positions(places)
 
     blocks = [
         _Block(
@@ -516,8 +517,10 @@ def _llama(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network | N
         return None
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
+    tokens = _embedding(trunk.embed_tokens)
+
     def embed(ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, trunk.embed_tokens(ids))
+        return tokens(ids)
 
     blocks = []
     for block in trunk.layers[: config.num_hidden_layers]:
@@ -543,17 +546,27 @@ def _llama(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network | N
 _SHIFTING_ROPES = ("dynamic", "longrope")  # their angles depend on the length of the text
 
 
+# A module looks for an attribute in several places; what follows goes to its parameters at once.
+
+
+def _embedding(module: nn.Module) -> Activation:
+    if type(module) is not nn.Embedding or module.max_norm is not None or module.sparse:
+        return module
+    held, padding = module._parameters, -1 if module.padding_idx is None else module.padding_idx
+    return lambda ids: torch.embedding(cast(torch.Tensor, held["weight"]), ids, padding)
+
+
 def _layer_norm(module: nn.LayerNorm) -> Activation:
-    shape, epsilon = module.normalized_shape, module.eps
-    return lambda x: torch.layer_norm(x, shape, module.weight, module.bias, epsilon)
+    shape, epsilon, held = module.normalized_shape, module.eps, module._parameters
+    return lambda x: torch.layer_norm(x, shape, held["weight"], held["bias"], epsilon)
 
 
 def _rms_norm(module: Any) -> Activation:
     shifted = type(module).__name__.startswith("Gemma")  # its weight is the distance from 1
-    epsilon = float(module.eps if shifted else module.variance_epsilon)
+    epsilon, held = float(module.eps if shifted else module.variance_epsilon), module._parameters
 
     def norm(x: torch.Tensor) -> torch.Tensor:
-        weight = 1.0 + module.weight if shifted else module.weight
+        weight = 1.0 + held["weight"] if shifted else held["weight"]
         return functional.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
     return norm

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from textenv.models.causal_lm import CausalLM, quiet
@@ -119,6 +121,8 @@ class TextPolicy(nn.Module):
         self._rows: IntArray = np.zeros(0, dtype=np.int64)
         self._batch = 0
         self._log_probs = torch.zeros(0)
+        self._tokens: IntArray = self._rows  # that it has chosen, and their log pi
+        self._chosen: FloatArray = np.zeros(0, dtype=np.float32)
 
     @property
     def learned(self) -> nn.Module:
@@ -161,23 +165,25 @@ class TextPolicy(nn.Module):
         """
         ids, lengths = observation_arrays(obs)
         rows = np.arange(len(lengths)) if rows is None else rows
-        logits, hidden = self.lm.next_token(ids[rows], lengths[rows], rows=rows)
+        self._rows, self._batch = rows, len(lengths)
+        ids, lengths = ids[rows], lengths[rows]
+        logits, hidden = self.lm.next_token(ids, lengths, rows=rows)
         if masks is not None:
             allowed = masks[rows].astype(bool)
             if not allowed.any(axis=1).all():
                 raise TextEnvError(f"masks allow no token in rows {rows[~allowed.any(axis=1)].tolist()}.")
             logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
-        self._rows, self._batch = rows, len(lengths)
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        self._log_probs = self.steer(torch.log_softmax(logits, dim=-1), ids[rows], lengths[rows], rows)
+        self._log_probs = self.steer(torch.log_softmax(logits, dim=-1), ids, lengths, rows)
         if uniform is None and generator is not None:
             uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
         tokens = self._log_probs.argmax(dim=-1) if uniform is None else _draw(self._log_probs, uniform)
-        actions = np.zeros(len(lengths), dtype=np.int64)
-        actions[rows] = tokens.cpu().numpy()
-        values = np.zeros(len(lengths), dtype=np.float32)
-        values[rows] = self._value(ids[rows], lengths[rows], rows, hidden).cpu().numpy()
+        chosen = self._log_probs.gather(1, tokens[:, None])[:, 0]
+        found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
+        self._tokens, self._chosen = found[0].astype(np.int64), found[1].astype(np.float32)
+        actions, values = np.zeros(self._batch, dtype=np.int64), np.zeros(self._batch, dtype=np.float32)
+        actions[rows], values[rows] = found[0], found[2]
         return actions, values
 
     def steer(self, log_probs: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
@@ -193,9 +199,12 @@ class TextPolicy(nn.Module):
 
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
+        tokens, chosen = np.asarray(actions, dtype=np.int64)[self._rows], self._chosen
+        if (tokens != self._tokens).any():
+            there = torch.from_numpy(tokens).to(self._log_probs.device)
+            chosen = self._log_probs.gather(1, there[:, None])[:, 0].cpu().numpy()
         result = np.zeros(self._batch, dtype=np.float32)
-        chosen = torch.from_numpy(np.asarray(actions, dtype=np.int64)[self._rows]).to(self._log_probs.device)
-        result[self._rows] = self._log_probs.gather(1, chosen[:, None])[:, 0].cpu().numpy()
+        result[self._rows] = chosen
         return result
 
     def action_log_probs(self) -> FloatArray:
@@ -259,6 +268,12 @@ class TextPolicy(nn.Module):
         for lm in (self.lm, self.value_lm):
             if lm is not None:
                 lm.forget()
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Act without looking for changed weights at every token: inside, nobody may write to them."""
+        with self.lm.unchanged(), contextlib.nullcontext() if self.value_lm is None else self.value_lm.unchanged():
+            yield
 
     def save(self, folder: Path) -> None:
         """Save the language model in Hugging Face format, and the value function beside it, as safetensors.
@@ -330,15 +345,16 @@ class TextPolicy(nn.Module):
 
     def _value(self, ids: IntArray, lengths: IntArray, rows: IntArray, hidden: torch.Tensor) -> torch.Tensor:
         if self.value_head is None:
-            return torch.zeros(len(lengths))
+            return hidden.new_zeros(len(lengths), dtype=torch.float32)
         if self.value_lm is not None:
             hidden = self.value_lm.last_hidden(ids, lengths, rows=rows)
         return self._read(hidden)
 
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        assert self.value_head is not None
-        values: torch.Tensor = self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0]
-        return values.float()
+        head = self.value_head
+        assert head is not None
+        weight = head.weight
+        return functional.linear(hidden.to(weight.dtype), weight, head.bias)[..., 0].float()
 
 
 _VALUE_FILE = "value.safetensors"
@@ -406,6 +422,13 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
     # Their terms become 1 * 0 before they are multiplied: a mask after it would still send 0 * inf backwards.
     log_probs = log_probs.masked_fill(logits == -torch.inf, 0.0)
     return -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+def _to_host(*results: torch.Tensor) -> list[NDArray[Any]]:
+    """Return what a token led to, each ``(rows,)``, as arrays: from a GPU in one transfer, which waits for it once."""
+    if all(result.is_cpu for result in results):
+        return [result.numpy() for result in results]
+    return list(torch.stack([result.double() for result in results]).cpu().numpy())
 
 
 def _draw(log_probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
