@@ -300,17 +300,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """
         if not self._begun.all():
             raise TextEnvError("step before reset: call reset() first.")
-        tokens = self._checked(actions)
+        active = np.flatnonzero(~self._done)
+        tokens = self._checked(actions, active)
         rewards = np.zeros(self.num_envs)
         infos: dict[str, Any] = {}
         ended = np.flatnonzero(self._done)
-        active = np.flatnonzero(~self._done)
         self._finished[active] = None
         final: dict[int, dict[str, Any]] = {}
         if len(active):
             rewards[active], final = self._advance(active, tokens[active], tokens)
         terminations = self._done.copy()
-        going = active[~self._done[active]]
+        going = active[~self._done[active]] if final else active
         if self.settings.kl_mode == "dense" and len(going):
             self._add_token_infos(infos, going)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
@@ -340,34 +340,33 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self, rows: IntArray, tokens: IntArray, all_tokens: IntArray
     ) -> tuple[NDArray[np.float64], dict[int, dict[str, Any]]]:
         """Append ``tokens`` to ``rows``; return their rewards, and the infos of those whose episode ends."""
-        at = self._lengths[rows] - self._starts[rows]
+        lengths = self._lengths[rows]
+        at = lengths - self._starts[rows]
         self._log_probs[rows, at] = self._behaviour(rows, all_tokens)
         each_step = self.settings.kl_mode == "dense" or self.settings.kl_estimator == "full" or self.has_action_masks
         if each_step:
             self._ref_log_probs[rows, at] = self._reference_log_prob(rows, tokens)
             self._token_kl[rows, at] = self._divergence(rows, at)
-        self._ids[rows, self._lengths[rows]] = tokens
-        self._mask[rows, self._lengths[rows]] = 1
-        self._lengths[rows] += 1
-        reasons = self._stop_reasons(rows)
-        over = np.fromiter(reasons, dtype=_INT64, count=len(reasons))
+        self._ids[rows, lengths] = tokens
+        self._mask[rows, lengths] = 1
+        self._lengths[rows] = lengths + 1
         rewards = np.zeros(len(rows))
         if self.settings.kl_mode == "dense":
             rewards = -self._coefs[rows] * self._token_kl[rows, at]
-        if not len(over):
+        reasons = self._stop_reasons(rows, tokens, at + 1)
+        if not reasons:
             return rewards, {}
+        over = np.fromiter(reasons, dtype=_INT64, count=len(reasons))
+        written = np.arange(self.settings.max_new_tokens) < (self._lengths[over] - self._starts[over])[:, None]
         if not each_step:
-            self._read_back(over)
+            self._read_back(over, written)
         self._begun[over] = False  # a reward that raises leaves rows that are neither going on nor over
-        completions = [self._completion(row) for row in over.tolist()]
+        ids = [self._completion_ids(row) for row in over.tolist()]
+        completions = [self.completion_text(each)[0] for each in ids]
         scores = self.score_completions(
-            [self._row_prompts[row] for row in over],
-            completions,
-            [self._completion_ids(row) for row in over],
-            list(reasons.values()),
+            [self._row_prompts[row] for row in over.tolist()], completions, ids, list(reasons.values())
         )
         self._begun[over] = True
-        written = np.arange(self.settings.max_new_tokens) < (self._lengths[over] - self._starts[over])[:, None]
         totals = np.where(written, self._token_kl[over], 0.0).sum(axis=1)
         place = np.searchsorted(rows, over)
         if self.settings.kl_mode == "lump":
@@ -382,17 +381,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return rewards, final
 
     def _begin(self, rows: IntArray, wanted: Mapping[int, Prompt] | None = None) -> None:
+        self._ids[rows] = self.reference.pad_id
         for row in rows.tolist():
             if wanted and row in wanted:
                 prompt = wanted[row]
             else:
                 prompt = self.prompts[int(self._generator(row).integers(len(self.prompts)))]
             self._row_prompts[row] = prompt
-            size = len(prompt.ids)
-            self._ids[row] = self.reference.pad_id
+            self._starts[row] = size = len(prompt.ids)
             self._ids[row, :size] = prompt.ids
-            self._mask[row] = np.arange(self._width) < size
-            self._lengths[row] = self._starts[row] = size
+        self._lengths[rows] = self._starts[rows]
+        self._mask[rows] = np.arange(self._width) < self._starts[rows][:, None]
         self._coefs[rows] = self.kl_controller.coef
         self._done[rows], self._begun[rows] = False, True
         self.reference.forget(rows)
@@ -407,9 +406,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         name = type(self._policy).__name__
         if given.shape != (self.num_envs,):
             raise TextEnvError(f"{name}.action_log_prob returned shape {given.shape}; expected ({self.num_envs},).")
-        if not np.isfinite(given[rows]).all():
-            raise TextEnvError(f"{name}.action_log_prob returned {given[rows].tolist()}; expected finite numbers.")
-        return given[rows]
+        found: NDArray[np.float64] = given[rows]
+        if not np.isfinite(found).all():
+            raise TextEnvError(f"{name}.action_log_prob returned {found.tolist()}; expected finite numbers.")
+        return found
 
     def _divergence(self, rows: IntArray, at: IntArray) -> NDArray[np.float64]:
         log_probs, ref = self._log_probs[rows, at], self._ref_log_probs[rows, at]
@@ -455,19 +455,23 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             log_probs = np.where(allowed, log_probs - mass, log_probs)
         self._next_ref[rows] = log_probs
 
-    def _read_back(self, rows: IntArray) -> None:
-        """Score whole episodes by the reference in one forward (lump KL)."""
-        lengths = self._lengths[rows]
+    def _read_back(self, rows: IntArray, written: NDArray[np.bool_]) -> None:
+        """Score whole episodes by the reference in one forward (lump KL).
+
+        Args:
+            rows: The rows that end.
+            written: Which places of their completions hold a token, shape ``(len(rows), max_new_tokens)``.
+        """
+        lengths, starts = self._lengths[rows], self._starts[rows]
         width = int(lengths.max())
         log_probs = self.reference.token_log_probs(
-            self._ids[rows, :width], lengths, self.settings.temperature, starts=self._starts[rows]
+            self._ids[rows, :width], lengths, self.settings.temperature, starts=starts
         )
-        for place, row in enumerate(rows.tolist()):
-            start, end = int(self._starts[row]), int(lengths[place])
-            self._ref_log_probs[row, : end - start] = log_probs[place, start - 1 : end - 1]
-            self._token_kl[row, : end - start] = kl_module.kl_estimate(
-                self._log_probs[row, : end - start], self._ref_log_probs[row, : end - start], self.settings.kl_estimator
-            )
+        places = starts[:, None] - 1 + np.arange(written.shape[1])
+        found = np.take_along_axis(log_probs, np.minimum(places, width - 2), axis=1)
+        self._ref_log_probs[rows] = ref = np.where(written, found, 0.0)
+        own = np.where(written, self._log_probs[rows], 0.0)
+        self._token_kl[rows] = kl_module.kl_estimate(own, ref, self.settings.kl_estimator)
 
     def score_completions(
         self,
@@ -505,18 +509,24 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         found = [place for place in (text.find(string) for string in self.settings.stop) if place >= 0]
         return text[: min(found, default=None)], bool(found)
 
-    def _stop_reasons(self, rows: IntArray) -> dict[int, StopReason]:
-        """Return why the episodes of some of the ``rows``, in their order, ended with the last token."""
-        lengths = self._lengths[rows]
-        said_so = self._ends[self._ids[rows, lengths - 1]]
-        spent = lengths - self._starts[rows] == self.settings.max_new_tokens
+    def _stop_reasons(self, rows: IntArray, tokens: IntArray, written: IntArray) -> dict[int, StopReason]:
+        """Return why episodes ended with the last token, of those of the ``rows``, in their order, that did.
+
+        Args:
+            rows: Rows that went on.
+            tokens: Their last tokens.
+            written: How many tokens their completions have.
+        """
+        said_so = self._ends[tokens]
+        over = said_so | (written == self.settings.max_new_tokens)
         stopped = np.zeros(len(rows), dtype=bool)
         if self.settings.stop:
             stopped[:] = [self.completion_text(self._completion_ids(row))[1] for row in rows.tolist()]
-        found: dict[int, StopReason] = {}
-        for place in np.flatnonzero(said_so | stopped | spent).tolist():
-            found[int(rows[place])] = "eos" if said_so[place] else "stop" if stopped[place] else "length"
-        return found
+            over |= stopped
+        return {
+            int(rows[place]): "eos" if said_so[place] else "stop" if stopped[place] else "length"
+            for place in np.flatnonzero(over).tolist()
+        }
 
     def _completion(self, row: int) -> str:
         return self.completion_text(self._completion_ids(row))[0]
@@ -610,15 +620,16 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._generators[row] = generator
         return generator
 
-    def _checked(self, actions: Any) -> IntArray:
+    def _checked(self, actions: Any, active: IntArray) -> IntArray:
+        """Return the actions as token ids; those of rows that are not ``active`` may be anything."""
         tokens = np.asarray(actions)
         if tokens.shape != (self.num_envs,) or tokens.dtype.kind not in "iu":
             raise TextEnvError(
                 f"actions of shape {tokens.shape} and type {tokens.dtype}: expected integers, a token id for each of "
                 f"{self.num_envs} rows."
             )
-        live = tokens[~self._done]
-        if len(live) and not (int(live.min()) >= 0 and int(live.max()) < self.reference.vocab_size):
+        # as unsigned numbers those below 0 are the largest
+        if len(active) and int(tokens[active].astype(np.uint64).max()) >= self.reference.vocab_size:
             raise TextEnvError(
                 f"actions={tokens.tolist()}: expected token ids from 0 to {self.reference.vocab_size - 1}."
             )

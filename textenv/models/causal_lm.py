@@ -136,6 +136,8 @@ class CausalLM:
         self._network: Network | None = None
         self._cache = _PrefixCache(model)
         self._token_texts: dict[int, str] = {}
+        # not all that end turns are marked special
+        self._unspoken = frozenset((*self.eos_ids, *range(len(tokenizer), self.vocab_size)))
         self._appends_eos = tokenizer("a")["input_ids"][-1:] in [[i] for i in self.eos_ids]
         self._check_head()
 
@@ -233,17 +235,16 @@ class CausalLM:
 
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """Return the text of token ids, less special tokens, those that end a text, and those the tokenizer lacks."""
-        size = len(self.tokenizer)
-        kept = [int(i) for i in ids if i < size and i not in self.eos_ids]  # not all that end turns are marked special
+        kept = [i for i in map(int, ids) if i not in self._unspoken]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
     def token_texts(self, ids: Sequence[int] | IntArray) -> tuple[str, ...]:
         """Return the text of each token by itself, for display; special tokens are shown by name."""
         tokens = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        for new in {token for token in tokens if token not in self._token_texts}:
-            known = new < len(self.tokenizer)
-            self._token_texts[new] = str(self.tokenizer.decode([new])) if known else f"<{new}>"
-        return tuple(map(self._token_texts.__getitem__, tokens))
+        known = self._token_texts
+        for new in set(tokens).difference(known):
+            known[new] = str(self.tokenizer.decode([new])) if new < len(self.tokenizer) else f"<{new}>"
+        return tuple([known[token] for token in tokens])
 
     def next_token_logits(
         self, input_ids: IntArray, lengths: IntArray, *, rows: IntArray | None = None
