@@ -249,18 +249,19 @@ class _Steered(TextPolicy):
         super().forget()
         self._texts = {}
 
-    def steer(self, log_probs: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
+    def steer(self, logits: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
         if self._memory is None and not self._values.fitted:
-            return log_probs
+            return logits
+        log_probs = torch.log_softmax(logits, dim=-1)
         likeliest = log_probs.topk(min(self._candidates, log_probs.shape[1]), dim=-1)
         states = self._ask(likeliest.indices, likeliest.values, ids, lengths, rows)
         if self._memory is not None:
             self._memory.append(states)
         if not self._values.fitted:
-            return log_probs
+            return logits
         q = self._values.q(states)
         tilt = torch.from_numpy((q[:, :-1] - q[:, -1:]) / self._base.kl_coef).to(log_probs)
-        return torch.log_softmax(log_probs.scatter_add(1, likeliest.indices, tilt), dim=-1)
+        return log_probs.scatter_add(1, likeliest.indices, tilt)
 
     def _ask(
         self, tokens: torch.Tensor, log_probs: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray

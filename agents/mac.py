@@ -139,7 +139,7 @@ class MAC(Agent[MACConfig]):
             acting = (places >= starts[:, None] - 1) & (places < lengths[:, None] - 1)
 
             def read(lm: CausalLM) -> torch.Tensor:
-                logits = lm.head(lm.hidden_states(ids, lengths)[acting]) / base.settings.temperature  # noqa: B023
+                logits = lm.head(lm.hidden_states(ids, lengths, acting)) / base.settings.temperature  # noqa: B023
                 logits = logits if masks is None else logits.masked_fill(~masks, -torch.inf)  # noqa: B023
                 return torch.log_softmax(logits, dim=-1)
 

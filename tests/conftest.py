@@ -96,9 +96,9 @@ class Forwards:
         else:
             run = network.run
 
-            def recorded(ids: torch.Tensor, *rest: Any) -> Any:
+            def recorded(ids: torch.Tensor, *rest: Any, **keywords: Any) -> Any:
                 self._record(ids)
-                return run(ids, *rest)
+                return run(ids, *rest, **keywords)
 
             network.run = recorded
             self._undo = lambda: network.__dict__.pop("run")

@@ -179,6 +179,9 @@ def collect(
             actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=masks)
             obs, rewards, terminations, truncations, infos = envs.step(actions)
             desk.write(rows, masks, log_probs=policy.action_log_prob(actions), values=values, rewards=rewards)
+            allowed = _allowed(infos, allowed)
+            if not (terminations | truncations)[rows].any():
+                continue
             cut = rows[truncations[rows] & ~terminations[rows]]
             if len(cut) and base.settings.kl_mode == "lump":
                 raise TextEnvError(
@@ -195,7 +198,7 @@ def collect(
                 obs, infos = envs.reset(options={**desk.options(options), "reset_mask": desk.taken})
                 base.kl_controller.coef = adapted
                 desk.begin(obs)
-            allowed = _allowed(infos, allowed)
+                allowed = _allowed(infos, allowed)
     rollout = desk.rollout(coef)
     if base.settings.kl_mode == "lump":
         _spread(rollout.rewards, rollout.episodes)
@@ -330,7 +333,7 @@ def sample_episodes(
 def _uniform(generator: torch.Generator, rows: Sequence[int], rank: int) -> torch.Tensor:
     """Return the numbers that one process draws for the rows of all, those of ``rank`` alone, ``(rows[rank], 1)``."""
     drawn = torch.rand(sum(rows), 1, generator=generator, device=generator.device)
-    return drawn[sum(rows[:rank]) :][: rows[rank]]
+    return drawn if len(rows) == 1 else drawn[sum(rows[:rank]) :][: rows[rank]]
 
 
 def _joined(parts: Sequence[Rollout]) -> Rollout:

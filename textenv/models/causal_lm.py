@@ -374,15 +374,20 @@ class CausalLM:
         if report.unexpected_keys:
             raise TextEnvError(f"{path} has {report.unexpected_keys[:3]}, which the model has not; was it another?")
 
-    def hidden_states(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def hidden_states(
+        self, input_ids: torch.Tensor, lengths: torch.Tensor, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the last hidden states of whole sequences, without the cache and with gradients.
 
         Args:
             input_ids: Token ids, padded on the right, shape ``(batch, time)``.
             lengths: Number of tokens of each row, shape ``(batch,)``.
+            keep: Of which tokens they are wanted, booleans, shape ``(batch, time)``; None for all. The last layer
+                computes less for the others.
 
         Returns:
-            Hidden states, shape ``(batch, time, hidden_size)``; those of padding have no meaning.
+            Hidden states, shape ``(kept, hidden_size)``, row after row; or of all tokens, shape
+            ``(batch, time, hidden_size)``, where those of padding have no meaning.
         """
         if torch.is_grad_enabled():
             self._settle()
@@ -390,8 +395,10 @@ class CausalLM:
             self._refresh()
         if self._network is not None and (self._window is None or input_ids.shape[1] <= self._window):
             self._network.checkpointing = self.gradient_checkpointing
-            return self._network.run(input_ids)  # causal, so that what is on the right is not seen
-        return _plain_hidden(self.model, input_ids, lengths)
+            places = None if keep is None else keep.flatten().nonzero()[:, 0]
+            return self._network.run(input_ids, keep=places)  # causal, so that what is on the right is not seen
+        hidden = _plain_hidden(self.model, input_ids, lengths)
+        return hidden if keep is None else hidden[keep]
 
     def token_log_probs(
         self,
@@ -417,15 +424,15 @@ class CausalLM:
         """
         with _as_it_is(self.device):
             ids, sizes = (_tensor(array, self.device) for array in (input_ids, lengths))
-            hidden = self.hidden_states(ids, sizes)[:, :-1]
-            places = torch.arange(1, ids.shape[1], device=self.device)[None, :]
+            places = torch.arange(1, ids.shape[1] + 1, device=self.device)[None, :]  # of the tokens that follow
             asked = places < sizes[:, None]
             if starts is not None:
                 asked &= places >= _tensor(starts, self.device)[:, None]
+            hidden, asked = self.hidden_states(ids, sizes, asked), asked[:, :-1]
             result = torch.zeros(asked.shape, device=self.device)
             least, most = (_FEW_ROWS, _IN_CACHE) if self.device.type == "cpu" else (1, _LOGITS_AT_ONCE)
             size = max(least, most // self.vocab_size)
-            parts = zip(hidden[asked].split(size), ids[:, 1:][asked].split(size), strict=True)
+            parts = zip(hidden.split(size), ids[:, 1:][asked].split(size), strict=True)
             result[asked] = torch.cat(
                 [
                     -functional.cross_entropy(_heated(self._read(states), temperature), targets, reduction="none")
@@ -686,7 +693,7 @@ class _PrefixCache:
                 keys, where = int(positions.max()) + 1, self._there(positions)[:, None]
                 mask = None if int(positions.min()) == keys - 1 else self._mask(where, keys)
                 self._held.aim(self._first[: len(rows)], where, keys, mask, fresh=False)
-                hidden = self._compute(self._there(tokens)[:, None], where)[:, 0]
+                hidden = self._compute(self._there(tokens)[:, None], where)
             if slots is not None:
                 hidden = hidden[self._there(slots)]  # which are 0 .. n-1, and so the way back
         self._lengths[rows] = lengths
@@ -704,21 +711,22 @@ class _PrefixCache:
         positions = np.minimum(start[:, None] + np.arange(int((ends - start).max())), ids.shape[1] - 1)
         block, where = self._there(np.take_along_axis(ids, positions, axis=1)), self._there(positions)
         keys = int(ends.max())
+        last = self._there(np.arange(len(rows)) * positions.shape[1] + ends - start - 1)
         with torch.inference_mode(self._network is not None):
-            mask = None if fresh else self._mask(where, keys)
-            self._held.aim(self._there(into), where, keys, mask, fresh=fresh)
-            hidden = self._compute(block, where)[self._first[: len(rows)], self._there(ends - start - 1)]
+            self._held.aim(self._there(into), where, keys, None if fresh else self._mask(where, keys), fresh=fresh)
+            hidden = self._compute(block, where, last)
             if slots is not None:
                 hidden = hidden[self._there(slots)]
         self._lengths[rows] = lengths
         return hidden.clone()
 
-    def _compute(self, block: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states of tokens, both ``(batch, new)``, for which the cache is aimed."""
+    def _compute(self, block: torch.Tensor, where: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Return hidden states ``(kept, hidden_size)`` of tokens ``(batch, new)``, for which the cache is aimed."""
         if isinstance(self._held, _RaggedCache):
-            return self._held.run(self._model, block)
+            hidden = self._held.run(self._model, block).flatten(0, 1)
+            return hidden if keep is None else hidden[keep]
         assert self._network is not None
-        return self._network.run(block, where, self._held)
+        return self._network.run(block, where, self._held, keep=keep).flatten(0, -2)
 
     def _there(self, array: IntArray) -> torch.Tensor:
         """Return an array where the model is."""

@@ -349,7 +349,12 @@ class Network:
         return None
 
     def run(
-        self, ids: torch.Tensor, positions: torch.Tensor | None = None, keys_values: KeyValues | None = None
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        keys_values: KeyValues | None = None,
+        *,
+        keep: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the last hidden states.
 
@@ -357,9 +362,10 @@ class Network:
             ids: Token ids, padded on the right, ``(batch, new)``.
             positions: Of the tokens, ``(batch, new)``; None where every row begins at 0.
             keys_values: Of the tokens before, aimed; None for whole sequences.
+            keep: Of which tokens they are wanted, as places in ``ids``, row after row, ``(kept,)``; None for all.
 
         Returns:
-            Shape ``(batch, new, hidden_size)``.
+            Shape ``(kept, hidden_size)``, or ``(batch, new, hidden_size)`` of all.
         """
         batch, new = ids.shape
         if positions is None:
@@ -371,9 +377,14 @@ class Network:
             angles = self._rotation(places, x, new if keys_values is None else keys_values.size[1])
         save = self.checkpointing and torch.is_grad_enabled()
         for layer in range(len(self._blocks)):
+            wanted = keep if layer == len(self._blocks) - 1 else None  # the others are keys and values there, no more
             arguments = (layer, x, batch, angles, keys_values)
-            x = checkpoint(self._layer, *arguments, use_reentrant=False) if save else self._layer(*arguments)
-        return self._norm(x).view(batch, new, -1)
+            if save:
+                x = checkpoint(self._layer, *arguments, keep=wanted, use_reentrant=False)
+            else:
+                x = self._layer(*arguments, keep=wanted)
+        x = self._norm(x)
+        return x.view(batch, new, -1) if keep is None else x
 
     def pack(self) -> None:
         """Pack the weights, if they are not."""
@@ -400,6 +411,8 @@ class Network:
         batch: int,
         angles: tuple[torch.Tensor, torch.Tensor] | None,
         keys_values: KeyValues | None,
+        *,
+        keep: torch.Tensor | None,
     ) -> torch.Tensor:
         block = self._blocks[layer]
         heads, kv_heads, size = self._heads
@@ -411,7 +424,10 @@ class Network:
                 qk = torch.cat((block.head_norms[0](q), block.head_norms[1](k)), dim=1)
             qk = torch.addcmul(qk * angles[0], qk.roll(size // 2, dims=-1), angles[1])
             qkv = torch.cat((qk, v), dim=1)
-        x = block.out(self._attend(layer, block.scale, batch, qkv, keys_values), x)
+        mixed = self._attend(layer, block.scale, batch, qkv, keys_values)
+        if keep is not None:
+            mixed, x = mixed.index_select(0, keep), x.index_select(0, keep)
+        x = block.out(mixed, x)
         y = block.up(block.mlp_norm(x))
         if block.gate is not None:
             gate, y = y.chunk(2, dim=-1)

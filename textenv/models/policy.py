@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from textenv.models.causal_lm import CausalLM, quiet
+from textenv.models.causal_lm import CausalLM, log_softmax, quiet
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
 __all__ = ["Evaluation", "Lora", "TextPolicy", "observation_arrays"]
@@ -120,7 +119,7 @@ class TextPolicy(nn.Module):
                     each.enable_gradient_checkpointing()
         self._rows: IntArray = np.zeros(0, dtype=np.int64)
         self._batch = 0
-        self._log_probs = torch.zeros(0)
+        self._logits = torch.zeros(0)
         self._tokens: IntArray = self._rows  # that it has chosen, and their log pi
         self._chosen: FloatArray = np.zeros(0, dtype=np.float32)
 
@@ -175,34 +174,35 @@ class TextPolicy(nn.Module):
             logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        self._log_probs = self.steer(torch.log_softmax(logits, dim=-1), ids, lengths, rows)
+        self._logits = self.steer(logits, ids, lengths, rows)
+        probabilities = torch.softmax(self._logits, dim=-1)
         if uniform is None and generator is not None:
             uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
-        tokens = self._log_probs.argmax(dim=-1) if uniform is None else _draw(self._log_probs, uniform)
-        chosen = self._log_probs.gather(1, tokens[:, None])[:, 0]
+        tokens = probabilities.argmax(dim=-1) if uniform is None else _draw(probabilities, uniform)
+        chosen = probabilities.gather(1, tokens[:, None])[:, 0].log()
         found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
         self._tokens, self._chosen = found[0].astype(np.int64), found[1].astype(np.float32)
         actions, values = np.zeros(self._batch, dtype=np.int64), np.zeros(self._batch, dtype=np.float32)
         actions[rows], values[rows] = found[0], found[2]
         return actions, values
 
-    def steer(self, log_probs: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
-        """Return the distributions it draws from: those of its language model; a subclass may return others.
+    def steer(self, logits: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
+        """Return the logits it draws from: those of its language model; a subclass may return others.
 
         Args:
-            log_probs: In nats, after masks and temperature, shape ``(n, vocab_size)``.
+            logits: After masks and temperature, shape ``(n, vocab_size)``.
             ids: Token ids so far, padded on the right, shape ``(n, time)``.
             lengths: Tokens of each, shape ``(n,)``.
             rows: Their rows in the batch, shape ``(n,)``.
         """
-        return log_probs
+        return logits
 
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
         tokens, chosen = np.asarray(actions, dtype=np.int64)[self._rows], self._chosen
         if (tokens != self._tokens).any():
-            there = torch.from_numpy(tokens).to(self._log_probs.device)
-            chosen = self._log_probs.gather(1, there[:, None])[:, 0].cpu().numpy()
+            there = torch.from_numpy(tokens).to(self._logits.device)
+            chosen = torch.log_softmax(self._logits, dim=-1).gather(1, there[:, None])[:, 0].cpu().numpy()
         result = np.zeros(self._batch, dtype=np.float32)
         result[self._rows] = chosen
         return result
@@ -210,7 +210,7 @@ class TextPolicy(nn.Module):
     def action_log_probs(self) -> FloatArray:
         """Return log pi of the whole vocabulary at those states, shape ``(batch, vocab_size)``."""
         result = np.zeros((self._batch, self.lm.vocab_size), dtype=np.float32)
-        result[self._rows] = self._log_probs.cpu().numpy()
+        result[self._rows] = log_softmax(self._logits)
         return result
 
     @torch.no_grad()
@@ -246,7 +246,7 @@ class TextPolicy(nn.Module):
         """
         places = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
         acting = (places >= starts[:, None] - 1) & (places < lengths[:, None] - 1)  # the token before each action
-        hidden = self.lm.hidden_states(input_ids, lengths)[acting]
+        hidden = self.lm.hidden_states(input_ids, lengths, acting)
         logits = self.lm.head(hidden)
         if masks is not None:
             logits = logits.masked_fill(~masks, -torch.inf)
@@ -259,7 +259,7 @@ class TextPolicy(nn.Module):
         if candidates is not None:
             others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
         if self.value_lm is not None:
-            hidden = self.value_lm.hidden_states(input_ids, lengths)[acting]
+            hidden = self.value_lm.hidden_states(input_ids, lengths, acting)
         values = torch.zeros_like(chosen) if self.value_head is None else self._read(hidden)
         return Evaluation(chosen, entropies, values, others)
 
@@ -351,10 +351,9 @@ class TextPolicy(nn.Module):
         return self._read(hidden)
 
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        head = self.value_head
-        assert head is not None
-        weight = head.weight
-        return functional.linear(hidden.to(weight.dtype), weight, head.bias)[..., 0].float()
+        assert self.value_head is not None
+        weight, bias = self.value_head.weight, self.value_head.bias  # (1, hidden_size) and (1,)
+        return torch.addmv(bias, hidden.flatten(0, -2).to(weight.dtype), weight[0]).view(hidden.shape[:-1]).float()
 
 
 _VALUE_FILE = "value.safetensors"
@@ -431,8 +430,8 @@ def _to_host(*results: torch.Tensor) -> list[NDArray[Any]]:
     return list(torch.stack([result.double() for result in results]).cpu().numpy())
 
 
-def _draw(log_probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Draw from ``(rows, vocab_size)`` log-probabilities by the inverse of the distribution function."""
-    cumulative = log_probs.exp().cumsum(dim=-1)
+def _draw(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Draw from ``(rows, vocab_size)`` probabilities by the inverse of the distribution function."""
+    cumulative = probabilities.cumsum(dim=-1)
     uniform = uniform.clamp(max=1 - 2**-23)  # so that its product with the last number stays below that, rounded
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
