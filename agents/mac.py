@@ -137,9 +137,10 @@ class MAC(Agent[MACConfig]):
             ids, lengths, starts, masks = episode_tensors(rollout, rows, device, policy.vocab_size)
             places = torch.arange(ids.shape[1], device=device)[None, :]
             acting = (places >= starts[:, None] - 1) & (places < lengths[:, None] - 1)
+            kept = acting.flatten().nonzero()[:, 0]
 
             def read(lm: CausalLM) -> torch.Tensor:
-                logits = lm.head(lm.hidden_states(ids, lengths, acting)) / base.settings.temperature  # noqa: B023
+                logits = lm.head(lm.hidden_states(ids, lengths, kept)) / base.settings.temperature  # noqa: B023
                 logits = logits if masks is None else logits.masked_fill(~masks, -torch.inf)  # noqa: B023
                 return torch.log_softmax(logits, dim=-1)
 

@@ -267,7 +267,7 @@ def model_log_probs(lm: CausalLM, temperature: float = 1.0) -> LogProbs:
         for begin in range(0, len(ids), _AT_ONCE):
             part = torch.from_numpy(ids[begin : begin + _AT_ONCE]).to(lm.device)
             lengths = torch.full((len(part),), part.shape[1], device=lm.device)
-            last = torch.arange(part.shape[1], device=lm.device).expand(part.shape) == part.shape[1] - 1
+            last = lengths.cumsum(dim=0) - 1
             logits = lm.head(lm.hidden_states(part, lengths, last)).double() / temperature
             found.append(torch.log_softmax(logits, dim=-1).cpu().numpy())
         return np.concatenate(found)

@@ -131,6 +131,7 @@ class CausalLM:
         self._window = _window(config)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        self._embeddings = model.get_input_embeddings()
         self._watch = _Watch(model, adapted=adapter is not None)
         self._still = 0  # how many contexts promise that nothing changes
         self._network: Network | None = None
@@ -194,8 +195,7 @@ class CausalLM:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        device: torch.device = self.model.device
-        return device
+        return cast(torch.Tensor, self._embeddings.weight).device
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a prompt, as the tokenizer starts a text; never empty.
@@ -382,12 +382,12 @@ class CausalLM:
         Args:
             input_ids: Token ids, padded on the right, shape ``(batch, time)``.
             lengths: Number of tokens of each row, shape ``(batch,)``.
-            keep: Of which tokens they are wanted, booleans, shape ``(batch, time)``; None for all. The last layer
-                computes less for the others.
+            keep: Of which tokens they are wanted, as places in ``input_ids.flatten()``, shape ``(kept,)``; None for
+                all. The last layer computes less for the others.
 
         Returns:
-            Hidden states, shape ``(kept, hidden_size)``, row after row; or of all tokens, shape
-            ``(batch, time, hidden_size)``, where those of padding have no meaning.
+            Hidden states, shape ``(kept, hidden_size)``; or of all tokens, shape ``(batch, time, hidden_size)``, where
+            those of padding have no meaning.
         """
         if torch.is_grad_enabled():
             self._settle()
@@ -395,10 +395,9 @@ class CausalLM:
             self._refresh()
         if self._network is not None and (self._window is None or input_ids.shape[1] <= self._window):
             self._network.checkpointing = self.gradient_checkpointing
-            places = None if keep is None else keep.flatten().nonzero()[:, 0]
-            return self._network.run(input_ids, keep=places)  # causal, so that what is on the right is not seen
+            return self._network.run(input_ids, keep=keep)  # causal, so that what is on the right is not seen
         hidden = _plain_hidden(self.model, input_ids, lengths)
-        return hidden if keep is None else hidden[keep]
+        return hidden if keep is None else hidden.flatten(0, 1)[keep]
 
     def token_log_probs(
         self,
@@ -422,24 +421,27 @@ class CausalLM:
             In nats, shape ``(batch, time - 1)``: entry ``t`` is that of token ``t + 1``; 0 at padding and before
             ``starts``.
         """
-        with _as_it_is(self.device):
-            ids, sizes = (_tensor(array, self.device) for array in (input_ids, lengths))
-            places = torch.arange(1, ids.shape[1] + 1, device=self.device)[None, :]  # of the tokens that follow
-            asked = places < sizes[:, None]
-            if starts is not None:
-                asked &= places >= _tensor(starts, self.device)[:, None]
-            hidden, asked = self.hidden_states(ids, sizes, asked), asked[:, :-1]
-            result = torch.zeros(asked.shape, device=self.device)
-            least, most = (_FEW_ROWS, _IN_CACHE) if self.device.type == "cpu" else (1, _LOGITS_AT_ONCE)
-            size = max(least, most // self.vocab_size)
-            parts = zip(hidden.split(size), ids[:, 1:][asked].split(size), strict=True)
-            result[asked] = torch.cat(
-                [
-                    -functional.cross_entropy(_heated(self._read(states), temperature), targets, reduction="none")
-                    for states, targets in parts
-                ]
+        ids = np.ascontiguousarray(input_ids, dtype=np.int64)
+        places = np.arange(1, ids.shape[1] + 1)  # of the tokens that follow
+        asked = places < np.asarray(lengths)[:, None]
+        if starts is not None:
+            asked &= places >= np.asarray(starts)[:, None]
+        kept = np.flatnonzero(asked)
+        result = np.zeros(asked.shape, dtype=np.float32)
+        device = self.device
+        with _as_it_is(device):
+            every, sizes, keep, targets = (
+                _tensor(array, device) for array in (ids, lengths, kept, ids.reshape(-1)[kept + 1])
             )
-            return cast(NDArray[np.float32], result.cpu().numpy())
+            least, most = (_FEW_ROWS, _IN_CACHE) if device.type == "cpu" else (1, _LOGITS_AT_ONCE)
+            size = max(least, most // self.vocab_size)
+            states = self.hidden_states(every, sizes, keep)
+            parts = [
+                functional.cross_entropy(_heated(self._read(part), temperature), theirs, reduction="none")
+                for part, theirs in zip(states.split(size), targets.split(size), strict=True)
+            ]
+            result.reshape(-1)[kept] = -torch.cat(parts).cpu().numpy()
+        return result[:, :-1]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits that hidden states lead to, in float32, shape ``(..., vocab_size)``."""

@@ -244,9 +244,10 @@ class TextPolicy(nn.Module):
         Returns:
             Log-probabilities and entropies in nats, and values, at every token written.
         """
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
-        acting = (places >= starts[:, None] - 1) & (places < lengths[:, None] - 1)  # the token before each action
-        hidden = self.lm.hidden_states(input_ids, lengths, acting)
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
+        acting = (steps >= starts[:, None] - 1) & (steps < lengths[:, None] - 1)  # the token before each action
+        places = acting.flatten().nonzero()[:, 0]
+        hidden = self.lm.hidden_states(input_ids, lengths, places)
         logits = self.lm.head(hidden)
         if masks is not None:
             logits = logits.masked_fill(~masks, -torch.inf)
@@ -259,7 +260,7 @@ class TextPolicy(nn.Module):
         if candidates is not None:
             others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
         if self.value_lm is not None:
-            hidden = self.value_lm.hidden_states(input_ids, lengths, acting)
+            hidden = self.value_lm.hidden_states(input_ids, lengths, places)
         values = torch.zeros_like(chosen) if self.value_head is None else self._read(hidden)
         return Evaluation(chosen, entropies, values, others)
 

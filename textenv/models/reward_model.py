@@ -180,7 +180,7 @@ class RewardModel(nn.Module):
 
     def _outputs(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         rows, lengths = padded(ids, self.lm.pad_id, self.lm.device)
-        ends = torch.arange(rows.shape[1], device=lengths.device) == lengths[:, None] - 1
+        ends = torch.arange(len(rows), device=lengths.device) * rows.shape[1] + lengths - 1
         last = self.lm.hidden_states(rows, lengths, ends)
         output: torch.Tensor = self.head(last.to(self.head.weight.dtype))[:, 0].float()
         return output
