@@ -39,6 +39,7 @@ BUNDLED = "bundled"
 """The name of the model that ships with textenv."""
 
 _LOGITS_AT_ONCE = 2**26  # floats, 256 MiB: what scoring whole texts may take
+_SPARSE = 4  # a batch is brought together where it has fewer than this many rows for each that is in between
 _IN_CACHE, _FEW_ROWS = 2**19, 64  # the same for a processor, which is faster where they stay in its cache; and a floor
 
 
@@ -585,7 +586,8 @@ class _PrefixCache:
 
     Rows are ragged: each has its own length and is written at its own positions. Keys beyond a row's length are left
     over from something else and masked. Rows live in slots of the buffers, and those that are asked about are brought
-    into the first slots, so that a batch that has lost some of its rows is still read in place.
+    into the first slots, so that a batch that has lost some of its rows is still read in place; as long as few are
+    lost, they run along.
     """
 
     def __init__(self, model: PreTrainedModel, network: Network | None = None) -> None:
@@ -596,6 +598,7 @@ class _PrefixCache:
         self._ids: IntArray = np.zeros((0, 0), dtype=np.int64)  # (rows, capacity)
         self._lengths: IntArray = np.zeros(0, dtype=np.int64)
         self._slots: IntArray = np.zeros(0, dtype=np.int64)  # where each row is held
+        self._owners: IntArray = np.zeros(0, dtype=np.int64)  # of which row each slot is
         self._every: IntArray = np.zeros(0, dtype=np.int64)  # 0, 1, 2 ...
         self._first = torch.zeros(0, dtype=torch.int64)  # the same where the model is
         self.usable: bool | None = None  # not known before the first call
@@ -680,10 +683,16 @@ class _PrefixCache:
 
     def _go_on(self, tokens: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
         """Run the last token of each row, ``(batch,)``, behind those that are held."""
-        slots, positions = self._gather(rows), lengths - 1
-        if slots is not None:
-            order = np.argsort(slots)
-            tokens, positions = tokens[order], positions[order]
+        slots, positions, span = self._slots[rows], lengths - 1, int(self._slots[rows].max()) + 1
+        if span > len(rows) + len(rows) // _SPARSE:
+            slots, span = self._gather(rows), len(rows)
+        straight = span == len(rows) and bool((slots == self._every[:span]).all())
+        if not straight:  # slots of other rows in between write again what they hold
+            owners = self._owners[:span]
+            places = np.maximum(self._lengths[owners] - 1, 0)
+            held = self._ids[owners, places]
+            places[slots], held[slots] = positions, tokens
+            positions, tokens = places, held
         with torch.inference_mode(self._network is not None):  # in which every operation is called sooner
             if self.graphed:
                 if self._graphs is None:
@@ -694,22 +703,20 @@ class _PrefixCache:
             else:
                 keys, where = int(positions.max()) + 1, self._there(positions)[:, None]
                 mask = None if int(positions.min()) == keys - 1 else self._mask(where, keys)
-                self._held.aim(self._first[: len(rows)], where, keys, mask, fresh=False)
+                self._held.aim(self._first[:span], where, keys, mask, fresh=False)
                 hidden = self._compute(self._there(tokens)[:, None], where)
-            if slots is not None:
-                hidden = hidden[self._there(slots)]  # which are 0 .. n-1, and so the way back
+            if not straight:
+                hidden = hidden[self._there(slots)]
         self._lengths[rows] = lengths
         return hidden.clone()  # not an inference tensor
 
     def _read(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
         """Run several tokens of each row, ``ids`` from ``start``: either all rows begin, or all go on."""
-        fresh = not start.any()
-        slots = None if fresh else self._gather(rows)
-        into = self._slots[rows] if slots is None else self._every[: len(rows)]
-        ends = lengths
-        if slots is not None:
-            order = np.argsort(slots)
-            ids, ends, start = ids[order], ends[order], start[order]
+        fresh, ends = not start.any(), lengths
+        into = self._slots[rows] if fresh else self._gather(rows)
+        order = np.argsort(into)
+        if not fresh:
+            ids, ends, start, into = ids[order], ends[order], start[order], into[order]
         positions = np.minimum(start[:, None] + np.arange(int((ends - start).max())), ids.shape[1] - 1)
         block, where = self._there(np.take_along_axis(ids, positions, axis=1)), self._there(positions)
         keys = int(ends.max())
@@ -717,8 +724,8 @@ class _PrefixCache:
         with torch.inference_mode(self._network is not None):
             self._held.aim(self._there(into), where, keys, None if fresh else self._mask(where, keys), fresh=fresh)
             hidden = self._compute(block, where, last)
-            if slots is not None:
-                hidden = hidden[self._there(slots)]
+            if not fresh:
+                hidden = hidden[self._there(np.argsort(order))]
         self._lengths[rows] = lengths
         return hidden.clone()
 
@@ -741,18 +748,17 @@ class _PrefixCache:
         mask = torch.zeros(visible.shape, dtype=self._like.dtype, device=where.device)
         return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
 
-    def _gather(self, rows: IntArray) -> IntArray | None:
-        """Bring ``rows`` into the first slots, in whatever order; return it, or None where it is theirs."""
+    def _gather(self, rows: IntArray) -> IntArray:
+        """Bring ``rows`` into the first slots, in whatever order; return it."""
         slots = self._slots[rows]
-        if (slots == self._every[: len(rows)]).all():
-            return None
         outside = rows[slots >= len(rows)]
         if len(outside):
             free = np.setdiff1d(self._every[: len(rows)], slots)
-            owners = np.argsort(self._slots)[free]
+            owners = self._owners[free]
             one, other = self._there(free), self._there(self._slots[outside])
             self._held.swap(one, other, int(self._lengths.max()))
             self._slots[owners], self._slots[outside] = self._slots[outside], free
+            self._owners[self._slots] = self._every[: len(self._slots)]
         return self._slots[rows]
 
     def _uncached(self, input_ids: IntArray, lengths: IntArray) -> torch.Tensor:
@@ -774,6 +780,7 @@ class _PrefixCache:
         slots[:have_rows] = self._slots[:have_rows]
         self._ids, self._lengths, self._slots = ids, lengths, slots
         self._every = np.arange(max(ids.shape))
+        self._owners = np.argsort(slots)
         self._first = torch.arange(len(ids), device=self._like.device)
         self._held.resize(len(ids), ids.shape[1] + SPARE if self.graphed else ids.shape[1])
         self._graphs = None
