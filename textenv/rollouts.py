@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -169,7 +170,11 @@ def collect(
     obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=desk.options(options))
     desk.begin(obs)
     allowed = _allowed(infos, None)
-    with policy.unchanged(), base.reference.unchanged():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(policy.unchanged())
+        stack.enter_context(base.reference.unchanged())
+        # where no wrapper looks at the rewards
+        settle = stack.enter_context(base.paying_later()) if envs is base and base.can_pay_later else None
         while any(writing := world.counts(int(desk.alive.sum()))):
             uniform = None if generator is None else _uniform(generator, writing, world.rank)
             if not desk.alive.any():  # others still write
@@ -199,8 +204,12 @@ def collect(
                 base.kl_controller.coef = adapted
                 desk.begin(obs)
                 allowed = _allowed(infos, allowed)
+        if settle is not None:
+            desk.pay(settle())
     rollout = desk.rollout(coef)
-    if base.settings.kl_mode == "lump":
+    if settle is not None:
+        _earn(rollout)
+    elif base.settings.kl_mode == "lump":
         _spread(rollout.rewards, rollout.episodes)
     if world.size > 1:
         rollout = _joined(world.gather(rollout))
@@ -233,6 +242,7 @@ class _Desk:
         self._ids = np.full((total, width), base.reference.pad_id, dtype=np.int64)
         self._starts, self._lengths = np.zeros((2, total), dtype=np.int64)
         self._finished: list[Episode | None] = [None] * total
+        self._ended: list[int] = []  # the episodes, in the order in which they did
         self._columns: dict[str, list[NDArray[Any]]] = {}
 
     def take(self, rows: IntArray) -> None:
@@ -272,8 +282,14 @@ class _Desk:
         self.alive[over] = False
         texts, lengths = observation_arrays(obs)
         self._ids[self.episode[over]], self._lengths[self.episode[over]] = texts[over], lengths[over]
+        self._ended += self.episode[terminated].tolist()
         for row in terminated:
             self._finished[self.episode[row]] = self._base.last_episodes[row]
+
+    def pay(self, episodes: Sequence[Episode]) -> None:
+        """Take down episodes that have ended without being paid, in the order in which they did."""
+        for place, episode in zip(self._ended, episodes, strict=True):
+            self._finished[place] = episode
 
     def rollout(self, kl_coef: float) -> Rollout:
         """Return what was taken down, episode by episode."""
@@ -359,6 +375,13 @@ def _adapt(controller: AdaptiveKL, episodes: Sequence[Episode]) -> None:
     for length in sorted({len(episode.completion_ids) for episode in episodes}):
         totals = [float(np.sum(episode.kl)) for episode in episodes if len(episode.completion_ids) == length]
         controller.update(float(np.mean(totals)), len(totals))
+
+
+def _earn(rollout: Rollout) -> None:
+    """Put in what each token has earned."""
+    for rewards, episode in zip(rollout.rewards, rollout.episodes, strict=True):
+        if episode is not None:
+            rewards[: len(episode.token_rewards)] = episode.token_rewards
 
 
 def _spread(rewards: FloatArray, episodes: Sequence[Episode | None]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -137,6 +139,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._coefs = np.zeros(n)  # kl_coef as it was when the row's episode began
         self._token_kl, self._log_probs, self._ref_log_probs = (np.zeros((n, budget)) for _ in range(3))
         self._policy: ActionLogProb | None = None
+        self._unpaid: list[_Ended] | None = None  # where they are paid later
         self._next_ref: NDArray[np.float32] | None = None  # the reference's log-probabilities at this state, (n, V)
         self._next_mask: NDArray[np.bool_] | None = None
 
@@ -230,8 +233,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.render_mode is None:
             return None
         frames = tuple(
-            to_ansi(over or self._episode(row, self._completion(row)), finished=over is not None)
-            for row, over in enumerate(self._finished)
+            to_ansi(over or self._unfinished(row), finished=over is not None) for row, over in enumerate(self._finished)
         )
         if self.render_mode == "human":
             print("\n".join(frames))
@@ -357,28 +359,113 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if not reasons:
             return rewards, {}
         over = np.fromiter(reasons, dtype=_INT64, count=len(reasons))
-        written = np.arange(self.settings.max_new_tokens) < (self._lengths[over] - self._starts[over])[:, None]
-        if not each_step:
-            self._read_back(over, written)
-        self._begun[over] = False  # a reward that raises leaves rows that are neither going on nor over
-        ids = [self._completion_ids(row) for row in over.tolist()]
-        completions = [self.completion_text(each)[0] for each in ids]
-        scores = self.score_completions(
-            [self._row_prompts[row] for row in over.tolist()], completions, ids, list(reasons.values())
+        ended = _Ended(
+            prompts=[self._row_prompts[row] for row in over.tolist()],
+            reasons=list(reasons.values()),
+            ids=self._ids[over],
+            starts=self._starts[over],
+            lengths=self._lengths[over],
+            coefs=self._coefs[over],
+            log_probs=self._log_probs[over],
+            ref_log_probs=self._ref_log_probs[over] if each_step else None,
+            kl=self._token_kl[over] if each_step else None,
         )
+        if self._unpaid is not None:
+            self._unpaid.append(ended)
+            self._done[over] = True
+            return rewards, {}
+        self._begun[over] = False  # a reward that raises leaves rows that are neither going on nor over
+        paid = self._pay(ended)
         self._begun[over] = True
-        totals = np.where(written, self._token_kl[over], 0.0).sum(axis=1)
         place = np.searchsorted(rows, over)
         if self.settings.kl_mode == "lump":
-            rewards[place] = -self._coefs[over] * totals
-        rewards[place] += scores
+            rewards[place] = -ended.coefs * paid.totals
+        rewards[place] += paid.scores
         self._done[over] = True
-        self.kl_controller.update(float(totals.mean()), len(over))
+        self.kl_controller.update(float(paid.totals.mean()), len(over))
         final: dict[int, dict[str, Any]] = {}
-        for row, text, value in zip(over.tolist(), completions, scores.tolist(), strict=True):
-            episode = self._finished[row] = self._episode(row, text, value, reasons[row])
-            final[row] = self._final_info(row, episode)
+        for row, episode, log_prob, ref_log_prob in zip(
+            over.tolist(), paid.episodes, *(array.tolist() for array in paid.last), strict=True
+        ):
+            self._finished[row] = episode
+            final[row] = _final_info(episode, log_prob, ref_log_prob)
         return rewards, final
+
+    @property
+    def can_pay_later(self) -> bool:
+        """Whether ``paying_later`` can be entered: nothing but ``settle`` needs to know what an episode was paid."""
+        at_its_end = self.settings.kl_mode == "lump" and self.settings.kl_estimator != "full"
+        waits = self.autoreset_mode is AutoresetMode.DISABLED and self.render_mode is None
+        return at_its_end and waits and not self.has_action_masks
+
+    @contextlib.contextmanager
+    def paying_later(self) -> Iterator[Callable[[], list[Episode]]]:
+        """Score episodes many at a time, for a caller who runs the whole process and needs no reward before.
+
+        Inside, the rewards of ``step`` are 0, its infos say nothing of the end of an episode, and ``last_episodes`` has
+        none. What the context gives, ``settle()``, returns the episodes that have ended since it was last called, in
+        the order in which they did and in that of their rows, scored and read by the reference as many at a time as
+        there are rows.
+
+        Raises:
+            TextEnvError: ``can_pay_later`` is False.
+        """
+        if not self.can_pay_later:
+            raise TextEnvError(
+                "Episodes are paid later only with kl_mode='lump', autoreset_mode=AutoresetMode.DISABLED, no "
+                "render_mode, no kl_estimator='full' and neither top_k nor top_p."
+            )
+        self._unpaid = []
+        try:
+            yield self._settle
+        finally:
+            self._unpaid = None
+
+    def _settle(self) -> list[Episode]:
+        if not self._unpaid:
+            return []
+        parts, self._unpaid = self._unpaid, []
+        ended = _Ended.joined(parts)
+        order = np.argsort(ended.lengths, kind="stable")[::-1]  # so that little of a forward is padding
+        paid = [
+            self._pay(ended.pick(part)) for part in np.split(order, range(self.num_envs, len(order), self.num_envs))
+        ]
+        back = np.argsort(order).tolist()
+        episodes = [episode for part in paid for episode in part.episodes]
+        totals = np.concatenate([part.totals for part in paid])[back]
+        for part in np.split(totals, np.cumsum([len(part.prompts) for part in parts])[:-1]):  # as they ended
+            self.kl_controller.update(float(part.mean()), len(part))
+        return [episodes[place] for place in back]
+
+    def _pay(self, ended: _Ended) -> _Paid:
+        """Score episodes, after the reference has read those that it has not."""
+        sizes = ended.lengths - ended.starts
+        written = np.arange(self.settings.max_new_tokens) < sizes[:, None]
+        if ended.kl is None or ended.ref_log_probs is None:
+            ref_log_probs = self._read_back(ended, written)
+            own = np.where(written, ended.log_probs, 0.0)
+            kl = kl_module.kl_estimate(own, ref_log_probs, self.settings.kl_estimator)
+        else:
+            ref_log_probs, kl = ended.ref_log_probs, np.where(written, ended.kl, 0.0)
+        lines = zip(ended.ids, ended.starts.tolist(), ended.lengths.tolist(), strict=True)
+        ids = [line[start:length].tolist() for line, start, length in lines]
+        completions = [self.completion_text(each)[0] for each in ids]
+        scores = self.score_completions(ended.prompts, completions, ids, ended.reasons)
+        last = np.arange(len(sizes)), sizes - 1
+        episodes = [
+            self._episode(prompt, text, tokens, row_kl[: len(tokens)], coef, reason=reason, value=value)
+            for prompt, text, tokens, row_kl, coef, reason, value in zip(
+                ended.prompts,
+                completions,
+                ids,
+                kl.tolist(),
+                ended.coefs.tolist(),
+                ended.reasons,
+                scores.tolist(),
+                strict=True,
+            )
+        ]
+        return _Paid(episodes, scores, kl.sum(axis=1), (ended.log_probs[last], ref_log_probs[last]))
 
     def _begin(self, rows: IntArray, wanted: Mapping[int, Prompt] | None = None) -> None:
         self._ids[rows] = self.reference.pad_id
@@ -455,23 +542,23 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             log_probs = np.where(allowed, log_probs - mass, log_probs)
         self._next_ref[rows] = log_probs
 
-    def _read_back(self, rows: IntArray, written: NDArray[np.bool_]) -> None:
-        """Score whole episodes by the reference in one forward (lump KL).
+    def _read_back(self, ended: _Ended, written: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Have the reference read whole episodes in one forward (lump KL).
 
         Args:
-            rows: The rows that end.
-            written: Which places of their completions hold a token, shape ``(len(rows), max_new_tokens)``.
+            ended: ``n`` episodes.
+            written: Which places of their completions hold a token, shape ``(n, max_new_tokens)``.
+
+        Returns:
+            Log-probabilities of the tokens of their completions, 0 behind them, shape ``(n, max_new_tokens)``.
         """
-        lengths, starts = self._lengths[rows], self._starts[rows]
-        width = int(lengths.max())
+        width = int(ended.lengths.max())
         log_probs = self.reference.token_log_probs(
-            self._ids[rows, :width], lengths, self.settings.temperature, starts=starts
+            ended.ids[:, :width], ended.lengths, self.settings.temperature, starts=ended.starts
         )
-        places = starts[:, None] - 1 + np.arange(written.shape[1])
+        places = ended.starts[:, None] - 1 + np.arange(written.shape[1])
         found = np.take_along_axis(log_probs, np.minimum(places, width - 2), axis=1)
-        self._ref_log_probs[rows] = ref = np.where(written, found, 0.0)
-        own = np.where(written, self._log_probs[rows], 0.0)
-        self._token_kl[rows] = kl_module.kl_estimate(own, ref, self.settings.kl_estimator)
+        return np.where(written, found, 0.0)
 
     def score_completions(
         self,
@@ -528,22 +615,32 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             for place in np.flatnonzero(over).tolist()
         }
 
-    def _completion(self, row: int) -> str:
-        return self.completion_text(self._completion_ids(row))[0]
-
     def _completion_ids(self, row: int) -> list[int]:
         ids: list[int] = self._ids[row, self._starts[row] : self._lengths[row]].tolist()
         return ids
 
-    def _episode(self, row: int, completion: str, value: float = 0.0, reason: StopReason | None = None) -> Episode:
+    def _unfinished(self, row: int) -> Episode:
+        """Return the episode of a row so far."""
         ids = self._completion_ids(row)
-        kl = (
-            self._token_kl[row, : len(ids)].tolist() if self.settings.kl_mode == "dense" or reason else [0.0] * len(ids)
-        )
-        rewards = [-float(self._coefs[row]) * token for token in kl]
+        dense = self.settings.kl_mode == "dense"
+        kl = self._token_kl[row, : len(ids)].tolist() if dense else [0.0] * len(ids)
+        text = self.completion_text(ids)[0]
+        return self._episode(self._row_prompts[row], text, ids, kl, float(self._coefs[row]), reason=None)
+
+    def _episode(
+        self,
+        prompt: Prompt,
+        completion: str,
+        ids: list[int],
+        kl: list[float],
+        coef: float,
+        *,
+        reason: StopReason | None,
+        value: float = 0.0,
+    ) -> Episode:
+        rewards = [-coef * token for token in kl]
         if reason is not None:
             rewards[-1] += value
-        prompt = self._row_prompts[row]
         return Episode(
             prompt=prompt.text,
             completion=completion,
@@ -557,21 +654,6 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         )
 
     # -- infos ---------------------------------------------------------------------------------------------------
-
-    def _final_info(self, row: int, episode: Episode) -> dict[str, Any]:
-        last = len(episode.completion_ids) - 1
-        return {
-            "kl": episode.kl[-1],
-            "logprob": float(self._log_probs[row, last]),
-            "ref_logprob": float(self._ref_log_probs[row, last]),
-            "score": episode.score,
-            "stop_reason": episode.stop_reason,
-            "prompt": episode.prompt,
-            "completion": episode.completion,
-            "completion_ids": episode.completion_ids,
-            "token_kl": episode.kl,
-            "token_rewards": episode.token_rewards,
-        }
 
     def _add_infos(self, infos: dict[str, Any], found: Mapping[int, Mapping[str, Any]]) -> None:
         """Do for all rows at once what ``_add_info`` does for one; they have the same keys, with numbers or objects."""
@@ -708,6 +790,89 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if len(values) != self.num_envs or not all(isinstance(item, kind) for item in values):
             raise TextEnvError(f"options[{name!r}]={value!r}: expected {what}, or {self.num_envs} of them.")
         return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """Episodes that are over and not paid, ``n`` of them, each array by row.
+
+    Attributes:
+        prompts: Their prompts.
+        reasons: Why they ended.
+        ids: Prompts and completions, shape ``(n, width)``.
+        starts: Where the completions begin.
+        lengths: Number of tokens.
+        coefs: Weight of their KL.
+        log_probs: log pi of the tokens of the completions, shape ``(n, max_new_tokens)``.
+        ref_log_probs: The same of the reference; None if it has not read them.
+        kl: KL of each token, likewise.
+    """
+
+    prompts: list[Prompt]
+    reasons: list[StopReason]
+    ids: IntArray
+    starts: IntArray
+    lengths: IntArray
+    coefs: NDArray[np.float64]
+    log_probs: NDArray[np.float64]
+    ref_log_probs: NDArray[np.float64] | None = None
+    kl: NDArray[np.float64] | None = None
+
+    def pick(self, places: IntArray) -> _Ended:
+        """Return some that the reference has not read."""
+        return _Ended(
+            prompts=[self.prompts[place] for place in places.tolist()],
+            reasons=[self.reasons[place] for place in places.tolist()],
+            ids=self.ids[places],
+            starts=self.starts[places],
+            lengths=self.lengths[places],
+            coefs=self.coefs[places],
+            log_probs=self.log_probs[places],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[_Ended]) -> _Ended:
+        """Return several that the reference has not read as one."""
+        return _Ended(
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            reasons=[reason for part in parts for reason in part.reasons],
+            ids=np.concatenate([part.ids for part in parts]),
+            starts=np.concatenate([part.starts for part in parts]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            coefs=np.concatenate([part.coefs for part in parts]),
+            log_probs=np.concatenate([part.log_probs for part in parts]),
+        )
+
+
+class _Paid(NamedTuple):
+    """What episodes were paid.
+
+    Attributes:
+        episodes: The episodes.
+        scores: Their scores, shape ``(n,)``.
+        totals: Their KL, shape ``(n,)``.
+        last: log pi of their last tokens, and the reference's, each of shape ``(n,)``.
+    """
+
+    episodes: list[Episode]
+    scores: NDArray[np.float64]
+    totals: NDArray[np.float64]
+    last: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _final_info(episode: Episode, log_prob: float, ref_log_prob: float) -> dict[str, Any]:
+    return {
+        "kl": episode.kl[-1],
+        "logprob": log_prob,
+        "ref_logprob": ref_log_prob,
+        "score": episode.score,
+        "stop_reason": episode.stop_reason,
+        "prompt": episode.prompt,
+        "completion": episode.completion,
+        "completion_ids": episode.completion_ids,
+        "token_kl": episode.kl,
+        "token_rewards": episode.token_rewards,
+    }
 
 
 def movie_review(num_envs: int = 1, *, split: Literal["train", "heldout"] = "train", **settings: Any) -> TextVectorEnv:
