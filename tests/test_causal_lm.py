@@ -378,6 +378,24 @@ def test_a_write_through_data_to_any_parameter_is_noticed(make_lm: Callable[...,
         assert not noticed(watch)
 
 
+def test_weights_that_are_said_not_to_change_are_looked_at_once(make_lm: Callable[..., CausalLM]) -> None:
+    lm = make_lm()
+    ids, lengths = random_texts(np.random.default_rng(0))
+    before = lm.next_token_logits(ids, lengths)
+    with torch.no_grad():
+        head(lm).weight.mul_(2)
+    with lm.unchanged():  # not inside: what was written before it is seen
+        with lm.unchanged():
+            torch.testing.assert_close(lm.next_token_logits(ids, lengths), before * 2, atol=1e-4, rtol=1e-4)
+        with mock.patch.object(lm._watch, "changed", wraps=lm._watch.changed) as looks:
+            lm.next_token_logits(ids, lengths)
+            lm.token_log_probs(ids, lengths)
+            assert not looks.called
+    with mock.patch.object(lm._watch, "changed", wraps=lm._watch.changed) as looks:
+        lm.next_token_logits(ids, lengths)
+        assert looks.called
+
+
 def test_an_address_that_comes_back_is_noticed(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm()
     watch = causal_lm._Watch(lm.model)

@@ -142,3 +142,69 @@ def test_too_few_episodes_are_refused(tiny_lm: CausalLM) -> None:
         write(tiny_lm, 4, 3)
     with pytest.raises(TextEnvError, match="samples=3 completions of a prompt, with episodes=8: expected a multiple"):
         RLOO(make_envs(tiny_lm, 6), RLOOConfig(samples=3, episodes=8))
+
+
+class Watched(gym.vector.VectorWrapper):
+    """A wrapper that changes nothing, and notes what was paid."""
+
+    def __init__(self, envs: Any) -> None:
+        super().__init__(envs)
+        self.paid: list[float] = []
+
+    def step(self, actions: Any) -> Any:
+        obs, rewards, *rest = self.env.step(actions)
+        self.paid.append(float(rewards.sum()))
+        return obs, rewards, *rest
+
+
+@pytest.mark.parametrize("settings", [{"kl_estimator": "k3"}, {"missing_eos_penalty": 0.5}], ids=str)
+@pytest.mark.parametrize("rows", [3, 8])
+def test_episodes_that_are_paid_later_are_paid_the_same(tiny_lm: CausalLM, rows: int, settings: dict[str, Any]) -> None:
+    calls: list[int] = []
+
+    def counted(completions: Sequence[str], **columns: Any) -> list[float]:
+        calls.append(len(completions))
+        return count_e(completions, **columns)
+
+    found = []
+    for wrap in (Watched, lambda envs: envs):
+        envs = wrap(make_envs(tiny_lm, rows, kl_mode="lump", kl_target=0.01, kl_horizon=50, reward=counted, **settings))
+        calls.clear()
+        rollout = collect(envs, changed(tiny_lm), torch.Generator().manual_seed(0), episodes=23, seed=0)
+        found.append((rollout, text_env(envs).kl_coef, list(calls)))
+    (at_once, coef, often), (later, same_coef, seldom) = found
+    np.testing.assert_array_equal(later.input_ids, at_once.input_ids)
+    np.testing.assert_allclose(later.rewards, at_once.rewards, atol=1e-5)
+    assert same_coef == pytest.approx(coef) != pytest.approx(0.1)
+    for one, other in zip(later.finished, at_once.finished, strict=True):
+        assert (one.prompt, one.completion, one.stop_reason) == (other.prompt, other.completion, other.stop_reason)
+        assert one.completion_ids == other.completion_ids
+        assert one.score == pytest.approx(other.score)
+        assert one.kl == pytest.approx(other.kl, abs=1e-4)
+    assert sum(seldom) == sum(often) == 23
+    assert len(seldom) == math.ceil(23 / rows) < len(often)
+
+
+def test_a_wrapper_sees_what_is_paid(tiny_lm: CausalLM) -> None:
+    envs = Watched(make_envs(tiny_lm, 4, kl_mode="lump"))
+    rollout = collect(envs, changed(tiny_lm), torch.Generator().manual_seed(0), episodes=9, seed=0)
+    assert sum(envs.paid) == pytest.approx(float(rollout.rewards.sum()), abs=1e-4)
+    assert any(abs(paid) > 1e-3 for paid in envs.paid)
+
+
+def test_paying_later_is_for_those_who_wait_for_the_end(tiny_lm: CausalLM) -> None:
+    for settings in ({"kl_mode": "dense"}, {"top_k": 3}, {"kl_estimator": "full"}):
+        base = text_env(make_envs(tiny_lm, 2, **{"kl_mode": "lump", **settings}))
+        assert not base.can_pay_later
+        with pytest.raises(TextEnvError, match="paid later only with kl_mode='lump'"), base.paying_later():
+            pass
+    base = text_env(make_envs(tiny_lm, 2, stop=[], max_new_tokens=1, kl_mode="lump"))
+    with base.paying_later() as settle:
+        base.reset(seed=0)
+        assert settle() == []
+        _, rewards, terminations, *_ = base.step(np.array([5, 6]))
+        assert (rewards.tolist(), terminations.tolist(), base.last_episodes) == ([0, 0], [True, True], (None, None))
+        assert [episode.completion_ids for episode in settle()] == [(5,), (6,)]
+        assert settle() == []
+    base.reset(seed=0)
+    assert base.step(np.array([5, 6]))[1].all()  # at once again
