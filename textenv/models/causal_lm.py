@@ -683,7 +683,8 @@ class _PrefixCache:
 
     def _go_on(self, tokens: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
         """Run the last token of each row, ``(batch,)``, behind those that are held."""
-        slots, positions, span = self._slots[rows], lengths - 1, int(self._slots[rows].max()) + 1
+        slots, positions = self._slots[rows], lengths - 1
+        span = int(slots.max()) + 1
         if span > len(rows) + len(rows) // _SPARSE:
             slots, span = self._gather(rows), len(rows)
         straight = span == len(rows) and bool((slots == self._every[:span]).all())

@@ -65,10 +65,11 @@ class KeyValues:
         self._rows, self._positions, self._stale = rows, positions, True
         self.length = 0 if fresh else length
         self.mask, self._spread = mask, None
-        if fresh or self._fresh or self._batch != len(rows):
+        batch = rows.shape[0]
+        if fresh or self._fresh or self._batch != batch:
             self._fresh, self._begins = fresh, None
-        if self._batch != len(rows):
-            self._batch, self._views = len(rows), []
+        if self._batch != batch:
+            self._batch, self._views = batch, []
 
     def twin(self) -> KeyValues:
         """Return another that reads and writes the same buffers, aimed by itself, until they are enlarged."""
@@ -416,7 +417,7 @@ class Network:
     ) -> torch.Tensor:
         block = self._blocks[layer]
         heads, kv_heads, size = self._heads
-        qkv = block.qkv(block.attention_norm(x)).view(len(x), heads + 2 * kv_heads, size)
+        qkv = block.qkv(block.attention_norm(x)).view(x.shape[0], heads + 2 * kv_heads, size)
         if angles is not None:
             qk, v = qkv.split((heads + kv_heads, kv_heads), dim=1)
             if block.head_norms is not None:
@@ -440,36 +441,34 @@ class Network:
         """Attend: queries, keys and values ``(tokens, heads + 2 * kv_heads, size)`` to ``(tokens, heads * size)``."""
         heads, kv_heads, size = self._heads
         new, group = qkv.shape[0] // batch, heads // kv_heads
+        length, mask = new, None
         if keys_values is not None:
             keys_values.write(layer, qkv[:, heads:])
-        if keys_values is None or keys_values.length == 0:
-            length, mask = new, None
+            length, mask = keys_values.length or new, keys_values.mask
+            if new == 1 and 0 < keys_values.length <= _LONG:
+                # Queries that share a head of keys stand as a sequence of queries, so that no key is repeated.
+                q = qkv[:, :heads].reshape(batch * kv_heads, group, size)
+                keys, values = keys_values.read(layer)
+                if mask is None:
+                    scores = torch.baddbmm(_any(q.dtype, q.device), q, keys.mT, beta=0, alpha=scale)
+                else:
+                    scores = torch.baddbmm(keys_values.spread(kv_heads, group), q, keys.mT, alpha=scale)
+                return torch.bmm(torch.softmax(scores, dim=-1), values).view(batch, heads * size)
+        if keys_values is not None and keys_values.length:
+            k, v = (part.view(batch, kv_heads, length, size) for part in keys_values.read(layer))
+            mask = None if mask is None else mask[:, None]
+        else:
             k, v = qkv.view(batch, new, -1, size).transpose(1, 2)[:, heads:].chunk(2, dim=1)
-        else:
-            length, mask = keys_values.length, keys_values.mask
-            k, v = keys_values.read(layer)
-        q = qkv[:, :heads]
-        if new > 1 or length > _LONG:
-            q = q.view(batch, new, heads, size).transpose(1, 2)
-            k, v = (part.view(batch, kv_heads, length, size) if part.ndim == 3 else part for part in (k, v))
-            mixed = functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=None if mask is None else mask[:, None],
-                is_causal=mask is None and new > 1,
-                scale=scale,
-                enable_gqa=group > 1,
-            )
-            return mixed.transpose(1, 2).reshape(batch * new, heads * size)
-        # Queries that share a head of keys stand as a sequence of queries, so that no key is repeated.
-        q = q.reshape(batch * kv_heads, group, size)
-        k, v = (part.reshape(batch * kv_heads, length, size) if part.ndim == 4 else part for part in (k, v))
-        if keys_values is None or mask is None:
-            scores = torch.baddbmm(_any(q.dtype, q.device), q, k.transpose(1, 2), beta=0, alpha=scale)
-        else:
-            scores = torch.baddbmm(keys_values.spread(kv_heads, group), q, k.transpose(1, 2), alpha=scale)
-        return torch.bmm(torch.softmax(scores, dim=-1), v).reshape(batch, heads * size)
+        mixed = functional.scaled_dot_product_attention(
+            qkv[:, :heads].view(batch, new, heads, size).transpose(1, 2),
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and new > 1,
+            scale=scale,
+            enable_gqa=group > 1,
+        )
+        return mixed.transpose(1, 2).reshape(batch * new, heads * size)
 
     def _rotation(self, places: torch.Tensor, x: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and signed sines of the rotary embedding, ``(tokens, 1, head_size)`` each."""
