@@ -3,7 +3,8 @@
     python -m benchmarks.overhead
 
 An episode's calls of ``reset``, ``act`` and ``step`` are timed, and within them those of the policy's, the reference's
-and the reward's; the rest is the environment's.
+and the reward's; the rest is the environment's. The process keeps memory that was freed, as the commands of ``textenv``
+do (``keep_memory``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks import _jobs
 from benchmarks._measure import Effort, environment, interleave, remark, show
 from benchmarks._ours import make_env
 from textenv.models.policy import TextPolicy
+from textenv.process import keep_memory
 from textenv.types import KLMode
 
 
@@ -115,6 +117,7 @@ def share(steps: Steps, at_least: float = 0.4) -> Callable[[], float]:
 
 
 def main(config: Config) -> None:
+    keep_memory()
     print(environment("textenv", "torch", "transformers"))
     results = interleave({mode: share(Steps(mode, config)) for mode in get_args(KLMode)}, config.effort)
     show(

@@ -11,6 +11,8 @@ the end-of-sequence token:
 - ``textenv``: the same through ``step``: an attached policy with a value head, the KL from the reference at every
   token (``kl_mode="lump"``), prompts drawn, text decoded and scored.
 
+The process keeps memory that was freed, for all sides, as the commands of ``textenv`` do (``keep_memory``).
+
 Two tables a model: texts that never end early, where the tokens of all sides are the same in number; and texts whose
 end is drawn by the model with probability 3 / response at every token. There, only tokens up to the end count. ``all
 rows`` is ours without leaving finished rows out, and with ``rows filled`` a rollout has several episodes a row, so that
@@ -33,6 +35,7 @@ from benchmarks import _jobs
 from benchmarks._measure import Effort, environment, interleave, rate, remark, show
 from benchmarks._ours import Rollouts, make_env
 from textenv.models.policy import TextPolicy
+from textenv.process import keep_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,7 @@ def measure(size: _jobs.Size, architecture: _jobs.Architecture, config: Config, 
 
 
 def main(config: Config) -> None:
+    keep_memory()
     print(environment("textenv", "torch", "transformers"))
     for architecture in config.architecture:
         for size in config.sizes:
