@@ -295,8 +295,12 @@ def test_buffers_hold_rows_times_length(make_lm: Callable[..., CausalLM]) -> Non
     held: Any = lm._cache._held
     assert len(held.buffers) == config.num_hidden_layers
     assert sum(b.untyped_storage().nbytes() for b in held.buffers) == (
-        2 * config.num_hidden_layers * 5 * 20 * config.num_key_value_heads * head_size * 4
-    )
+        config.num_hidden_layers
+        * 5
+        * (2 * 20 * config.num_key_value_heads + config.num_attention_heads)
+        * head_size
+        * 4
+    ), "and the queries of a token"
 
 
 def test_a_failed_forward_leaves_no_wrong_numbers(make_lm: Callable[..., CausalLM]) -> None:

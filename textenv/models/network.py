@@ -35,7 +35,12 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 class KeyValues:
-    """Keys and values a network has computed, a buffer ``(2, rows, heads, capacity, head_size)`` a layer."""
+    """Keys and values a network has computed, in a buffer ``(places, head_size)`` a layer.
+
+    A place holds a vector: first the keys, ``(rows, heads, capacity)``, then the values, likewise, and at last the
+    queries of one token a row, ``(rows, query_heads)``. They are written there together with the keys and values of
+    that token, by one operation, and read as they lie.
+    """
 
     def __init__(self) -> None:
         """Begin without buffers; they are made by the first forward that writes."""
@@ -43,12 +48,14 @@ class KeyValues:
         self.size = (0, 0)
         self.length = 0
         self.mask: torch.Tensor | None = None
+        self._heads = (0, 0)  # of queries, and of keys and values
         self._rows = self._positions = self._where = torch.zeros(0, dtype=torch.int64)
         self._begins: torch.Tensor | None = None  # where the rows of the batch begin, in their order
+        self._steps: torch.Tensor | None = None  # by how much a position takes one further
         self._stale = True
         self._spread: torch.Tensor | None = None
-        self._views: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # of each buffer, for ``_batch`` rows
-        self._batch, self._fresh = 0, True
+        self._views: list[tuple[torch.Tensor, ...]] = []  # of each buffer, for ``_batch`` rows
+        self._batch, self._one = 0, False
 
     def aim(
         self, rows: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor | None, *, fresh: bool
@@ -62,14 +69,15 @@ class KeyValues:
             mask: Added to the scores, ``(batch, new, length)``; None where all keys are seen.
             fresh: The rows begin with the new tokens, which see each other and nothing before.
         """
+        batch, one = rows.shape[0], not fresh and positions.shape[1] == 1
+        if not (one and self._one and self._batch == batch):  # else the rows are the same
+            self._begins = None
+        if self._batch != batch:
+            self._views = []
+        self._batch, self._one = batch, one
         self._rows, self._positions, self._stale = rows, positions, True
         self.length = 0 if fresh else length
         self.mask, self._spread = mask, None
-        batch = rows.shape[0]
-        if fresh or self._fresh or self._batch != batch:
-            self._fresh, self._begins = fresh, None
-        if self._batch != batch:
-            self._batch, self._views = batch, []
 
     def twin(self) -> KeyValues:
         """Return another that reads and writes the same buffers, aimed by itself, until they are enlarged."""
@@ -79,58 +87,94 @@ class KeyValues:
 
     def resize(self, rows: int, capacity: int) -> None:
         """Enlarge the buffers, keeping what they hold."""
+        held = [self._held(buffer) for buffer in self.buffers]
         self.size = (rows, capacity)
         self._begins, self._views = None, []
-        for index, old in enumerate(self.buffers):
-            new = old.new_zeros(2, rows, old.shape[2], capacity, old.shape[4])
-            new[:, : old.shape[1], :, : old.shape[3]] = old
-            self.buffers[index] = new
+        for index, old in enumerate(held):
+            self.buffers[index] = self._buffer(old)
+            self._held(self.buffers[index])[:, : old.shape[1], :, : old.shape[3]] = old
 
-    def write(self, layer: int, keys_values: torch.Tensor) -> None:
-        """Write ``(tokens, 2 * heads, head_size)``."""
-        size = keys_values.shape[2]
+    def write(self, layer: int, qkv: torch.Tensor, heads: int) -> None:
+        """Write keys and values of new tokens, and where there is one a row, the queries, too.
+
+        Args:
+            layer: Which.
+            qkv: Queries, keys and values, ``(tokens, heads + 2 * kv_heads, head_size)``.
+            heads: Number of query heads.
+        """
         if layer == len(self.buffers):
-            heads = keys_values.shape[1] // 2
+            self._heads = heads, (qkv.shape[1] - heads) // 2
             with torch.inference_mode(False):  # it is written outside, too
-                self.buffers.append(keys_values.new_zeros(2, self.size[0], heads, self.size[1], size))
+                self.buffers.append(self._buffer(qkv))
         if layer == len(self._views):
-            self._views.append(_views(self.buffers[layer], self._batch))
+            self._heads = heads, (qkv.shape[1] - heads) // 2
+            self._views.append(self._seen(self.buffers[layer]))
         if self._stale:  # the same places in every layer
-            self._where, self._stale = self._places(keys_values.shape[1] // 2), False
-        self._views[layer][0].index_copy_(0, self._where, keys_values.reshape(-1, size))
+            self._where, self._stale = self._places(), False
+        vectors = qkv if self._one else qkv[:, heads:]
+        self._views[layer][0].index_copy_(0, self._where, vectors.reshape(-1, qkv.shape[2]))
 
     def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values that are read, ``(batch * heads, length, head_size)``."""
-        _, keys, values = self._views[layer]
+        """Return the keys and values that are read, ``(batch * kv_heads, length, head_size)``."""
+        _, _, keys, values = self._views[layer]
         return keys.narrow(1, 0, self.length), values.narrow(1, 0, self.length)
 
-    def spread(self, heads: int, group: int) -> torch.Tensor:
-        """Return the mask of one new token for ``group`` queries a head of keys, ``(batch * heads, group, length)``."""
+    def queries(self, layer: int) -> torch.Tensor:
+        """Return the queries of one token a row, ``(batch * kv_heads, group, head_size)``.
+
+        Those that share a head of keys stand as a sequence of queries, so that no key is repeated.
+        """
+        return self._views[layer][1]
+
+    def spread(self) -> torch.Tensor:
+        """Return the mask of one new token for these, ``(batch * kv_heads, group, length)``."""
         if self._spread is None:
             assert self.mask is not None
             batch, _, length = self.mask.shape
-            self._spread = self.mask[:, None].expand(batch, heads, group, length).reshape(-1, group, length)
+            heads, kv_heads = self._heads
+            spread = self.mask[:, None].expand(batch, kv_heads, heads // kv_heads, length)
+            self._spread = spread.reshape(-1, heads // kv_heads, length)
         return self._spread
 
     def swap(self, one: torch.Tensor, other: torch.Tensor, length: int) -> None:
         """Exchange rows, as far as ``length``."""
-        for buffer in self.buffers:
+        for buffer in map(self._held, self.buffers):
             held = buffer[:, one, :, :length]
             buffer[:, one, :, :length] = buffer[:, other, :, :length]
             buffer[:, other, :, :length] = held
 
-    def _places(self, heads: int) -> torch.Tensor:
-        """Return where in a buffer, seen as ``(-1, head_size)``, the new keys and values belong."""
+    def _buffer(self, like: torch.Tensor) -> torch.Tensor:
+        (rows, capacity), (heads, kv_heads) = self.size, self._heads
+        return like.new_zeros(2 * rows * kv_heads * capacity + rows * heads, like.shape[-1])
+
+    def _held(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Return a buffer's keys and values, ``(2, rows, kv_heads, capacity, head_size)``."""
+        (rows, capacity), (_, kv_heads) = self.size, self._heads
+        return buffer[: 2 * rows * kv_heads * capacity].view(2, rows, kv_heads, capacity, -1)
+
+    def _seen(self, buffer: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return a buffer, and the queries, keys and values in it of the first ``_batch`` rows, head by head."""
+        rows, (heads, kv_heads) = self.size[0], self._heads
+        keys, values = (part[: self._batch].flatten(0, 1) for part in self._held(buffer).unbind())
+        queries = buffer[-rows * heads :].view(rows * kv_heads, heads // kv_heads, -1)
+        return buffer, queries[: self._batch * kv_heads], keys, values
+
+    def _places(self) -> torch.Tensor:
+        """Return where in a buffer what is written belongs."""
+        (rows, capacity), (heads, kv_heads) = self.size, self._heads
         if self._begins is None:
-            begins = torch.arange(2 * self.size[0] * heads, device=self._rows.device) * self.size[1]
-            self._begins = begins.view(2, -1, heads)[:, self._rows].transpose(0, 1).flatten(1)[:, None]
-        return (self._begins + self._positions[:, :, None]).flatten()
-
-
-def _views(buffer: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a buffer as vectors, and its keys and values in the first ``batch`` rows, head by head."""
-    keys, values = (part[:batch].flatten(0, 1) for part in buffer.unbind())
-    return buffer.view(-1, buffer.shape[-1]), keys, values
+            every = torch.arange(2 * rows * kv_heads + rows * heads, device=self._rows.device)
+            vectors, queries = (
+                every[: 2 * rows * kv_heads] * capacity,
+                every[: rows * heads] + 2 * rows * kv_heads * capacity,
+            )
+            begins = vectors.view(2, rows, kv_heads)[:, self._rows].transpose(0, 1).flatten(1)
+            if self._one:
+                begins = torch.cat((queries.view(rows, heads)[: self._batch], begins), dim=1)
+            self._begins = begins[:, None]
+            self._steps = (torch.arange(begins.shape[1], device=begins.device) >= begins.shape[1] - 2 * kv_heads).long()
+        assert self._steps is not None
+        return torch.addcmul(self._begins, self._positions[:, :, None], self._steps).flatten()
 
 
 class Linear:
@@ -443,16 +487,14 @@ class Network:
         new, group = qkv.shape[0] // batch, heads // kv_heads
         length, mask = new, None
         if keys_values is not None:
-            keys_values.write(layer, qkv[:, heads:])
+            keys_values.write(layer, qkv, heads)
             length, mask = keys_values.length or new, keys_values.mask
             if new == 1 and 0 < keys_values.length <= _LONG:
-                # Queries that share a head of keys stand as a sequence of queries, so that no key is repeated.
-                q = qkv[:, :heads].reshape(batch * kv_heads, group, size)
-                keys, values = keys_values.read(layer)
+                q, (keys, values) = keys_values.queries(layer), keys_values.read(layer)
                 if mask is None:
                     scores = torch.baddbmm(_any(q.dtype, q.device), q, keys.mT, beta=0, alpha=scale)
                 else:
-                    scores = torch.baddbmm(keys_values.spread(kv_heads, group), q, keys.mT, alpha=scale)
+                    scores = torch.baddbmm(keys_values.spread(), q, keys.mT, alpha=scale)
                 return torch.bmm(torch.softmax(scores, dim=-1), values).view(batch, heads * size)
         if keys_values is not None and keys_values.length:
             k, v = (part.view(batch, kv_heads, length, size) for part in keys_values.read(layer))
