@@ -547,12 +547,15 @@ def _as_it_is(device: torch.device) -> AbstractContextManager[Any]:
     Inference tensors are kept out of the cache: outside inference mode nothing could be written to it again.
     """
     if not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device.type):
-        return torch.no_grad()
+        return torch.no_grad() if torch.is_grad_enabled() else _AS_BEFORE
     modes = contextlib.ExitStack()
     modes.enter_context(torch.inference_mode(False))
     modes.enter_context(torch.no_grad())
     modes.enter_context(torch.autocast(device.type, enabled=False))
     return modes
+
+
+_AS_BEFORE = contextlib.nullcontext()
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:

@@ -41,6 +41,24 @@ class Evaluation(NamedTuple):
     candidates: torch.Tensor
 
 
+class _Acted(NamedTuple):
+    """Where a policy has acted last; one attribute, since those of a module take their time to set.
+
+    Attributes:
+        batch: Number of rows.
+        rows: Those it acted in, shape ``(n,)``.
+        logits: What it drew from, shape ``(n, vocab_size)``.
+        tokens: That it drew, shape ``(n,)``.
+        log_probs: Their log pi, shape ``(n,)``.
+    """
+
+    batch: int
+    rows: IntArray
+    logits: torch.Tensor
+    tokens: IntArray
+    log_probs: NDArray[Any]
+
+
 def observation_arrays(obs: Observation) -> tuple[IntArray, IntArray]:
     """Return token ids ``(batch, time)`` and lengths ``(batch,)`` of an observation, single ones as a batch of one."""
     ids, mask = np.asarray(obs["input_ids"]), np.asarray(obs["attention_mask"])
@@ -117,11 +135,8 @@ class TextPolicy(nn.Module):
             for each in (self.lm, self.value_lm):
                 if each is not None:
                     each.enable_gradient_checkpointing()
-        self._rows: IntArray = np.zeros(0, dtype=np.int64)
-        self._batch = 0
-        self._logits = torch.zeros(0)
-        self._tokens: IntArray = self._rows  # that it has chosen, and their log pi
-        self._chosen: FloatArray = np.zeros(0, dtype=np.float32)
+        none = np.zeros(0, dtype=np.int64)
+        self._acted = _Acted(0, none, torch.zeros(0), none, none.astype(np.float32))
 
     @property
     def learned(self) -> nn.Module:
@@ -164,8 +179,7 @@ class TextPolicy(nn.Module):
         """
         ids, lengths = observation_arrays(obs)
         rows = np.arange(len(lengths)) if rows is None else rows
-        self._rows, self._batch = rows, len(lengths)
-        ids, lengths = ids[rows], lengths[rows]
+        batch, ids, lengths = len(lengths), ids[rows], lengths[rows]
         logits, hidden = self.lm.next_token(ids, lengths, rows=rows)
         if masks is not None:
             allowed = masks[rows].astype(bool)
@@ -174,16 +188,16 @@ class TextPolicy(nn.Module):
             logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        self._logits = self.steer(logits, ids, lengths, rows)
-        probabilities = torch.softmax(self._logits, dim=-1)
+        logits = self.steer(logits, ids, lengths, rows)
+        probabilities = torch.softmax(logits, dim=-1)
         if uniform is None and generator is not None:
             uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
         tokens = probabilities.argmax(dim=-1) if uniform is None else _draw(probabilities, uniform)
         chosen = probabilities.gather(1, tokens[:, None])[:, 0].log()
         found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
-        self._tokens, self._chosen = found[0].astype(np.int64), found[1].astype(np.float32)
-        actions, values = np.zeros(self._batch, dtype=np.int64), np.zeros(self._batch, dtype=np.float32)
+        actions, values = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=np.float32)
         actions[rows], values[rows] = found[0], found[2]
+        self._acted = _Acted(batch, rows, logits, actions[rows], found[1])
         return actions, values
 
     def steer(self, logits: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
@@ -199,18 +213,19 @@ class TextPolicy(nn.Module):
 
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
-        tokens, chosen = np.asarray(actions, dtype=np.int64)[self._rows], self._chosen
-        if (tokens != self._tokens).any():
-            there = torch.from_numpy(tokens).to(self._logits.device)
-            chosen = torch.log_softmax(self._logits, dim=-1).gather(1, there[:, None])[:, 0].cpu().numpy()
-        result = np.zeros(self._batch, dtype=np.float32)
-        result[self._rows] = chosen
+        acted = self._acted
+        tokens, chosen = np.asarray(actions, dtype=np.int64)[acted.rows], acted.log_probs
+        if (tokens != acted.tokens).any():
+            there = torch.from_numpy(tokens).to(acted.logits.device)
+            chosen = torch.log_softmax(acted.logits, dim=-1).gather(1, there[:, None])[:, 0].cpu().numpy()
+        result = np.zeros(acted.batch, dtype=np.float32)
+        result[acted.rows] = chosen
         return result
 
     def action_log_probs(self) -> FloatArray:
         """Return log pi of the whole vocabulary at those states, shape ``(batch, vocab_size)``."""
-        result = np.zeros((self._batch, self.lm.vocab_size), dtype=np.float32)
-        result[self._rows] = log_softmax(self._logits)
+        result = np.zeros((self._acted.batch, self.lm.vocab_size), dtype=np.float32)
+        result[self._acted.rows] = log_softmax(self._acted.logits)
         return result
 
     @torch.no_grad()
@@ -434,5 +449,6 @@ def _to_host(*results: torch.Tensor) -> list[NDArray[Any]]:
 def _draw(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Draw from ``(rows, vocab_size)`` probabilities by the inverse of the distribution function."""
     cumulative = probabilities.cumsum(dim=-1)
-    uniform = uniform.clamp(max=1 - 2**-23)  # so that its product with the last number stays below that, rounded
-    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    total = cumulative.narrow(1, cumulative.shape[1] - 1, 1)
+    uniform = uniform.clamp(max=1 - 2**-23)  # so that its product with the total stays below that, rounded
+    return torch.searchsorted(cumulative, uniform * total, right=True).squeeze(1)
