@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -100,6 +101,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
         self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
+        self.has_action_masks = given.top_k is not None or given.top_p is not None
+        self._each_step = given.kl_mode == "dense" or given.kl_estimator == "full" or self.has_action_masks
         self.kl_controller = kl_module.AdaptiveKL(float(given.kl_coef), given.kl_target, given.kl_horizon)
         self.reference = _model(given)
         self.reward = resolve_reward(given.reward)
@@ -136,6 +139,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._starts = np.zeros(n, dtype=_INT64)  # where the completion begins
         self._done = np.ones(n, dtype=bool)
         self._begun = np.zeros(n, dtype=bool)
+        self._active: IntArray | None = None  # rows that go on; None where that has to be looked at again
         self._coefs = np.zeros(n)  # kl_coef as it was when the row's episode began
         self._token_kl, self._log_probs, self._ref_log_probs = (np.zeros((n, budget)) for _ in range(3))
         self._policy: ActionLogProb | None = None
@@ -160,11 +164,6 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def kl_coef(self) -> float:
         """Weight of the KL penalty in the episodes that begin now."""
         return self.kl_controller.coef
-
-    @property
-    def has_action_masks(self) -> bool:
-        """Whether ``top_k`` or ``top_p`` masks actions."""
-        return self.settings.top_k is not None or self.settings.top_p is not None
 
     def attach_policy(self, policy: ActionLogProb | None) -> None:
         """Tell the environment which policy acts in it, so that the reward can hold its KL from the reference.
@@ -226,7 +225,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.kl_controller.coef = float(state["kl_coef"])
         if state["reward"] is not None:
             self.reward.load_state_dict(state["reward"])  # type: ignore[attr-defined]
-        self._done[:], self._begun[:] = True, False
+        self._done[:], self._begun[:], self._active = True, False, None
 
     def render(self) -> tuple[str, ...] | None:
         """Return each row as coloured text (``"ansi"``) or print it (``"human"``): its episode so far, or just over."""
@@ -300,14 +299,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Raises:
             TextEnvError: The actions are no token ids, or nothing was reset yet.
         """
-        if not self._begun.all():
-            raise TextEnvError("step before reset: call reset() first.")
-        active = np.flatnonzero(~self._done)
+        if self._active is None:
+            if not self._begun.all():
+                raise TextEnvError("step before reset: call reset() first.")
+            self._active = np.flatnonzero(~self._done)
+        active = self._active
         tokens = self._checked(actions, active)
         rewards = np.zeros(self.num_envs)
         infos: dict[str, Any] = {}
-        ended = np.flatnonzero(self._done)
-        self._finished[active] = None
+        ended = np.flatnonzero(self._done) if self.autoreset_mode is AutoresetMode.NEXT_STEP else active[:0]
+        if self.autoreset_mode is not AutoresetMode.DISABLED:  # where rows that go on had a reset, which forgets
+            self._finished[active] = None
         final: dict[int, dict[str, Any]] = {}
         if len(active):
             rewards[active], final = self._advance(active, tokens[active], tokens)
@@ -328,7 +330,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             over = np.fromiter(final, dtype=_INT64)
             self._begin(over)
             self._add_reset_infos(infos, over)
-        else:
+        elif final:
             self._add_infos(infos, final)
         if self.has_action_masks and len(going):
             self._look_ahead(going)
@@ -345,8 +347,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         lengths = self._lengths[rows]
         at = lengths - self._starts[rows]
         self._log_probs[rows, at] = self._behaviour(rows, all_tokens)
-        each_step = self.settings.kl_mode == "dense" or self.settings.kl_estimator == "full" or self.has_action_masks
-        if each_step:
+        if self._each_step:
             self._ref_log_probs[rows, at] = self._reference_log_prob(rows, tokens)
             self._token_kl[rows, at] = self._divergence(rows, at)
         self._ids[rows, lengths] = tokens
@@ -367,9 +368,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             lengths=self._lengths[over],
             coefs=self._coefs[over],
             log_probs=self._log_probs[over],
-            ref_log_probs=self._ref_log_probs[over] if each_step else None,
-            kl=self._token_kl[over] if each_step else None,
+            ref_log_probs=self._ref_log_probs[over] if self._each_step else None,
+            kl=self._token_kl[over] if self._each_step else None,
         )
+        self._active = None
         if self._unpaid is not None:
             self._unpaid.append(ended)
             self._done[over] = True
@@ -394,9 +396,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     @property
     def can_pay_later(self) -> bool:
         """Whether ``paying_later`` can be entered: nothing but ``settle`` needs to know what an episode was paid."""
-        at_its_end = self.settings.kl_mode == "lump" and self.settings.kl_estimator != "full"
         waits = self.autoreset_mode is AutoresetMode.DISABLED and self.render_mode is None
-        return at_its_end and waits and not self.has_action_masks
+        return waits and not self._each_step
 
     @contextlib.contextmanager
     def paying_later(self) -> Iterator[Callable[[], list[Episode]]]:
@@ -452,19 +453,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         completions = [self.completion_text(each)[0] for each in ids]
         scores = self.score_completions(ended.prompts, completions, ids, ended.reasons)
         last = np.arange(len(sizes)), sizes - 1
-        episodes = [
-            self._episode(prompt, text, tokens, row_kl[: len(tokens)], coef, reason=reason, value=value)
-            for prompt, text, tokens, row_kl, coef, reason, value in zip(
-                ended.prompts,
-                completions,
-                ids,
-                kl.tolist(),
-                ended.coefs.tolist(),
-                ended.reasons,
-                scores.tolist(),
-                strict=True,
-            )
-        ]
+        rewards = -ended.coefs[:, None] * kl
+        rewards[last] += scores
+        columns = (ended.prompts, completions, ids, kl.tolist(), rewards.tolist(), scores.tolist(), ended.reasons)
+        episodes = [self._episode(*row) for row in zip(*columns, strict=True)]
         return _Paid(episodes, scores, kl.sum(axis=1), (ended.log_probs[last], ref_log_probs[last]))
 
     def _begin(self, rows: IntArray, wanted: Mapping[int, Prompt] | None = None) -> None:
@@ -480,7 +472,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._lengths[rows] = self._starts[rows]
         self._mask[rows] = np.arange(self._width) < self._starts[rows][:, None]
         self._coefs[rows] = self.kl_controller.coef
-        self._done[rows], self._begun[rows] = False, True
+        self._done[rows], self._begun[rows], self._active = False, True, None
         self.reference.forget(rows)
         if self.has_action_masks:
             self._look_ahead(rows)
@@ -494,7 +486,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if given.shape != (self.num_envs,):
             raise TextEnvError(f"{name}.action_log_prob returned shape {given.shape}; expected ({self.num_envs},).")
         found: NDArray[np.float64] = given[rows]
-        if not np.isfinite(found).all():
+        if not math.isfinite(sum(found.tolist())):  # which it is if they all are
             raise TextEnvError(f"{name}.action_log_prob returned {found.tolist()}; expected finite numbers.")
         return found
 
@@ -612,7 +604,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             over |= stopped
         return {
             int(rows[place]): "eos" if said_so[place] else "stop" if stopped[place] else "length"
-            for place in np.flatnonzero(over).tolist()
+            for place in over.nonzero()[0].tolist()
         }
 
     def _completion_ids(self, row: int) -> list[int]:
@@ -621,36 +613,35 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def _unfinished(self, row: int) -> Episode:
         """Return the episode of a row so far."""
-        ids = self._completion_ids(row)
-        dense = self.settings.kl_mode == "dense"
-        kl = self._token_kl[row, : len(ids)].tolist() if dense else [0.0] * len(ids)
+        ids, kl = self._completion_ids(row), np.zeros(self.settings.max_new_tokens)
+        if self.settings.kl_mode == "dense":
+            kl = self._token_kl[row]
+        rewards = -self._coefs[row] * kl
         text = self.completion_text(ids)[0]
-        return self._episode(self._row_prompts[row], text, ids, kl, float(self._coefs[row]), reason=None)
+        return self._episode(self._row_prompts[row], text, ids, kl.tolist(), rewards.tolist(), 0.0, "length")
 
-    def _episode(
+    def _episode(  # noqa: PLR0917
         self,
         prompt: Prompt,
         completion: str,
         ids: list[int],
         kl: list[float],
-        coef: float,
-        *,
-        reason: StopReason | None,
-        value: float = 0.0,
+        rewards: list[float],
+        value: float,
+        reason: StopReason,
     ) -> Episode:
-        rewards = [-coef * token for token in kl]
-        if reason is not None:
-            rewards[-1] += value
+        """Return an episode; ``kl`` and ``rewards`` may go on behind its tokens."""
+        size = len(ids)
         return Episode(
             prompt=prompt.text,
             completion=completion,
             prompt_ids=prompt.ids,
             completion_ids=tuple(ids),
             completion_tokens=self.reference.token_texts(ids),
-            kl=tuple(kl),
-            token_rewards=tuple(rewards),
+            kl=tuple(kl[:size]),
+            token_rewards=tuple(rewards[:size]),
             score=value,
-            stop_reason=reason or "length",
+            stop_reason=reason,
         )
 
     # -- infos ---------------------------------------------------------------------------------------------------
@@ -710,11 +701,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 f"actions of shape {tokens.shape} and type {tokens.dtype}: expected integers, a token id for each of "
                 f"{self.num_envs} rows."
             )
-        # as unsigned numbers those below 0 are the largest
-        if len(active) and int(tokens[active].astype(np.uint64).max()) >= self.reference.vocab_size:
-            raise TextEnvError(
-                f"actions={tokens.tolist()}: expected token ids from 0 to {self.reference.vocab_size - 1}."
-            )
+        last = self.reference.vocab_size - 1
+        if not 0 <= min(given := tokens.tolist()) <= max(given) <= last:
+            live = tokens[active]
+            if ((live < 0) | (live > last)).any():
+                raise TextEnvError(f"actions={given}: expected token ids from 0 to {last}.")
         return tokens.astype(_INT64)
 
     def _seeds(self, seed: Any) -> list[int | None]:
