@@ -132,3 +132,11 @@ def test_what_cannot_be_recorded_is_said_and_done_without(recorded: Recorded, mo
         warnings.simplefilter("error")
         found = lm.next_token_logits(ids, lengths + 1)
     torch.testing.assert_close(found, plain(lm, ids, lengths + 1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_recorded_step_may_be_the_first_to_write(recorded: Recorded) -> None:
+    lm = make_family("gpt2")
+    ids = np.random.default_rng(5).integers(2, 300, (3, 9))
+    for rows, length in ((2, 1), (3, 2), (3, 9)):  # prompts of one token, then more rows
+        found = lm.next_token_logits(ids[:rows], np.full(rows, length))
+        torch.testing.assert_close(found, plain(lm, ids[:rows], np.full(rows, length)), atol=1e-4, rtol=1e-4)

@@ -82,7 +82,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Args:
             num_envs: Number of texts written side by side.
             autoreset_mode: What follows the end of an episode. In ``DISABLED`` a finished row ignores its actions, at
-                no cost, until ``reset(options={"reset_mask": ...})``.
+                hardly any cost, until ``reset(options={"reset_mask": ...})``.
             render_mode: ``"ansi"`` has ``render`` return coloured text, ``"human"`` prints every finished episode.
             **settings: Those of ``textenv.settings.TextEnvSettings``.
 
@@ -102,6 +102,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.render_mode = render_mode
         self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
         self.has_action_masks = given.top_k is not None or given.top_p is not None
+        """Whether ``top_k`` or ``top_p`` masks actions."""
         self._each_step = given.kl_mode == "dense" or given.kl_estimator == "full" or self.has_action_masks
         self.kl_controller = kl_module.AdaptiveKL(float(given.kl_coef), given.kl_target, given.kl_horizon)
         self.reference = _model(given)
@@ -881,7 +882,9 @@ def _model(settings: TextEnvSettings) -> CausalLM:
     """Load the reference, or return the one that was given, if it is where and of the type that it should be."""
     lm = settings.model
     if not isinstance(lm, CausalLM):
-        return CausalLM.from_pretrained(lm, device=settings.device or "cpu", dtype=settings.torch_dtype or "float32")
+        lm = CausalLM.from_pretrained(lm, device=settings.device or "cpu", dtype=settings.torch_dtype or "float32")
+        lm.model.requires_grad_(False)
+        return lm
     if settings.device is not None:
         wanted = find_device(settings.device)
         if wanted.type != lm.device.type or wanted.index not in (None, lm.device.index or 0):

@@ -596,7 +596,7 @@ class _PrefixCache:
     def __init__(self, model: PreTrainedModel, network: Network | None = None) -> None:
         self._model = model
         self._network = network
-        self._held: KeyValues | _RaggedCache = _RaggedCache() if network is None else KeyValues()
+        self._held = self._nothing()
         self._graphs: Graphs | None = None
         self._ids: IntArray = np.zeros((0, 0), dtype=np.int64)  # (rows, capacity)
         self._lengths: IntArray = np.zeros(0, dtype=np.int64)
@@ -616,6 +616,9 @@ class _PrefixCache:
         else:
             self._lengths[rows[rows < len(self._lengths)]] = 0
 
+    def _nothing(self) -> KeyValues | _RaggedCache:
+        return _RaggedCache() if self._network is None else KeyValues(*self._network.heads[:2])
+
     def drop_graphs(self) -> None:
         """Record anew what was recorded of weights at other addresses."""
         self._graphs = None
@@ -630,7 +633,7 @@ class _PrefixCache:
         if len(rows) != len(lengths) or int(rows.min()) < 0 or len(set(rows.tolist())) < len(rows):
             raise TextEnvError(f"rows={rows.tolist()}: expected {len(lengths)} different numbers of at least 0.")
         if self._placed != (placed := (self._like.dtype, self._like.device)):
-            self._held, self._graphs, self._ids = type(self._held)(), None, self._ids[:0, :0]
+            self._held, self._graphs, self._ids = self._nothing(), None, self._ids[:0, :0]
             self._placed, self.usable = placed, None
         if self.usable is None:
             self._find_way()

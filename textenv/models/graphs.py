@@ -104,7 +104,7 @@ def record(function: Callable[[], torch.Tensor], device: torch.device) -> tuple[
             function()
         main.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = function()
     return graph.replay, result
 

@@ -42,13 +42,18 @@ class KeyValues:
     that token, by one operation, and read as they lie.
     """
 
-    def __init__(self) -> None:
-        """Begin without buffers; they are made by the first forward that writes."""
+    def __init__(self, heads: int, kv_heads: int) -> None:
+        """Begin without buffers; they are made by the first forward that writes.
+
+        Args:
+            heads: Number of heads of queries.
+            kv_heads: Of keys and values.
+        """
         self.buffers: list[torch.Tensor] = []
         self.size = (0, 0)
         self.length = 0
         self.mask: torch.Tensor | None = None
-        self._heads = (0, 0)  # of queries, and of keys and values
+        self._heads = heads, kv_heads
         self._rows = self._positions = self._where = torch.zeros(0, dtype=torch.int64)
         self._begins: torch.Tensor | None = None  # where the rows of the batch begin, in their order
         self._steps: torch.Tensor | None = None  # by how much a position takes one further
@@ -81,7 +86,7 @@ class KeyValues:
 
     def twin(self) -> KeyValues:
         """Return another that reads and writes the same buffers, aimed by itself, until they are enlarged."""
-        twin = KeyValues()
+        twin = KeyValues(*self._heads)
         twin.buffers, twin.size = self.buffers, self.size
         return twin
 
@@ -94,24 +99,21 @@ class KeyValues:
             self.buffers[index] = self._buffer(old)
             self._held(self.buffers[index])[:, : old.shape[1], :, : old.shape[3]] = old
 
-    def write(self, layer: int, qkv: torch.Tensor, heads: int) -> None:
+    def write(self, layer: int, qkv: torch.Tensor) -> None:
         """Write keys and values of new tokens, and where there is one a row, the queries, too.
 
         Args:
             layer: Which.
             qkv: Queries, keys and values, ``(tokens, heads + 2 * kv_heads, head_size)``.
-            heads: Number of query heads.
         """
         if layer == len(self.buffers):
-            self._heads = heads, (qkv.shape[1] - heads) // 2
             with torch.inference_mode(False):  # it is written outside, too
                 self.buffers.append(self._buffer(qkv))
         if layer == len(self._views):
-            self._heads = heads, (qkv.shape[1] - heads) // 2
             self._views.append(self._seen(self.buffers[layer]))
         if self._stale:  # the same places in every layer
             self._where, self._stale = self._places(), False
-        vectors = qkv if self._one else qkv[:, heads:]
+        vectors = qkv if self._one else qkv[:, self._heads[0] :]
         self._views[layer][0].index_copy_(0, self._where, vectors.reshape(-1, qkv.shape[2]))
 
     def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -366,7 +368,7 @@ class Network:
         self.checkpointing = False
         self._model = model
         self._embed, self._rotary, self._blocks, self._norm = embed, rotary, blocks, norm
-        self._heads = heads  # of queries, of keys and values, and their size
+        self.heads = heads  # of queries, of keys and values, and their size
         self.angles: tuple[torch.Tensor, torch.Tensor] | None = None  # by position, made when they are needed
         self._packed = False
 
@@ -460,7 +462,7 @@ class Network:
         keep: torch.Tensor | None,
     ) -> torch.Tensor:
         block = self._blocks[layer]
-        heads, kv_heads, size = self._heads
+        heads, kv_heads, size = self.heads
         qkv = block.qkv(block.attention_norm(x)).view(x.shape[0], heads + 2 * kv_heads, size)
         if angles is not None:
             qk, v = qkv.split((heads + kv_heads, kv_heads), dim=1)
@@ -483,11 +485,11 @@ class Network:
         self, layer: int, scale: float, batch: int, qkv: torch.Tensor, keys_values: KeyValues | None
     ) -> torch.Tensor:
         """Attend: queries, keys and values ``(tokens, heads + 2 * kv_heads, size)`` to ``(tokens, heads * size)``."""
-        heads, kv_heads, size = self._heads
+        heads, kv_heads, size = self.heads
         new, group = qkv.shape[0] // batch, heads // kv_heads
         length, mask = new, None
         if keys_values is not None:
-            keys_values.write(layer, qkv, heads)
+            keys_values.write(layer, qkv)
             length, mask = keys_values.length or new, keys_values.mask
             if new == 1 and 0 < keys_values.length <= _LONG:
                 q, (keys, values) = keys_values.queries(layer), keys_values.read(layer)

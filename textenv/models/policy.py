@@ -167,7 +167,7 @@ class TextPolicy(nn.Module):
         Args:
             obs: Observations, batched.
             generator: Source of randomness; None for the likeliest token.
-            rows: The rows to act in; the others get token 0, cost nothing, and have log pi = 0.
+            rows: The rows to act in; the others get token 0, cost hardly anything, and have log pi = 0.
             masks: Which tokens may be drawn, shape ``(batch, vocab_size)``; the rest is renormalised.
             uniform: Numbers from 0 to 1 to draw with, in place of the generator's, shape ``(len(rows), 1)``.
 
