@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 Architecture = Literal["gpt2", "llama"]
-Size = Literal["toy", "tiny", "small", "gpt2"]
+Size = Literal["toy", "tiny", "small", "gpt2", "1b"]
 
 END, PAD = 0, 1  # every vocabulary begins with them
 
@@ -31,6 +31,7 @@ SHAPES: dict[Size, Shape] = {
     "tiny": Shape(4, 128, 4, 2048),
     "small": Shape(6, 384, 6, 8192),
     "gpt2": Shape(12, 768, 12, 50257),
+    "1b": Shape(16, 2048, 32, 50257),
 }
 
 

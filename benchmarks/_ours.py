@@ -45,7 +45,7 @@ class Rollouts:
     def __init__(self, env: TextVectorEnv, policy: TextPolicy | None = None, *, per_row: int = 1) -> None:
         self.env, self.policy = env, policy or TextPolicy(env.reference)
         self._episodes = per_row * env.num_envs
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator(env.reference.device).manual_seed(0)
         env.reset(seed=0)
 
     def __call__(self) -> int:

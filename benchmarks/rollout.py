@@ -73,7 +73,7 @@ class Generate:
         texts = _jobs.prompts(config.batch, config.prompt, model.config.vocab_size)
         tokenizer = _jobs.tokenizer(model.config.vocab_size)
         self._inputs = {
-            name: torch.tensor(tokenizer(texts)[name]) for name in ("input_ids", "attention_mask")
+            name: torch.tensor(tokenizer(texts)[name], device=model.device) for name in ("input_ids", "attention_mask")
         }  # fmt: skip
         self._config = GenerationConfig(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=config.response, use_cache=True,

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import _jobs, contention, overhead, ppo_iteration, price, rollout, scaling
+from benchmarks import _jobs, contention, gpu, overhead, ppo_iteration, price, rollout, scaling
 from benchmarks._measure import Case, Effort, Load, environment, interleave, rate, remark
 from benchmarks._ours import make_env
 from textenv.compare.plan import Compare, make_plan
@@ -182,6 +183,26 @@ def test_rollout_runs(capsys: pytest.CaptureFixture[str]) -> None:
         rollout.Config(("toy",), ("gpt2", "llama"), batch=2, prompt=4, response=6, effort=QUICK, seconds=0.0)
     )  # fmt: skip
     assert capsys.readouterr().out.count("generate + forwards") >= 4
+
+
+@pytest.mark.slow
+def test_gpu_runs_on_a_processor_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main(gpu.Config(("toy",), "cpu", "float32", batch=2, prompt=4, response=6, side=64, effort=QUICK))
+    printed = capsys.readouterr().out
+    assert "NOT ON A GPU" in printed
+    assert all(name in printed for name in ("generate", "textenv", "update"))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_flops_of_an_update_are_those_that_torch_counts(architecture: _jobs.Architecture) -> None:
+    config = gpu.Config(batch=3, prompt=4, response=6)
+    env = make_env(_jobs.model("toy", architecture, positions=64), batch=3, prompt=4, response=6)
+    update = gpu.Update(env, config)
+    with FlopCounterMode(display=False) as counter:
+        update()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(count for operation, count in counts.items() if str(operation) in ("aten.mm", "aten.addmm"))
+    assert update.flops == products
 
 
 @pytest.mark.slow

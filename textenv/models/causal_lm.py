@@ -236,16 +236,21 @@ class CausalLM:
 
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """Return the text of token ids, less special tokens, those that end a text, and those the tokenizer lacks."""
-        kept = [i for i in map(int, ids) if i not in self._unspoken]
+        kept = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        if not self._unspoken.isdisjoint(kept):
+            kept = [i for i in kept if i not in self._unspoken]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
     def token_texts(self, ids: Sequence[int] | IntArray) -> tuple[str, ...]:
         """Return the text of each token by itself, for display; special tokens are shown by name."""
         tokens = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        known = self._token_texts
-        for new in set(tokens).difference(known):
-            known[new] = str(self.tokenizer.decode([new])) if new < len(self.tokenizer) else f"<{new}>"
-        return tuple([known[token] for token in tokens])
+        texts = tuple(map(self._token_texts.get, tokens))
+        if None not in texts:
+            return cast(tuple[str, ...], texts)
+        for new in set(tokens).difference(self._token_texts):
+            known = new < len(self.tokenizer)
+            self._token_texts[new] = str(self.tokenizer.decode([new])) if known else f"<{new}>"
+        return tuple(map(self._token_texts.__getitem__, tokens))
 
     def next_token_logits(
         self, input_ids: IntArray, lengths: IntArray, *, rows: IntArray | None = None
