@@ -3,9 +3,9 @@
     python -m benchmarks.scaling
 
 Attention reads all tokens before, so its cost a token grows by itself. It is measured alone, as torch's kernel on
-tensors of the same shapes: one query over ever more keys while writing, and the reference's one pass over the whole
-text. What remains should not grow. Memory is what environment and policy hold after an episode, weights left out: what
-a row holds more for each further token of the budget should not grow, either.
+tensors of the same shapes, those of each layer by themselves: one query over ever more keys while writing, and the
+reference's one pass over the whole text. What remains should not grow. Memory is what environment and policy hold after
+an episode, weights left out: what a row holds more for each further token of the budget should not grow, either.
 """
 
 from __future__ import annotations
@@ -52,17 +52,18 @@ def attention(config: Config, response: int) -> Callable[[], int]:
     """Return a function that does the attention of a rollout and nothing else, and returns the rollout's tokens."""
     shape = _jobs.SHAPES[config.size]
     total = config.prompt + response
-    keys, values, queries = torch.randn(3, config.batch, shape.heads, total, shape.width // shape.heads)
+    tensors = torch.randn(shape.layers, 3, config.batch, shape.heads, total, shape.width // shape.heads)
     seen = torch.ones(config.batch, 1, 1, total, dtype=torch.bool)  # rows are ragged, so a mask is read along
     attend = functional.scaled_dot_product_attention
 
     @torch.no_grad()
     def run() -> int:
         for length in range(config.prompt, total):
-            query, mask = queries[:, :, length - 1 : length], seen[..., :length]
-            for _ in range(shape.layers):
+            mask = seen[..., :length]
+            for keys, values, queries in tensors:
+                query = queries[:, :, length - 1 : length]
                 attend(query, keys[:, :, :length], values[:, :, :length], attn_mask=mask)
-        for _ in range(shape.layers):
+        for keys, values, queries in tensors:
             attend(queries, keys, values, is_causal=True)
         return config.batch * response
 
