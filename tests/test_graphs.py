@@ -140,3 +140,11 @@ def test_a_recorded_step_may_be_the_first_to_write(recorded: Recorded) -> None:
     for rows, length in ((2, 1), (3, 2), (3, 9)):  # prompts of one token, then more rows
         found = lm.next_token_logits(ids[:rows], np.full(rows, length))
         torch.testing.assert_close(found, plain(lm, ids[:rows], np.full(rows, length)), atol=1e-4, rtol=1e-4)
+
+
+def test_they_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEXTENV_CUDA_GRAPHS", raising=False)
+    assert not graphs_module.graphs_run_on(torch.device("cpu"))
+    assert graphs_module.graphs_run_on(torch.device("cuda"))
+    monkeypatch.setenv("TEXTENV_CUDA_GRAPHS", "0")
+    assert not graphs_module.graphs_run_on(torch.device("cuda"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -428,27 +429,22 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             return []
         parts, self._unpaid = self._unpaid, []
         ended = _Ended.joined(parts)
-        order = np.argsort(ended.lengths, kind="stable")[::-1]  # so that little of a forward is padding
-        paid = [
-            self._pay(ended.pick(part)) for part in np.split(order, range(self.num_envs, len(order), self.num_envs))
-        ]
-        back = np.argsort(order).tolist()
-        episodes = [episode for part in paid for episode in part.episodes]
-        totals = np.concatenate([part.totals for part in paid])[back]
+        ended = dataclasses.replace(ended, ref_log_probs=self._read_back(ended))
+        places = np.arange(len(ended.lengths))
+        paid = [self._pay(ended.pick(part)) for part in _split(places, self.num_envs)]
+        totals = np.concatenate([part.totals for part in paid])
         for part in np.split(totals, np.cumsum([len(part.prompts) for part in parts])[:-1]):  # as they ended
             self.kl_controller.update(float(part.mean()), len(part))
-        return [episodes[place] for place in back]
+        return [episode for part in paid for episode in part.episodes]
 
     def _pay(self, ended: _Ended) -> _Paid:
         """Score episodes, after the reference has read those that it has not."""
+        ref_log_probs = self._read_back(ended) if ended.ref_log_probs is None else ended.ref_log_probs
+        kl = ended.kl
+        if kl is None:
+            kl = kl_module.kl_estimate(ended.log_probs, ref_log_probs, self.settings.kl_estimator)
         sizes = ended.lengths - ended.starts
-        written = np.arange(self.settings.max_new_tokens) < sizes[:, None]
-        if ended.kl is None or ended.ref_log_probs is None:
-            ref_log_probs = self._read_back(ended, written)
-            own = np.where(written, ended.log_probs, 0.0)
-            kl = kl_module.kl_estimate(own, ref_log_probs, self.settings.kl_estimator)
-        else:
-            ref_log_probs, kl = ended.ref_log_probs, np.where(written, ended.kl, 0.0)
+        kl = np.where(self._written(sizes), kl, 0.0)
         lines = zip(ended.ids, ended.starts.tolist(), ended.lengths.tolist(), strict=True)
         ids = [line[start:length].tolist() for line, start, length in lines]
         completions = [self.completion_text(each)[0] for each in ids]
@@ -535,23 +531,29 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             log_probs = np.where(allowed, log_probs - mass, log_probs)
         self._next_ref[rows] = log_probs
 
-    def _read_back(self, ended: _Ended, written: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Have the reference read whole episodes in one forward (lump KL).
-
-        Args:
-            ended: ``n`` episodes.
-            written: Which places of their completions hold a token, shape ``(n, max_new_tokens)``.
+    def _read_back(self, ended: _Ended) -> NDArray[np.float64]:
+        """Have the reference read whole episodes (lump KL), as many in a forward as there are rows.
 
         Returns:
-            Log-probabilities of the tokens of their completions, 0 behind them, shape ``(n, max_new_tokens)``.
+            Log-probabilities of the tokens of their completions, shape ``(n, max_new_tokens)``; behind them log pi.
         """
-        width = int(ended.lengths.max())
-        log_probs = self.reference.token_log_probs(
-            ended.ids[:, :width], ended.lengths, self.settings.temperature, starts=ended.starts
-        )
-        places = ended.starts[:, None] - 1 + np.arange(written.shape[1])
-        found = np.take_along_axis(log_probs, np.minimum(places, width - 2), axis=1)
-        return np.where(written, found, 0.0)
+        written = self._written(ended.lengths - ended.starts)
+        result = ended.log_probs.copy()
+        by_length = np.argsort(ended.lengths, kind="stable")[::-1]  # so that little of a forward is padding
+        for part in _split(by_length, self.num_envs):
+            lengths, starts = ended.lengths[part], ended.starts[part]
+            width = int(lengths.max())
+            log_probs = self.reference.token_log_probs(
+                ended.ids[part, :width], lengths, self.settings.temperature, starts=starts
+            )
+            places = np.minimum(starts[:, None] - 1 + np.arange(written.shape[1]), width - 2)
+            result[part] = np.where(written[part], np.take_along_axis(log_probs, places, axis=1), result[part])
+        return result
+
+    def _written(self, sizes: IntArray) -> NDArray[np.bool_]:
+        """Return which places of completions of such ``sizes`` hold a token, shape ``(n, max_new_tokens)``."""
+        written: NDArray[np.bool_] = np.arange(self.settings.max_new_tokens) < sizes[:, None]
+        return written
 
     def score_completions(
         self,
@@ -811,7 +813,8 @@ class _Ended:
     kl: NDArray[np.float64] | None = None
 
     def pick(self, places: IntArray) -> _Ended:
-        """Return some that the reference has not read."""
+        """Return some that the reference has read."""
+        assert self.ref_log_probs is not None
         return _Ended(
             prompts=[self.prompts[place] for place in places.tolist()],
             reasons=[self.reasons[place] for place in places.tolist()],
@@ -820,6 +823,7 @@ class _Ended:
             lengths=self.lengths[places],
             coefs=self.coefs[places],
             log_probs=self.log_probs[places],
+            ref_log_probs=self.ref_log_probs[places],
         )
 
     @staticmethod
@@ -850,6 +854,10 @@ class _Paid(NamedTuple):
     scores: NDArray[np.float64]
     totals: NDArray[np.float64]
     last: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _split(places: IntArray, size: int) -> list[IntArray]:
+    return np.split(places, range(size, len(places), size))
 
 
 def _final_info(episode: Episode, log_prob: float, ref_log_prob: float) -> dict[str, Any]:

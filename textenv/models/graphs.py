@@ -7,6 +7,7 @@ read are as many as the next power of two, those beyond a text being masked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -24,8 +25,8 @@ _LEAST_KEYS = 64
 
 
 def graphs_run_on(device: torch.device) -> bool:
-    """Tell whether steps can be recorded there."""
-    return device.type == "cuda"
+    """Tell whether steps are recorded there: on GPUs, unless ``TEXTENV_CUDA_GRAPHS=0`` is set."""
+    return device.type == "cuda" and os.environ.get("TEXTENV_CUDA_GRAPHS") != "0"
 
 
 class Graphs:
