@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.markdown import Markdown
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from tests.test_render import episode
 from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training, read_metrics
@@ -64,7 +65,11 @@ def steps_in_tensorboard(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("checkpoint", [0, 3])
-def test_a_resumed_run_has_every_step_once_in_tensorboard(tmp_path: Path, checkpoint: int) -> None:
+def test_a_resumed_run_has_every_step_once_in_tensorboard(
+    tmp_path: Path, checkpoint: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter(range(9, 20))  # of files: the tenth's name comes before the ninth's, were they of the same second
+    monkeypatch.setattr(event_file_writer._global_uid, "get", lambda: next(numbers))
     write(tmp_path, range(1, 6))
     write(tmp_path, range(checkpoint + 1, 9), resume_from=checkpoint)
     assert steps_in_tensorboard(tmp_path) == list(range(1, 9))

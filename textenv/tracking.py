@@ -66,7 +66,7 @@ class RunLogger:
         write_atomically(self._jsonl, "".join(_line(row) for row in rows))
         cells = [row for row in _cells(self._csv) if float(row["step"]) <= resume_from]
         write_atomically(self._csv, _table([*cells, *rows[len(cells) :]], self._columns))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_from + 1)
+        self._board = _board(folder / "tensorboard", resume_from + 1)
         self._console = Console()
         self._bar: Progress | None = None
         if progress and self._console.is_interactive:
@@ -122,6 +122,24 @@ class RunLogger:
     ) -> None:
         """Close the files and the bar."""
         self.close()
+
+
+def _board(folder: Path, purge_step: int) -> SummaryWriter:
+    """Begin a file of events that TensorBoard reads after those that are there.
+
+    It reads them in the order of their names, ``events.out.tfevents.SECONDS.HOST.PROCESS.NUMBER``, as text: of files of
+    the same second the tenth would come before the ninth.
+    """
+    before = set(folder.glob("events.*"))
+    board = SummaryWriter(str(folder), purge_step=purge_step)
+    after = set(folder.glob("events.*"))
+    if before and max(after) in before:
+        board.close()
+        for path in after - before:
+            path.unlink()
+        time.sleep(1 - time.time() % 1)
+        board = SummaryWriter(str(folder), purge_step=purge_step)
+    return board
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
