@@ -230,6 +230,11 @@ def test_products_in_another_precision_are_torchs(monkeypatch: pytest.MonkeyPatc
     assert "Product" not in str(linear(x).grad_fn)
 
 
+def test_onednn_is_left_alone_where_threads_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_DYNAMIC", "TRUE")
+    assert not network_module._has_onednn.__wrapped__()
+
+
 def test_packed_weights_are_dropped_with_the_next_step() -> None:
     lm = make_family("llama")
     lm.model.requires_grad_(True)

@@ -9,6 +9,7 @@ with few rows; both are what this file is about. Every other architecture runs t
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -314,7 +315,13 @@ def _weight_and_bias(module: Any) -> tuple[torch.Tensor, torch.Tensor | None] | 
 
 @functools.cache
 def _has_onednn() -> bool:
-    """Tell whether torch has oneDNN's packed matrices: operators of its own, which other builds may lack."""
+    """Tell whether torch has oneDNN's packed matrices: operators of its own, which other builds may lack.
+
+    With ``OMP_DYNAMIC=true`` they are left alone: beside other load OpenMP then starts fewer threads than oneDNN counts
+    on, and what the missing ones had to compute is missing from its products.
+    """
+    if os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true":
+        return False
     x, weight, bias = torch.linspace(-1, 1, 96).view(2, 48), torch.linspace(-1, 1, 3072).view(64, 48), torch.ones(64)
     plain = functional.linear(x, weight, bias)
     try:
