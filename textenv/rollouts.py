@@ -207,10 +207,10 @@ def collect(
         if settle is not None:
             desk.pay(settle())
     rollout = desk.rollout(coef)
-    if settle is not None:
-        _earn(rollout)
-    elif base.settings.kl_mode == "lump":
-        _spread(rollout.rewards, rollout.episodes)
+    if base.settings.kl_mode == "lump":
+        if settle is None:
+            _check_pay(rollout)
+        _spread(rollout)
     if world.size > 1:
         rollout = _joined(world.gather(rollout))
         base.kl_controller.coef = coef  # not what the rows of this process have made of it
@@ -377,22 +377,21 @@ def _adapt(controller: AdaptiveKL, episodes: Sequence[Episode]) -> None:
         controller.update(float(np.mean(totals)), len(totals))
 
 
-def _earn(rollout: Rollout) -> None:
-    """Put in what each token has earned."""
+def _spread(rollout: Rollout) -> None:
+    """Put rewards where they were earned; they were paid at the end of an episode, or not at all yet."""
     for rewards, episode in zip(rollout.rewards, rollout.episodes, strict=True):
         if episode is not None:
             rewards[: len(episode.token_rewards)] = episode.token_rewards
 
 
-def _spread(rewards: FloatArray, episodes: Sequence[Episode | None]) -> None:
-    """Put rewards that were paid at the end of an episode where they were earned."""
-    for row, episode in enumerate(episodes):
+def _check_pay(rollout: Rollout) -> None:
+    """Raise where an episode was not paid what its tokens have earned."""
+    for rewards, episode in zip(rollout.rewards, rollout.episodes, strict=True):
         if episode is None:
             continue
-        paid, earned = float(rewards[row].sum()), math.fsum(episode.token_rewards)
+        paid, earned = float(rewards.sum()), math.fsum(episode.token_rewards)
         if abs(paid - earned) > 1e-4 * max(1.0, abs(paid)):
             raise TextEnvError(
                 f"An episode was paid {paid:.6g}, but its tokens earned {earned:.6g}: a wrapper changes the reward. "
                 "Use kl_mode='dense', where every token is paid at once."
             )
-        rewards[row, : len(episode.token_rewards)] = episode.token_rewards

@@ -725,9 +725,11 @@ class _PrefixCache:
     def _read(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
         """Run several tokens of each row, ``ids`` from ``start``: either all rows begin, or all go on."""
         fresh, ends = not start.any(), lengths
-        into = self._slots[rows] if fresh else self._gather(rows)
-        order = np.argsort(into)
+        into = self._slots[rows]
+        back: torch.Tensor | None = None
         if not fresh:
+            into = self._gather(rows)
+            back, order = self._there(into), np.argsort(into)  # the slots are 0 .. n-1, and so the way back
             ids, ends, start, into = ids[order], ends[order], start[order], into[order]
         positions = np.minimum(start[:, None] + np.arange(int((ends - start).max())), ids.shape[1] - 1)
         block, where = self._there(np.take_along_axis(ids, positions, axis=1)), self._there(positions)
@@ -736,8 +738,8 @@ class _PrefixCache:
         with torch.inference_mode(self._network is not None):
             self._held.aim(self._there(into), where, keys, None if fresh else self._mask(where, keys), fresh=fresh)
             hidden = self._compute(block, where, last)
-            if not fresh:
-                hidden = hidden[self._there(np.argsort(order))]
+            if back is not None:
+                hidden = hidden[back]
         self._lengths[rows] = lengths
         return hidden.clone()
 

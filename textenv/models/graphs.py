@@ -74,7 +74,6 @@ class _Step:
         self._given = torch.zeros(3, batch, 1, dtype=torch.int64, device=like.device)
         self._type = like.dtype
         self._recorded: tuple[Callable[[], None], torch.Tensor] | None = None
-        self._angles = network.angles
 
     def __call__(self, tokens: IntArray, positions: IntArray) -> torch.Tensor:
         staged = np.zeros(self._given.shape[:2], dtype=np.int64)
