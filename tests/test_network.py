@@ -1,23 +1,22 @@
-"""The networks of the families against transformers, by every way through them."""
+"""The networks of the families against transformers, in every kind of forward."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from tests.families import FAMILIES, family_model, make_family
 from textenv import CausalLM, TextEnvError
+from textenv.models import linear as linear_module
 from textenv.models import network as network_module
-from textenv.models.network import Linear, Network
+from textenv.models.families import build_network
+from textenv.models.network import Network
 from textenv.models.policy import Lora, TextPolicy
 
 KNOWN = [(name, tied) for name, tied in FAMILIES if name not in ("gemma2", "gemma3")]
@@ -35,7 +34,7 @@ def theirs(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def network_of(model: PreTrainedModel, *, adapted: bool = False) -> Network:
-    found = Network.of(model, adapted=adapted)
+    found = build_network(model, adapted=adapted)
     assert found is not None
     return found
 
@@ -58,7 +57,7 @@ def test_a_token_behind_a_long_text(name: str, lengths: tuple[int, ...], monkeyp
     lm = make_family(name)
     ids, sizes = token_ids(3, 10).numpy(), np.array(lengths)
     lm.next_token_logits(ids, sizes - 1)
-    monkeypatch.setattr(network_module, "_LONG", 3)
+    monkeypatch.setattr(network_module, "_MAX_EXPLICIT_KEYS", 3)
     found = lm.next_token_logits(ids, sizes)
     with torch.no_grad():
         logits = lm.model(input_ids=torch.from_numpy(ids)).logits
@@ -70,7 +69,7 @@ def test_a_token_behind_a_long_text(name: str, lengths: tuple[int, ...], monkeyp
 @pytest.mark.parametrize("large", [False, True])
 def test_gradients(name: str, tied: bool, checkpointing: bool, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if large:
-        monkeypatch.setattr(network_module, "_LARGE", 0)
+        monkeypatch.setattr(linear_module, "_LARGE_PRODUCT", 0)
     model = family_model(name, tied=tied).eval().requires_grad_(True)
     network, ids = network_of(model), token_ids()
     network.pack()  # packed weights are for forwards without gradients, and stay out of this
@@ -107,18 +106,18 @@ class Subclass(LlamaForCausalLM):
 
 
 def test_what_is_not_known_runs_through_its_own_forward() -> None:
-    assert Network.of(family_model("gemma2")) is None
-    assert Network.of(family_model("gemma3")) is None
+    assert build_network(family_model("gemma2")) is None
+    assert build_network(family_model("gemma3")) is None
     llama = family_model("llama")
-    assert Network.of(Subclass(cast(LlamaConfig, llama.config))) is None
+    assert build_network(Subclass(cast(LlamaConfig, llama.config))) is None
     assert (
-        Network.of(family_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
+        build_network(family_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
         is None
     )
     hook = llama.base_model.layers[0].register_forward_hook(lambda module, inputs, output: None)  # type: ignore[index,union-attr]
-    assert Network.of(llama) is None
+    assert build_network(llama) is None
     hook.remove()
-    assert Network.of(llama) is not None
+    assert build_network(llama) is not None
 
 
 def test_a_hook_is_heeded_from_the_next_call_on() -> None:
@@ -155,84 +154,6 @@ def test_a_copy_reads_its_own_weights() -> None:
             parameter.mul_(0.5)
     assert float((twin.next_token_logits(ids, lengths) - before).abs().max()) > 1e-2
     torch.testing.assert_close(lm.next_token_logits(ids, lengths), before, atol=1e-5, rtol=1e-5)
-
-
-# -- linear layers ------------------------------------------------------------------------------------------------
-
-
-def layers(kind: str, size: int) -> tuple[nn.Module, ...]:
-    torch.manual_seed(0)
-    if kind == "conv1d":
-        layer = Conv1D(3 * size, size)
-        nn.init.normal_(layer.bias)
-        return (layer,)
-    if kind == "some biases":
-        return nn.Linear(size, size), nn.Linear(size, 8, bias=False), nn.Linear(size, 24)
-    return nn.Linear(size, size, bias=False), nn.Linear(size, 8, bias=False)
-
-
-@pytest.mark.parametrize("kind", ["conv1d", "some biases", "no biases"])
-@pytest.mark.parametrize(("size", "rows"), [(16, 3), (16, 100), (512, 3)])  # small, many rows, large
-@pytest.mark.parametrize("activation", [None, network_module._gelu_tanh, torch.nn.functional.gelu, torch.sigmoid])
-@pytest.mark.parametrize("onednn", [True, False])
-def test_packed_layers_are_the_layers(  # noqa: PLR0917
-    kind: str,
-    size: int,
-    rows: int,
-    activation: Callable[[torch.Tensor], torch.Tensor] | None,
-    onednn: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if not onednn:
-        monkeypatch.setattr(network_module, "_has_onednn", lambda: False)
-    modules = layers(kind, size)
-    linear = Linear(*modules, activation=activation)
-    x = torch.randn(rows, size)
-    with torch.no_grad():
-        expected = torch.cat([module(x) for module in modules], dim=-1)
-        if activation is not None:
-            expected = activation(expected)
-        residual = torch.randn_like(expected)
-        for _ in range(2):  # as they are, then packed
-            torch.testing.assert_close(linear(x), expected, atol=1e-4, rtol=1e-4)
-            if activation is None:
-                torch.testing.assert_close(linear(x, residual), expected + residual, atol=1e-4, rtol=1e-4)
-            linear.pack()
-
-
-@pytest.mark.parametrize("kind", ["conv1d", "some biases", "no biases"])
-@pytest.mark.parametrize("frozen", [(), ("x",), ("weight",), ("bias",)])
-def test_large_products_and_their_gradients(
-    kind: str, frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(network_module, "_LARGE", 0)
-    modules, x, found = layers(kind, 32), torch.randn(70, 32, requires_grad="x" not in frozen), []
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name not in frozen)
-    learnt = [p for p in (x, *(p for module in modules for p in module.parameters())) if p.requires_grad]
-    for y in (Linear(*modules)(x), torch.cat([module(x) for module in modules], dim=-1)):
-        found.append((y, *torch.autograd.grad(y.square().mean(), learnt)))
-    for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
-        assert ours.stride() == expected.stride()
-    assert found[0][0].grad_fn is not None
-    assert "Product" in str(found[0][0].grad_fn.next_functions if len(modules) > 1 else found[0][0].grad_fn)
-
-
-def test_products_in_another_precision_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_module, "_LARGE", 0)
-    linear, x = Linear(*layers("conv1d", 32)), torch.randn(5, 32)
-    assert linear(x).dtype == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert linear(x).dtype == torch.bfloat16
-    monkeypatch.setattr(network_module, "_has_onednn", lambda: False)
-    assert "Product" not in str(linear(x).grad_fn)
-
-
-def test_onednn_is_left_alone_where_threads_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_DYNAMIC", "TRUE")
-    assert not network_module._has_onednn.__wrapped__()
 
 
 def test_packed_weights_are_dropped_with_the_next_step() -> None:
