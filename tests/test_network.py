@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
+)
 
 from tests.families import FAMILIES, family_model, make_family
 from textenv import CausalLM, TextEnvError
 from textenv.models import linear as linear_module
 from textenv.models import network as network_module
-from textenv.models.families import build_network
-from textenv.models.network import Network
+from textenv.models.families import BUILDERS, build_network
+from textenv.models.linear import Linear
+from textenv.models.network import Block, Network
+from textenv.models.operations import activation, layer_norm
 from textenv.models.policy import Lora, TextPolicy
 
 KNOWN = [(name, tied) for name, tied in FAMILIES if name not in ("gemma2", "gemma3")]
 BATCH, TIME = 3, 11
+STARCODER2 = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id",
+}  # fmt: skip
 
 
 def token_ids(batch: int = BATCH, time: int = TIME) -> torch.Tensor:
@@ -53,7 +68,7 @@ def test_whole_sequences(name: str, tied: bool, packed: bool) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("lengths", [(10, 10, 10), (10, 4, 7)])
 def test_a_token_behind_a_long_text(name: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a length on, its attention goes through another operation."""
+    """From a number of keys on, its attention is another operation."""
     lm = make_family(name)
     ids, sizes = token_ids(3, 10).numpy(), np.array(lengths)
     lm.next_token_logits(ids, sizes - 1)
@@ -99,6 +114,59 @@ def test_checkpoints_save_memory() -> None:
             network.run(token_ids())
         saved.append(sum(sizes))
     assert saved[1] < 0.5 * saved[0]
+
+
+# -- families -----------------------------------------------------------------------------------------------------
+
+
+def test_every_family_that_is_built_is_tested() -> None:
+    assert {family_model(name).config.model_type for name, _ in KNOWN} == set(BUILDERS)
+
+
+def build_starcoder2(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network:
+    """Biases and layer normalization as in GPT-2, rotary positions and grouped queries as in Llama."""
+    config, trunk = cast(Any, model.config), cast(Any, model.base_model)
+    blocks = [
+        Block(
+            attention_norm=layer_norm(layer.input_layernorm),
+            qkv=linear(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+            head_norms=None,
+            out=linear(layer.self_attn.o_proj),
+            scale=layer.self_attn.scaling,
+            mlp_norm=layer_norm(layer.post_attention_layernorm),
+            up=linear(layer.mlp.c_fc, activation=activation(layer.mlp.act)),
+            gate=None,
+            down=linear(layer.mlp.c_proj),
+        )
+        for layer in trunk.layers
+    ]
+    return Network(
+        model,
+        embed=lambda ids, _: trunk.embed_tokens(ids),
+        blocks=blocks,
+        norm=layer_norm(trunk.norm),
+        heads=(config.num_attention_heads, config.num_key_value_heads, trunk.layers[0].self_attn.head_dim),
+        rotary=trunk.rotary_emb,
+    )
+
+
+def test_a_family_is_one_function_and_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {name: value for name, value in family_model("llama").config.to_dict().items() if name in STARCODER2}
+    torch.manual_seed(0)
+    model = Starcoder2ForCausalLM(Starcoder2Config(**shape, sliding_window=None)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # biases begin at 0, where mistakes would not show
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    assert build_network(model) is None
+    monkeypatch.setitem(BUILDERS, "starcoder2", build_starcoder2)
+    ids, network = token_ids(), network_of(model)
+    with torch.no_grad():
+        torch.testing.assert_close(network.run(ids), theirs(model, ids), atol=1e-4, rtol=1e-4)
+    lm = CausalLM(model, make_family("llama").tokenizer)
+    for length in range(4, TIME + 1):
+        found = lm.last_hidden(ids.numpy(), np.full(BATCH, length))
+        torch.testing.assert_close(found, theirs(model, ids[:, :length])[:, -1], atol=1e-4, rtol=1e-4)
+    assert isinstance(lm._network, Network)
 
 
 class Subclass(LlamaForCausalLM):
@@ -148,11 +216,11 @@ def test_a_copy_reads_its_own_weights() -> None:
     lm = make_family("gpt2")
     ids, lengths = token_ids().numpy(), np.full(BATCH, TIME)
     before = lm.next_token_logits(ids, lengths)
-    twin = copy.deepcopy(lm)
+    other = copy.deepcopy(lm)
     with torch.no_grad():
-        for parameter in twin.model.parameters():
+        for parameter in other.model.parameters():
             parameter.mul_(0.5)
-    assert float((twin.next_token_logits(ids, lengths) - before).abs().max()) > 1e-2
+    assert float((other.next_token_logits(ids, lengths) - before).abs().max()) > 1e-2
     torch.testing.assert_close(lm.next_token_logits(ids, lengths), before, atol=1e-5, rtol=1e-5)
 
 
