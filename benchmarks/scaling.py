@@ -22,7 +22,7 @@ from torch.nn import functional
 from benchmarks import _jobs
 from benchmarks._measure import Effort, environment, interleave, rate, remark, show
 from benchmarks._ours import Rollouts, make_env
-from textenv.models.network import Linear
+from textenv.models.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 ``make_family(name, tied=...)`` gives a ``CausalLM``; ``save_family(folder, name, tied=...)`` writes it in Hugging Face
 format, for ``model="<folder>"``. Each has what its family is known for: learned positions, grouped queries, biases,
-normalised queries and keys, scaled embeddings, capped logits, sliding windows.
+normalized queries and keys, scaled embeddings, capped logits, sliding windows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -67,6 +69,7 @@ _MODELS: dict[str, Callable[..., PreTrainedModel]] = {
     "gpt2": lambda **given: GPT2LMHeadModel(GPT2Config(**{**_GPT2, **given})),
     "llama": lambda **given: LlamaForCausalLM(LlamaConfig(**{**_TRUNK, **given})),
     "smollm2": lambda **given: LlamaForCausalLM(LlamaConfig(**{**_TRUNK, "rope_theta": 100_000, **given})),
+    "mistral": lambda **given: MistralForCausalLM(MistralConfig(**{**_TRUNK, "sliding_window": None, **given})),
     "qwen2": lambda **given: Qwen2ForCausalLM(Qwen2Config(**{**_TRUNK, **given})),
     "qwen3": lambda **given: Qwen3ForCausalLM(Qwen3Config(**{**_TRUNK, "head_dim": 16, **given})),
     "gemma": lambda **given: GemmaForCausalLM(GemmaConfig(**{**_GEMMA, **given})),
@@ -101,6 +104,7 @@ FAMILIES: tuple[tuple[str, bool], ...] = (
     ("llama", False),
     ("llama", True),
     ("smollm2", True),
+    ("mistral", False),
     ("qwen2", True),
     ("qwen2", False),
     ("qwen3", True),
@@ -126,9 +130,14 @@ _TURNS = (
     "message['role']) + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
+_INST = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + "
+    "' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
 _CHAT: dict[str, tuple[str, list[str]]] = {  # template and the tokens it writes, the one that ends a turn last
     "llama": (_LLAMA3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
     "smollm2": (_CHATML, ["<|im_start|>", "<|im_end|>"]),
+    "mistral": (_INST, []),
     "qwen2": (_CHATML, ["<|im_start|>", "<|im_end|>"]),
     "qwen3": (_CHATML, ["<|im_start|>", "<|im_end|>"]),
     "gemma": (_TURNS, ["<start_of_turn>", "<end_of_turn>"]),

@@ -40,7 +40,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
     monkeypatch.setattr(causal_lm_module, "graphs_run_on", lambda device: True)
     monkeypatch.setattr(graphs_module, "record", record)
-    monkeypatch.setattr(graphs_module, "_LEAST_KEYS", 4)
+    monkeypatch.setattr(graphs_module, "_MIN_KEYS", 4)
     return sizes
 
 

@@ -1,4 +1,4 @@
-"""The networks of the families against transformers, by every way through them."""
+"""The networks of the families against transformers, in every kind of forward."""
 
 from __future__ import annotations
 
@@ -10,18 +10,32 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
+)
 
 from tests.families import FAMILIES, family_model, make_family
 from textenv import CausalLM, TextEnvError
+from textenv.models import linear as linear_module
 from textenv.models import network as network_module
-from textenv.models.network import Linear, Network
+from textenv.models.families import BUILDERS, build_network
+from textenv.models.linear import Linear
+from textenv.models.network import Block, Network
+from textenv.models.operations import activation, layer_norm
 from textenv.models.policy import Lora, TextPolicy
 
 KNOWN = [(name, tied) for name, tied in FAMILIES if name not in ("gemma2", "gemma3")]
 BATCH, TIME = 3, 11
+STARCODER2 = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id",
+}  # fmt: skip
 
 
 def token_ids(batch: int = BATCH, time: int = TIME) -> torch.Tensor:
@@ -35,7 +49,7 @@ def theirs(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def network_of(model: PreTrainedModel, *, adapted: bool = False) -> Network:
-    found = Network.of(model, adapted=adapted)
+    found = build_network(model, adapted=adapted)
     assert found is not None
     return found
 
@@ -54,11 +68,11 @@ def test_whole_sequences(name: str, tied: bool, packed: bool) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("lengths", [(10, 10, 10), (10, 4, 7)])
 def test_a_token_behind_a_long_text(name: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a length on, its attention goes through another operation."""
+    """From a number of keys on, its attention is another operation."""
     lm = make_family(name)
     ids, sizes = token_ids(3, 10).numpy(), np.array(lengths)
     lm.next_token_logits(ids, sizes - 1)
-    monkeypatch.setattr(network_module, "_LONG", 3)
+    monkeypatch.setattr(network_module, "_MAX_EXPLICIT_KEYS", 3)
     found = lm.next_token_logits(ids, sizes)
     with torch.no_grad():
         logits = lm.model(input_ids=torch.from_numpy(ids)).logits
@@ -70,7 +84,7 @@ def test_a_token_behind_a_long_text(name: str, lengths: tuple[int, ...], monkeyp
 @pytest.mark.parametrize("large", [False, True])
 def test_gradients(name: str, tied: bool, checkpointing: bool, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if large:
-        monkeypatch.setattr(network_module, "_LARGE", 0)
+        monkeypatch.setattr(linear_module, "_LARGE_PRODUCT", 0)
     model = family_model(name, tied=tied).eval().requires_grad_(True)
     network, ids = network_of(model), token_ids()
     network.pack()  # packed weights are for forwards without gradients, and stay out of this
@@ -102,23 +116,76 @@ def test_checkpoints_save_memory() -> None:
     assert saved[1] < 0.5 * saved[0]
 
 
+# -- families -----------------------------------------------------------------------------------------------------
+
+
+def test_every_family_that_is_built_is_tested() -> None:
+    assert {family_model(name).config.model_type for name, _ in KNOWN} == set(BUILDERS)
+
+
+def build_starcoder2(model: PreTrainedModel, linear: Callable[..., Linear]) -> Network:
+    """Biases and layer normalization as in GPT-2, rotary positions and grouped queries as in Llama."""
+    config, trunk = cast(Any, model.config), cast(Any, model.base_model)
+    blocks = [
+        Block(
+            attention_norm=layer_norm(layer.input_layernorm),
+            qkv=linear(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+            head_norms=None,
+            out=linear(layer.self_attn.o_proj),
+            scale=layer.self_attn.scaling,
+            mlp_norm=layer_norm(layer.post_attention_layernorm),
+            up=linear(layer.mlp.c_fc, activation=activation(layer.mlp.act)),
+            gate=None,
+            down=linear(layer.mlp.c_proj),
+        )
+        for layer in trunk.layers
+    ]
+    return Network(
+        model,
+        embed=lambda ids, _: trunk.embed_tokens(ids),
+        blocks=blocks,
+        norm=layer_norm(trunk.norm),
+        heads=(config.num_attention_heads, config.num_key_value_heads, trunk.layers[0].self_attn.head_dim),
+        rotary=trunk.rotary_emb,
+    )
+
+
+def test_a_family_is_one_function_and_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {name: value for name, value in family_model("llama").config.to_dict().items() if name in STARCODER2}
+    torch.manual_seed(0)
+    model = Starcoder2ForCausalLM(Starcoder2Config(**shape, sliding_window=None)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # biases begin at 0, where mistakes would not show
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    assert build_network(model) is None
+    monkeypatch.setitem(BUILDERS, "starcoder2", build_starcoder2)
+    ids, network = token_ids(), network_of(model)
+    with torch.no_grad():
+        torch.testing.assert_close(network.run(ids), theirs(model, ids), atol=1e-4, rtol=1e-4)
+    lm = CausalLM(model, make_family("llama").tokenizer)
+    for length in range(4, TIME + 1):
+        found = lm.last_hidden(ids.numpy(), np.full(BATCH, length))
+        torch.testing.assert_close(found, theirs(model, ids[:, :length])[:, -1], atol=1e-4, rtol=1e-4)
+    assert isinstance(lm._network, Network)
+
+
 class Subclass(LlamaForCausalLM):
     """What it computes cannot be known."""
 
 
 def test_what_is_not_known_runs_through_its_own_forward() -> None:
-    assert Network.of(family_model("gemma2")) is None
-    assert Network.of(family_model("gemma3")) is None
+    assert build_network(family_model("gemma2")) is None
+    assert build_network(family_model("gemma3")) is None
     llama = family_model("llama")
-    assert Network.of(Subclass(cast(LlamaConfig, llama.config))) is None
+    assert build_network(Subclass(cast(LlamaConfig, llama.config))) is None
     assert (
-        Network.of(family_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
+        build_network(family_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
         is None
     )
     hook = llama.base_model.layers[0].register_forward_hook(lambda module, inputs, output: None)  # type: ignore[index,union-attr]
-    assert Network.of(llama) is None
+    assert build_network(llama) is None
     hook.remove()
-    assert Network.of(llama) is not None
+    assert build_network(llama) is not None
 
 
 def test_a_hook_is_heeded_from_the_next_call_on() -> None:
@@ -149,90 +216,12 @@ def test_a_copy_reads_its_own_weights() -> None:
     lm = make_family("gpt2")
     ids, lengths = token_ids().numpy(), np.full(BATCH, TIME)
     before = lm.next_token_logits(ids, lengths)
-    twin = copy.deepcopy(lm)
+    other = copy.deepcopy(lm)
     with torch.no_grad():
-        for parameter in twin.model.parameters():
+        for parameter in other.model.parameters():
             parameter.mul_(0.5)
-    assert float((twin.next_token_logits(ids, lengths) - before).abs().max()) > 1e-2
+    assert float((other.next_token_logits(ids, lengths) - before).abs().max()) > 1e-2
     torch.testing.assert_close(lm.next_token_logits(ids, lengths), before, atol=1e-5, rtol=1e-5)
-
-
-# -- linear layers ------------------------------------------------------------------------------------------------
-
-
-def layers(kind: str, size: int) -> tuple[nn.Module, ...]:
-    torch.manual_seed(0)
-    if kind == "conv1d":
-        layer = Conv1D(3 * size, size)
-        nn.init.normal_(layer.bias)
-        return (layer,)
-    if kind == "some biases":
-        return nn.Linear(size, size), nn.Linear(size, 8, bias=False), nn.Linear(size, 24)
-    return nn.Linear(size, size, bias=False), nn.Linear(size, 8, bias=False)
-
-
-@pytest.mark.parametrize("kind", ["conv1d", "some biases", "no biases"])
-@pytest.mark.parametrize(("size", "rows"), [(16, 3), (16, 100), (512, 3)])  # small, many rows, large
-@pytest.mark.parametrize("activation", [None, network_module._gelu_tanh, torch.nn.functional.gelu, torch.sigmoid])
-@pytest.mark.parametrize("onednn", [True, False])
-def test_packed_layers_are_the_layers(  # noqa: PLR0917
-    kind: str,
-    size: int,
-    rows: int,
-    activation: Callable[[torch.Tensor], torch.Tensor] | None,
-    onednn: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if not onednn:
-        monkeypatch.setattr(network_module, "_has_onednn", lambda: False)
-    modules = layers(kind, size)
-    linear = Linear(*modules, activation=activation)
-    x = torch.randn(rows, size)
-    with torch.no_grad():
-        expected = torch.cat([module(x) for module in modules], dim=-1)
-        if activation is not None:
-            expected = activation(expected)
-        residual = torch.randn_like(expected)
-        for _ in range(2):  # as they are, then packed
-            torch.testing.assert_close(linear(x), expected, atol=1e-4, rtol=1e-4)
-            if activation is None:
-                torch.testing.assert_close(linear(x, residual), expected + residual, atol=1e-4, rtol=1e-4)
-            linear.pack()
-
-
-@pytest.mark.parametrize("kind", ["conv1d", "some biases", "no biases"])
-@pytest.mark.parametrize("frozen", [(), ("x",), ("weight",), ("bias",)])
-def test_large_products_and_their_gradients(
-    kind: str, frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(network_module, "_LARGE", 0)
-    modules, x, found = layers(kind, 32), torch.randn(70, 32, requires_grad="x" not in frozen), []
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name not in frozen)
-    learnt = [p for p in (x, *(p for module in modules for p in module.parameters())) if p.requires_grad]
-    for y in (Linear(*modules)(x), torch.cat([module(x) for module in modules], dim=-1)):
-        found.append((y, *torch.autograd.grad(y.square().mean(), learnt)))
-    for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
-        assert ours.stride() == expected.stride()
-    assert found[0][0].grad_fn is not None
-    assert "Product" in str(found[0][0].grad_fn.next_functions if len(modules) > 1 else found[0][0].grad_fn)
-
-
-def test_products_in_another_precision_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_module, "_LARGE", 0)
-    linear, x = Linear(*layers("conv1d", 32)), torch.randn(5, 32)
-    assert linear(x).dtype == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert linear(x).dtype == torch.bfloat16
-    monkeypatch.setattr(network_module, "_has_onednn", lambda: False)
-    assert "Product" not in str(linear(x).grad_fn)
-
-
-def test_onednn_is_left_alone_where_threads_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_DYNAMIC", "TRUE")
-    assert not network_module._has_onednn.__wrapped__()
 
 
 def test_packed_weights_are_dropped_with_the_next_step() -> None:

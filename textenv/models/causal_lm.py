@@ -29,8 +29,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from textenv.models.chat import end_of_turn, render_conversation
-from textenv.models.graphs import SPARE, Graphs, graphs_run_on
-from textenv.models.network import KeyValues, Network, hooks_of
+from textenv.models.families import build_network, hooks_of
+from textenv.models.graphs import SCRATCH, Graphs, graphs_run_on
+from textenv.models.key_values import KeyValues
+from textenv.models.network import Network
 from textenv.types import Conversation, IntArray, TextEnvError
 
 __all__ = ["BUNDLED", "CausalLM", "bundled_folder", "find_device", "quiet"]
@@ -338,7 +340,7 @@ class CausalLM:
             TextEnvError: The architecture has no such thing, or has dropout where it does.
         """
         self.gradient_checkpointing = True
-        if Network.of(self.model) is not None:
+        if build_network(self.model) is not None:
             return
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         plain = _trunk(self.model)(input_ids=ids).last_hidden_state
@@ -481,7 +483,7 @@ class CausalLM:
     def _settle(self) -> None:
         """Before any forward: read the modules as they are now, with this model's adapter."""
         if not self._still and self._watch.restructured():
-            self._network = Network.of(self.model, adapted=self.adapter is not None)
+            self._network = build_network(self.model, adapted=self.adapter is not None)
             self._cache = _PrefixCache(self.model, self._network)
         self._activate()
 
@@ -715,7 +717,7 @@ class _PrefixCache:
             else:
                 keys, where = int(positions.max()) + 1, self._there(positions)[:, None]
                 mask = None if int(positions.min()) == keys - 1 else self._mask(where, keys)
-                self._held.aim(self._first[:span], where, keys, mask, fresh=False)
+                self._held.prepare(self._first[:span], where, keys, mask, prefill=False)
                 hidden = self._compute(self._there(tokens)[:, None], where)
             if not straight:
                 hidden = hidden[self._there(slots)]
@@ -736,7 +738,8 @@ class _PrefixCache:
         keys = int(ends.max())
         last = self._there(np.arange(len(rows)) * positions.shape[1] + ends - start - 1)
         with torch.inference_mode(self._network is not None):
-            self._held.aim(self._there(into), where, keys, None if fresh else self._mask(where, keys), fresh=fresh)
+            mask = None if fresh else self._mask(where, keys)
+            self._held.prepare(self._there(into), where, keys, mask, prefill=fresh)
             hidden = self._compute(block, where, last)
             if back is not None:
                 hidden = hidden[back]
@@ -744,7 +747,7 @@ class _PrefixCache:
         return hidden.clone()
 
     def _compute(self, block: torch.Tensor, where: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Return hidden states ``(kept, hidden_size)`` of tokens ``(batch, new)``, for which the cache is aimed."""
+        """Return hidden states ``(kept, hidden_size)`` of tokens ``(batch, new)``, for which the cache is prepared."""
         if isinstance(self._held, _RaggedCache):
             hidden = self._held.run(self._model, block).flatten(0, 1)
             return hidden if keep is None else hidden[keep]
@@ -796,7 +799,7 @@ class _PrefixCache:
         self._every = np.arange(max(ids.shape))
         self._owners = np.argsort(slots)
         self._first = torch.arange(len(ids), device=self._like.device)
-        self._held.resize(len(ids), ids.shape[1] + SPARE if self.graphed else ids.shape[1])
+        self._held.resize(len(ids), ids.shape[1] + SCRATCH if self.graphed else ids.shape[1])
         self._graphs = None
 
     def _find_way(self) -> None:
@@ -855,11 +858,11 @@ class _RaggedCache(Cache):
         self._length = 0
         self._mask: torch.Tensor | None = None
 
-    def aim(
-        self, rows: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor | None, *, fresh: bool
+    def prepare(
+        self, rows: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor | None, *, prefill: bool
     ) -> None:
-        """Say where the next forward writes, and what it reads; as ``KeyValues.aim``."""
-        self._rows, self._where, self._length, self._mask = rows, positions, 0 if fresh else length, mask
+        """Say where the next forward writes, and what it reads; as ``KeyValues.prepare``."""
+        self._rows, self._where, self._length, self._mask = rows, positions, 0 if prefill else length, mask
 
     def run(self, model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
         """Return the hidden states of new tokens ``(batch, new)``."""

@@ -8,18 +8,21 @@ from textenv.types import Conversation, TextEnvError
 
 __all__ = ["end_of_turn", "render_conversation"]
 
-_ANSWER = "xyzzy"  # what the assistant says in the conversation that end_of_turn looks at
+_ANSWER = "xyzzy"  # the assistant's message in the conversation from which end_of_turn finds the token
 
 
 def render_conversation(tokenizer: Any, messages: Conversation) -> tuple[str, list[int]]:
-    """Return the text and token ids of a conversation, up to where the assistant goes on.
+    """Return the text and token ids of a conversation, up to where the assistant writes next.
 
-    After a message of the user the template's opening of a turn of the assistant follows. A last message of the
-    assistant is left open, to be continued. Special tokens are the template's alone: none are added to its text.
+    If the last message is not the assistant's, the template's opening of an assistant turn follows it; if it is, its
+    turn is left open, to be continued. All special tokens come from the template: the tokenizer adds none.
 
     Args:
         tokenizer: The tokenizer.
-        messages: At least one.
+        messages: The messages, at least one.
+
+    Returns:
+        The text, and the token ids of it.
 
     Raises:
         TextEnvError: There is no chat template, or it refuses the conversation.
@@ -34,7 +37,7 @@ def render_conversation(tokenizer: Any, messages: Conversation) -> tuple[str, li
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False, **ends)
         ids = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True, **ends)["input_ids"]
-    except Exception as error:  # a template is a program of its own and raises what it likes
+    except Exception as error:  # a template is a program, which can raise anything
         raise TextEnvError(
             f"The chat template of the tokenizer ({tokenizer.name_or_path!r}) refuses the prompt {_short(messages)}: "
             f"{type(error).__name__}: {error}"
@@ -43,21 +46,24 @@ def render_conversation(tokenizer: Any, messages: Conversation) -> tuple[str, li
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
-    """Return the token that the chat template puts behind what the assistant says, or None.
+    """Return the id of the token that the chat template puts after a message of the assistant, or None.
 
-    Tokenizers and generation configs do not always name it: those of a base model, whose end of sequence is another,
-    or of a model that was tuned with a template of its own. It is None without a template, and where the template
-    ends a turn with plain text or refuses to be asked.
+    The tokenizer and the generation config do not always name it: a base model's end-of-sequence token may be another,
+    and a model may have been tuned with a template that they do not know. It is None if there is no template, or if the
+    template ends a turn with plain text or refuses a short conversation.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception:  # a conversation that is given as a prompt will say what is wrong with the template
+    except Exception:  # render_conversation reports it, once a prompt is a conversation
         return None
     _, found, rest = text.rpartition(_ANSWER)
-    tokens = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}  # not all that end turns are marked special
+    tokens = {
+        *tokenizer.all_special_tokens,
+        *tokenizer.get_added_vocab(),
+    }  # some that end turns are not marked as special
     ends = [token for token in tokens if token.strip() and rest.lstrip().startswith(token)]
     return int(tokenizer.convert_tokens_to_ids(max(ends, key=len))) if found and ends else None
 

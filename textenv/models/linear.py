@@ -1,0 +1,151 @@
+"""Linear layers that read the same input, as one product.
+
+With gradients, or on a GPU, the layers are called one by one. Repeated forwards without gradients on the CPU read a
+packed copy of all their weights instead, by whichever product is faster for the number of rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from textenv.models import onednn
+from textenv.models.operations import Operation
+
+__all__ = ["Linear"]
+
+_SMALL_PRODUCT = 2**20  # multiplications up to which torch computes a product in less time than a call of oneDNN takes
+_LARGE_PRODUCT = 2**22  # multiplications from which oneDNN makes up for an autograd function written in Python
+
+
+class Linear:
+    """One or more linear layers that read the same input, applied as one, with what follows them.
+
+    ``pack`` makes a copy of the weights that is fast without gradients; ``unpack`` drops it. Whoever packs has to
+    unpack when the weights change.
+    """
+
+    def __init__(self, *layers: nn.Module, activation: Operation | None = None, adapted: bool = False) -> None:
+        """Take the layers.
+
+        Args:
+            *layers: The layers, in the order of their outputs.
+            activation: Applied to the outputs.
+            adapted: Whether LoRA adapters in the layers are applied; else the layers below them are read.
+        """
+        self._layers = layers if adapted else tuple(getattr(layer, "base_layer", layer) for layer in layers)
+        self._activation = activation
+        self._packed: _PackedLinear | None = None
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Map ``(rows, in)`` to ``(rows, out)``, the outputs of the layers side by side, and add ``residual``."""
+        if self._packed is not None and not torch.is_grad_enabled():
+            return self._packed(x, residual)
+        outputs = [_apply_layer(layer, x) for layer in self._layers]
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return _finish(y, self._activation, residual)
+
+    def pack(self) -> None:
+        """Copy the weights into the form that is read fastest, if all layers are plain ones, in float32 on the CPU."""
+        pairs = [_weight_and_bias(layer) for layer in self._layers]
+        found = [pair for pair in pairs if pair is not None]
+        if len(found) < len(pairs):
+            return
+        weights = [weight for weight, _ in found]
+        if weights[0].device.type != "cpu" or weights[0].dtype != torch.float32:
+            return
+        weight, bias = found[0]
+        if len(found) > 1:
+            weight = torch.cat(weights)
+            if any(bias is not None for _, bias in found):
+                bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in found])
+        trainable = any(p.requires_grad for layer in self._layers for p in layer.parameters())
+        self._packed = _PackedLinear(weight, bias, self._activation, reused=not trainable)
+
+    def unpack(self) -> None:
+        """Read the layers' own weights again."""
+        self._packed = None
+
+
+class _PackedLinear:
+    """A linear layer without gradients, in copies of its weight that are made when they are first read."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Operation | None, *, reused: bool
+    ) -> None:
+        """Take the layer.
+
+        Args:
+            weight: Shape ``(out, in)``.
+            bias: Shape ``(out,)``, or None.
+            activation: Applied to the outputs.
+            reused: Whether the weights stay as they are, so that packing may take long; else they are trained, and
+                the copy lasts for one rollout.
+        """
+        self._weight, self._bias, self._activation = weight, bias, activation
+        self._reused = reused
+        self._transposed: torch.Tensor | None = None  # (in, out), for few rows
+        self._packed: torch.Tensor | None = None  # in oneDNN's layout, for many
+        self._max_torch_rows = sys.maxsize  # up to how many rows torch's product is the faster one
+        if onednn.available():  # it computes a product and its activation in one operation, so it pays off sooner then
+            limit = _SMALL_PRODUCT if activation is None else _SMALL_PRODUCT // 2
+            self._max_torch_rows = limit // weight.numel()
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        return (self._by_torch if x.shape[0] <= self._max_torch_rows else self._by_onednn)(x, residual)
+
+    def _by_torch(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        if self._transposed is None:
+            self._transposed = self._weight.T.contiguous()
+        y = torch.mm(x, self._transposed) if self._bias is None else torch.addmm(self._bias, x, self._transposed)
+        return _finish(y, self._activation, residual)
+
+    def _by_onednn(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        if self._packed is None:
+            # Packing the weight of a Conv1D, which lies in memory as (in, out), takes longer than it saves in a rollout
+            as_it_is = not self._reused and self._weight.T.is_contiguous()
+            self._packed = self._weight if as_it_is else onednn.pack(self._weight)
+        if self._activation is None and residual is not None:
+            return onednn.linear_add(x, residual, self._packed, self._bias)
+        if self._activation in onednn.ACTIVATIONS:
+            return _finish(onednn.linear(x, self._packed, self._bias, self._activation), None, residual)
+        return _finish(onednn.linear(x, self._packed, self._bias), self._activation, residual)
+
+
+def _finish(y: torch.Tensor, activation: Operation | None, residual: torch.Tensor | None) -> torch.Tensor:
+    """Apply an activation to a product and add a residual, each where there is one."""
+    if activation is not None:
+        y = activation(y)
+    return y if residual is None else residual + y
+
+
+def _apply_layer(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Call a layer, by oneDNN's products if they are faster and change nothing else."""
+    if (
+        type(layer) not in (nn.Linear, Conv1D)
+        or type(layer.weight) is not nn.Parameter
+        or any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in (x, layer.weight))
+        or x.shape[0] * layer.weight.numel() < _LARGE_PRODUCT
+        or torch.is_autocast_enabled("cpu")
+        or not onednn.available()
+    ):
+        return cast(torch.Tensor, layer(x))
+    return onednn.linear_with_gradients(x, layer.weight, cast(Any, layer.bias), type(layer) is Conv1D)
+
+
+def _weight_and_bias(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Return the weight ``(out, in)`` and bias of a layer with its adapters; None if it does anything else."""
+    base = getattr(layer, "base_layer", layer)
+    if type(base) not in (nn.Linear, Conv1D):
+        return None
+    weight, bias = base.weight.detach(), base.bias
+    if base is not layer:
+        if not type(layer).__module__.startswith("peft.tuners.lora") or layer.merged or layer.lora_variant:
+            return None
+        for name in layer.active_adapters if not layer.disable_adapters else ():
+            weight = weight + layer.get_delta_weight(name).detach()
+    return weight.T if isinstance(base, Conv1D) else weight, None if bias is None else bias.detach()
