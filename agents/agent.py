@@ -30,6 +30,7 @@ from textenv.distributed import World, connect, full
 from textenv.files import write_atomically
 from textenv.models.policy import Evaluation, Lora, TextPolicy
 from textenv.rollouts import ActionMask, Rollout, collect, sample_episodes, text_env, vectorise
+from textenv.scoring import unscored
 from textenv.types import Episode, FloatArray, IntArray, Observation, TextEnvError
 from textenv.vector import TextVectorEnv
 
@@ -48,6 +49,7 @@ __all__ = [
     "new_policy",
     "paid",
     "read_saved",
+    "refuse_unscored",
 ]
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -750,6 +752,19 @@ def _optimizer(policy: TextPolicy, config: AgentConfig) -> torch.optim.Optimizer
         peaks |= dict.fromkeys(policy.value_head.parameters(), value_rate)
     groups = [{"params": [p for p in peaks if peaks[p] == peak], "peak": peak} for peak in sorted(set(peaks.values()))]
     return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
+
+
+def refuse_unscored(base: TextVectorEnv, agent: str) -> None:
+    """Refuse an environment that scores nothing, for an agent that acts by scores.
+
+    Raises:
+        TextEnvError: The environment's reward is ``textenv.scoring.unscored``.
+    """
+    if base.reward is unscored:
+        raise TextEnvError(
+            f"{agent} chooses what it writes by the reward, and this environment has none; give it one (--reward of "
+            "'textenv sample', where 'run' stands for the run's own)."
+        )
 
 
 def keeps_statistics(base: TextVectorEnv) -> bool:

@@ -27,7 +27,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from safetensors import SafetensorError
 
-from textenv.agents.agent import Progress, check, describe, read_saved
+from textenv.agents.agent import Progress, check, describe, read_saved, refuse_unscored
 from textenv.agents.critic import refuse_statistics, score_next
 from textenv.agents.soft_values import Choices, SoftValues, join
 from textenv.distributed import ALONE, World
@@ -86,8 +86,8 @@ class Guided:
             world: The processes of the run, of which there is one.
 
         Raises:
-            TextEnvError: The environment is of another kind or has no KL penalty, its reward keeps statistics of what
-                it scores, or there are several processes.
+            TextEnvError: The environment is of another kind, scores nothing or has no KL penalty, its reward keeps
+                statistics of what it scores, or there are several processes.
         """
         if world.size > 1:
             raise TextEnvError(f"Guided decoding has no weights that {world.size} processes could share: start one.")
@@ -99,6 +99,7 @@ class Guided:
         if not base.kl_coef > 0:
             raise TextEnvError("kl_coef=0: guided decoding divides by it; give the environment a kl_coef above 0.")
         refuse_statistics(base)
+        refuse_unscored(base, "guided")
         embedding = cast("torch.nn.Embedding", base.reference.model.get_input_embeddings())
         self.values = SoftValues(base.settings.max_new_tokens, embedding.weight.detach().float().cpu().numpy())
         self._states: deque[Choices] = deque(maxlen=self.config.replay)
@@ -177,7 +178,11 @@ class Guided:
                 reward guides.
             prompts: Whatever ``reset(options={"prompt": ...})`` takes for a row.
             generator: Source of randomness; None for the likeliest tokens.
+
+        Raises:
+            TextEnvError: The environment scores nothing.
         """
+        refuse_unscored(text_env(env), "guided")
         self.actor.act_in(text_env(env))
         return sample_episodes(env, self.actor, generator, prompts)
 

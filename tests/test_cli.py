@@ -61,9 +61,22 @@ def test_sample_continues_prompts(run: Path, tmp_path: Path, capsys: pytest.Capt
     page = tmp_path / "x.html"
     arguments = [str(run), "--prompt", "The actors", "A plot", "--samples", "2", "--html", str(page)]
     assert main(["sample", *arguments]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "score" in line]
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if "KL" in line]
     assert [line.startswith("The actors") for line in lines] == [True, True, False, False]
     assert page.read_text().count("<article>") == 4
+    assert "score" not in out + page.read_text()  # nobody asked for one
+    assert "&#10;reward" not in page.read_text()
+
+
+@pytest.mark.parametrize("reward", ["run", "vader", '{"name": "length", "target": 3}'])
+def test_sample_scores_with_the_reward_that_is_asked_for(
+    reward: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "x.html"
+    assert main(["sample", str(run), "--prompt", "The actors", "--reward", reward, "--html", str(page)]) == 0
+    assert re.search(r"\[score [+-]\d\.\d{3}, KL", capsys.readouterr().out)
+    assert "</b> score" in page.read_text()
 
 
 def test_conversations_are_trained_on_and_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +109,7 @@ def test_sample_reads_from_the_terminal(
 
     monkeypatch.setattr("builtins.input", read)
     assert main(["sample", str(run)]) == 0
-    assert capsys.readouterr().out.count("score") == 1
+    assert capsys.readouterr().out.count("nats") == 1
 
 
 def test_sample_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +211,10 @@ def test_every_agent_trains_by_its_name(
     assert main(["train", *arguments]) == 0
     assert json.loads((out / "results.json").read_text())["steps"] >= 60
     capsys.readouterr()
-    assert main(["sample", str(out), "--prompt", "It", "--samples", "2"]) == 0
+    sample = ["sample", str(out), "--prompt", "It", "--samples", "2", *["--trust"] * (":" in agent)]
+    assert main(sample) == (1 if agent in ("best_of_n", "guided") else 0)  # these two act by the reward
+    assert ("give it one (--reward" in capsys.readouterr().out) is (agent in ("best_of_n", "guided"))
+    assert main([*sample, "--reward", "run"]) == 0
     assert capsys.readouterr().out.count("score") == 2
 
 

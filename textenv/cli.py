@@ -48,7 +48,8 @@ from textenv.process import keep_memory
 from textenv.render import save_html, to_ansi
 from textenv.reviews import review_rankings
 from textenv.rlhf import Rlhf, rlhf
-from textenv.scoring import resolve_reward, reward_name
+from textenv.scoring import resolve_reward, reward_name, unscored
+from textenv.trust import Source
 from textenv.types import Episode, Ranking, TextEnvError
 
 __all__ = ["main"]
@@ -68,6 +69,8 @@ class Sample:
         chat: Take what is typed as a user's message, also where the run did not: one of conversations, say.
         device: Where it runs; None for where it was trained.
         max_prompt_tokens: Room for a prompt; None for what the run was told, or 128.
+        reward: Reward to score with, as in "textenv train", or "run" for that of the run; None scores nothing.
+        trust: Let the run's config.json import code and read environment variables: only for a run of your own.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -79,6 +82,8 @@ class Sample:
     chat: bool = False
     device: str | None = None
     max_prompt_tokens: int | None = None
+    reward: str | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -283,28 +288,33 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _sample(command: Sample) -> None:
+    path = command.run / "config.json"
     try:
-        config = json.loads((command.run / "config.json").read_text("utf-8"))
-    except OSError as error:
-        raise TextEnvError(f"{command.run} is no run of 'textenv train' ({error}).") from error
-    settings = {
-        **config["settings"],
-        "kl_mode": "lump",
-        "max_prompt_tokens": command.max_prompt_tokens or config["settings"]["max_prompt_tokens"] or 128,
-    }
-    settings |= {"model": config["model"], "reward": parse_reward(config["reward"]), "prompts": ["(typed)"]}
+        config = json.loads(path.read_text("utf-8"))
+        source = Source(path, command.trust)
+        settings, env, agent_name = source.settings(config["settings"]), source.env(config["env"]), config["agent"]
+        settings |= {"model": config["model"], "prompts": ["(typed)"], "kl_mode": "lump"}
+        own = config["reward"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise TextEnvError(f"{command.run} is no run of 'textenv train' ({error!r}).") from error
+    settings["max_prompt_tokens"] = command.max_prompt_tokens or settings.get("max_prompt_tokens") or 128
     settings["chat"] = command.chat or settings.get("chat", False)
     settings["device"] = command.device or settings.get("device")
-    envs: Any = gym.make_vec(config["env"], num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
-    agent = find(config["agent"]).load(command.run / "policy", envs)
+    if command.reward == "run":
+        settings["reward"] = source.reward(parse_reward(own) if isinstance(own, str) else own)
+    else:
+        settings["reward"] = unscored if command.reward is None else parse_reward(command.reward)
+    agent_class = find(source.agent(agent_name))
+    envs: Any = gym.make_vec(env, num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    agent = agent_class.load(command.run / "policy", envs)
     generator = None if command.greedy else torch.Generator(envs.unwrapped.reference.device).manual_seed(command.seed)
     episodes: list[Episode] = []
     for prompt in command.prompt or _typed():
         for episode in agent.sample(envs, [prompt] * command.samples, generator=generator):
-            sys.stdout.write(to_ansi(episode, color=sys.stdout.isatty()) + "\n")
+            sys.stdout.write(to_ansi(episode, color=sys.stdout.isatty(), scored=command.reward is not None) + "\n")
             episodes.append(episode)
     if command.html is not None:
-        save_html(command.html, episodes)
+        save_html(command.html, episodes, scored=command.reward is not None)
 
 
 def _serve(command: Serve) -> None:

@@ -48,7 +48,7 @@ from textenv.models.policy import TextPolicy
 from textenv.models.reward_training import RewardModelConfig, train_reward_model
 from textenv.models.training import SftConfig, sft
 from textenv.rollouts import sample_episodes, text_env
-from textenv.scoring import resolve_reward, score
+from textenv.scoring import resolve_reward, score, unscored
 from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["Rlhf", "rlhf"]
@@ -210,11 +210,6 @@ def _keywords(config: Rlhf, base: str, reward: Any) -> dict[str, Any]:
     return {**keywords, "reward": reward, "kl_mode": "lump"}
 
 
-def _nothing(completions: Sequence[Any], **_: Any) -> list[float]:
-    """Score nothing: what is sampled for people has no score yet."""
-    return [0.0] * len(completions)
-
-
 def _load(writer: Path | None, envs: Any) -> TextPolicy:
     if writer is not None:
         return PPO.load(writer, envs).policy
@@ -245,7 +240,7 @@ def _ask(config: Rlhf, store: FeedbackStore, base: str, writers: Sequence[_Write
         config.env,
         num_envs=config.num_envs,
         autoreset_mode=AutoresetMode.DISABLED,
-        **_keywords(config, base, _nothing),
+        **_keywords(config, base, unscored),
     )
     policies = [_load(writer.folder, envs) for writer in writers]
     shares = [config.samples // 2, config.samples - config.samples // 2] if len(writers) == 2 else [config.samples]
@@ -355,7 +350,7 @@ def _measured(config: Rlhf, base: str, policy: Path | None, reward: str, path: P
     if path.exists():
         read: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return read
-    spec = _nothing if policy is None else parse_reward(reward)
+    spec = unscored if policy is None else parse_reward(reward)
     envs, prompts = held_out(_run(config, base, reward, path), _keywords(config, base, spec), config.num_envs)
     writer = _load(policy, envs)
     generator = torch.Generator(writer.lm.device).manual_seed(20_261)

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 
 from textenv.agents import AGENTS, config_of, find
+from textenv.trust import Source
 from textenv.types import TextEnvError
 
 __all__ = ["Budget", "Compare", "Entry", "Plan", "Run", "Task", "make_plan"]
@@ -49,6 +50,7 @@ class Compare:
         workers: Runs at the same time, each with its share of the cores; 0 for one a core.
         ray: Run on Ray: an existing cluster's if RAY_ADDRESS is set, else a local one. "out" has to be a folder that
             all its machines share.
+        trust: Let the TOML file import code and read environment variables: only for a file that you have read.
         quick: A comparison of some minutes: REINFORCE, PPO, RLOO, GRPO and soft Q-learning on two small exact
             tasks, 3 seeds.
     """
@@ -67,6 +69,7 @@ class Compare:
     workers: int = 0
     ray: bool = False
     quick: bool = False
+    trust: bool = False
 
 
 _IN_FILE = ("agents", "envs", "rewards", "seeds", "total_steps", "seconds", "evaluations", "eval_episodes", "num_envs")
@@ -223,6 +226,12 @@ def make_plan(command: Compare) -> Plan:
         raise TextEnvError(f"workers={command.workers}: expected at least 1, or 0 for one a core.")
     agents = tuple(_agent(each) for each in values["agents"])
     tasks = tuple(task for each in values["envs"] for task in _tasks(each, values["rewards"]))
+    if command.config is not None:
+        source = Source(command.config, command.trust)
+        for agent in agents:
+            source.agent(agent.name)
+        for task in tasks:
+            source.settings(task.settings)
     for kind, labels in (("agents", [each.label for each in agents]), ("envs", [each.label for each in tasks])):
         if not labels:
             raise TextEnvError(f"{kind}: expected at least one.")

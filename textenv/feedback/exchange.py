@@ -260,7 +260,7 @@ def _mapping(value: Any) -> Any:
 
 def _decoder(name: str) -> Callable[[list[int]], str]:
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TextEnvError(f"--tokenizer {name}: cannot be loaded ({error}).") from error
     special = {*tokenizer.all_special_ids}

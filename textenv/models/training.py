@@ -265,7 +265,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _pretrain(config: PretrainConfig, begun: bool) -> Path:
     if begun:
-        tokenizer: Any = AutoTokenizer.from_pretrained(config.out)
+        tokenizer: Any = AutoTokenizer.from_pretrained(config.out, trust_remote_code=False)
     else:
         tokenizer = train_tokenizer(read_texts(config.tokenizer_files or config.files), config.vocab_size)
     model = LlamaForCausalLM(
