@@ -27,7 +27,7 @@ from torch import nn
 from textenv.agents.losses import approximate_kl
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.distributed import World, connect, full
-from textenv.files import write_atomically
+from textenv.files import to_json, write_json
 from textenv.models.policy import Evaluation, Lora, TextPolicy
 from textenv.rollouts import ActionMask, Rollout, collect, sample_episodes, text_env, vectorise
 from textenv.scoring import unscored
@@ -517,7 +517,7 @@ class Agent(ABC, Generic[ConfigT]):
         folder.mkdir(parents=True, exist_ok=True)
         policy.save(folder)
         about = {"agent": type(self).__name__.lower(), "steps": self.steps, "config": dataclasses.asdict(self.config)}
-        write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
+        write_json(folder / "agent.json", about)
 
     @classmethod
     @final
@@ -576,7 +576,7 @@ class Agent(ABC, Generic[ConfigT]):
         if path is None:
             return False
         before = json.loads((path / "state.json").read_text("utf-8"))
-        settings = json.loads(json.dumps({"total_steps": total_steps, **dataclasses.asdict(self.config)}))
+        settings = json.loads(to_json({"total_steps": total_steps, **dataclasses.asdict(self.config)}))
         earlier = {"total_steps": before["total_steps"], **before["config"]}
         if changed := sorted(name for name in settings if settings[name] != earlier.get(name)):
             raise TextEnvError(

@@ -7,7 +7,6 @@ It maximises the score alone, at a KL from the reference of at most ``log n - (n
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from textenv.agents.agent import Progress, check, describe, read_saved, refuse_unscored
 from textenv.best_of_n import best_of_n_kl
 from textenv.distributed import ALONE, World
-from textenv.files import write_atomically
+from textenv.files import write_json
 from textenv.models.policy import TextPolicy
 from textenv.rollouts import collect, sample_episodes, text_env, vectorise
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
@@ -189,7 +188,7 @@ class BestOfN:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"agent": "bestofn", "steps": self.steps, "config": dataclasses.asdict(self.config)}
-        write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
+        write_json(folder / "agent.json", about)
 
     @classmethod
     def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:

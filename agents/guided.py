@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from textenv.agents.agent import Progress, check, describe, read_saved, refuse_u
 from textenv.agents.critic import refuse_statistics, score_next
 from textenv.agents.soft_values import Choices, SoftValues, join
 from textenv.distributed import ALONE, World
-from textenv.files import write_atomically
+from textenv.files import write_json
 from textenv.models.policy import TextPolicy
 from textenv.rollouts import collect, sample_episodes, text_env, vectorise
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
@@ -192,7 +191,7 @@ class Guided:
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.numpy.save_file(self.values.arrays(), folder / _VALUES_FILE)
         about = {"agent": "guided", "steps": self.steps, "config": dataclasses.asdict(self.config)}
-        write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
+        write_json(folder / "agent.json", about)
 
     @classmethod
     def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:

@@ -39,7 +39,7 @@ from textenv.feedback.commands import (
 )
 from textenv.feedback.exchange import ExportFeedback, ImportFeedback, export_feedback, import_feedback
 from textenv.feedback.sampling import AddTasks, add_tasks
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically, write_json
 from textenv.models.reward_evaluation import Evaluation, evaluate, plot_evaluations, read_rankings, reward_bench
 from textenv.models.reward_model import RewardModel
 from textenv.models.reward_training import RewardModelConfig, train_reward_model
@@ -49,6 +49,7 @@ from textenv.render import save_html, to_ansi
 from textenv.reviews import review_rankings
 from textenv.rlhf import Rlhf, rlhf
 from textenv.scoring import resolve_reward, reward_name, unscored
+from textenv.settings import check_counts
 from textenv.trust import Source
 from textenv.types import Episode, Ranking, TextEnvError
 
@@ -92,8 +93,9 @@ class Doctor:
 
     Attributes:
         env: Registered id of the environment.
-        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute.
-        model: Reference model: "bundled", a folder, or a Hugging Face id.
+        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute; None for the
+            environment's own.
+        model: Reference model: "bundled", a folder, or a Hugging Face id; None for the environment's own.
         prompts: File of prompts; None for the environment's own.
         num_envs: Rows of the vector environment.
         seed: Seeds prompts and tokens.
@@ -101,8 +103,8 @@ class Doctor:
     """
 
     env: str = "textenv/MovieReview-v0"
-    reward: str = "learned"
-    model: str = "bundled"
+    reward: str | None = None
+    model: str | None = None
     prompts: Path | None = None
     num_envs: int = 16
     seed: int = 0
@@ -288,19 +290,24 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _sample(command: Sample) -> None:
+    check_counts(command, "samples", "max_prompt_tokens")
     path = command.run / "config.json"
     try:
         config = json.loads(path.read_text("utf-8"))
         source = Source(path, command.trust)
         settings, env, agent_name = source.settings(config["settings"]), source.env(config["env"]), config["agent"]
-        settings |= {"model": config["model"], "prompts": ["(typed)"], "kl_mode": "lump"}
+        settings["kl_mode"] = "lump"
+        if config["model"] is not None:  # else the environment makes it, and has prompts that it can read
+            settings |= {"model": config["model"], "prompts": ["(typed)"]}
         own = config["reward"]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise TextEnvError(f"{command.run} is no run of 'textenv train' ({error!r}).") from error
     settings["max_prompt_tokens"] = command.max_prompt_tokens or settings.get("max_prompt_tokens") or 128
     settings["chat"] = command.chat or settings.get("chat", False)
     settings["device"] = command.device or settings.get("device")
-    if command.reward == "run":
+    if command.reward == "run" and own is None:
+        settings.pop("reward", None)  # the environment makes it
+    elif command.reward == "run":
         settings["reward"] = source.reward(parse_reward(own) if isinstance(own, str) else own)
     else:
         settings["reward"] = unscored if command.reward is None else parse_reward(command.reward)
@@ -320,6 +327,7 @@ def _sample(command: Sample) -> None:
 def _serve(command: Serve) -> None:
     from textenv.serving import serve  # noqa: PLC0415 (an optional dependency)
 
+    check_counts(command, "max_megabytes")
     reward = resolve_reward(parse_reward(command.reward))
 
     def announce(url: str) -> None:
@@ -334,6 +342,7 @@ def _tell(lines: Sequence[str]) -> None:
 
 
 def _reward_train(command: RewardTrain) -> None:
+    check_counts(command, "threads")
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     rankings = _rankings(command.files)
@@ -371,7 +380,7 @@ def _reward_eval(command: RewardEval) -> None:
         console.print(table)
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(command.out / "report.json", json.dumps(results, indent=2) + "\n")
+        write_json(command.out / "report.json", results)
         if evaluations:
             plot_evaluations(evaluations, command.out / "reward.png")
 
@@ -415,7 +424,7 @@ def _reward_data(command: RewardData) -> None:
         rankings = review_rankings(split, seed=command.seed)
         for domain in command.domains if split == "train" else ():
             rankings += review_rankings(domain=domain, seed=command.seed)
-        lines = [json.dumps(dataclasses.asdict(ranking)) + "\n" for ranking in rankings]
+        lines = [to_json(dataclasses.asdict(ranking)) + "\n" for ranking in rankings]
         write_atomically(command.out / f"{split}.jsonl", "".join(lines))
         console.print(f"{command.out / f'{split}.jsonl'}: {len(rankings):,} rankings")
 
@@ -445,7 +454,10 @@ def _typed() -> Any:
 
 
 def _doctor(command: Doctor) -> int:
-    table = Table("check", "", "figures", title=f"{command.env}, model {command.model}, reward {command.reward}")
+    check_counts(command, "num_envs")
+    given = {"model": command.model, "reward": command.reward}
+    title = ", ".join([command.env, *(f"{name} {value}" for name, value in given.items() if value is not None)])
+    table = Table("check", "", "figures", title=title)
     keywords = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
     healthy = True
     for finding in examine(command.env, keywords, num_envs=command.num_envs, seed=command.seed):

@@ -19,7 +19,7 @@ from textenv.clips.ensemble import RewardEnsemble
 from textenv.clips.measuring import make_task
 from textenv.clips.segments import Features
 from textenv.clips.settings import ClipsConfig
-from textenv.files import write_atomically
+from textenv.files import write_atomically, write_json
 from textenv.trust import Source
 from textenv.types import FloatArray, TextEnvError
 
@@ -103,7 +103,7 @@ def _save(folder: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     copies = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     write_atomically(folder / "model.safetensors", safetensors.torch.save(copies))
-    write_atomically(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    write_json(folder / "config.json", about)
 
 
 def _load(folder: Path, what: str, *keys: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

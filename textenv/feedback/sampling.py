@@ -158,6 +158,11 @@ def sample_completions(
             kept = {name: config["settings"][name] for name in _KEPT if name in config["settings"]}
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TextEnvError(f"{folder} is no run of 'textenv train' ({error!r}).") from error
+        if not isinstance(config["model"], str):
+            raise TextEnvError(
+                f"{folder}: the model of this run was made by its environment, {config['env']}, and has no name; "
+                "expected a run of a model's folder or Hugging Face id."
+            )
         settings = {**kept, "model": config["model"], **settings}
     else:
         settings = {"model": folder, **settings}
