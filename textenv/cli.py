@@ -69,7 +69,8 @@ class Sample:
         html: File to write the episodes to, with every token coloured by its KL.
         chat: Take what is typed as a user's message, also where the run did not: one of conversations, say.
         device: Where it runs; None for where it was trained.
-        max_prompt_tokens: Room for a prompt; None for what the run was told, or 128.
+        max_prompt_tokens: Room for a prompt; None for what the run was told, or 128; where the
+            environment makes the model, for that of its own prompts.
         reward: Reward to score with, as in "textenv train", or "run" for that of the run; None scores nothing.
         trust: Let the run's config.json import code and read environment variables: only for a run of your own.
     """
@@ -302,7 +303,8 @@ def _sample(command: Sample) -> None:
         own = config["reward"]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise TextEnvError(f"{command.run} is no run of 'textenv train' ({error!r}).") from error
-    settings["max_prompt_tokens"] = command.max_prompt_tokens or settings.get("max_prompt_tokens") or 128
+    room = None if config["model"] is None else 128
+    settings["max_prompt_tokens"] = command.max_prompt_tokens or settings.get("max_prompt_tokens") or room
     settings["chat"] = command.chat or settings.get("chat", False)
     settings["device"] = command.device or settings.get("device")
     if command.reward == "run" and own is None:

@@ -81,7 +81,8 @@ def _flags(settings: type[Any], without: Sequence[str], hint: str, **defaults: A
             default = defaults.get(each.name, f"{each.default}{hint}")
             about = tyro.conf.arg(help=described[each.name], help_behavior_hint=f"(default: {default})")
             fields[each.name] = Annotated[hints[each.name], about]
-    return TypedDict(f"{settings.__name__}Flags", fields, total=False)  # type: ignore[misc]
+    make: Any = TypedDict
+    return make(f"{settings.__name__}Flags", fields, total=False)
 
 
 def _inherited_help(settings: type[Any]) -> dict[str, str]:
