@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import pkgutil
 from collections.abc import Mapping
@@ -53,9 +54,15 @@ def find(name: str) -> Any:
             f"The agent {name!r} cannot be imported ({error}). Expected 'package.module:Class', the package installed "
             "or in a folder of PYTHONPATH."
         ) from error
-    needed = ("Config", "learn", "predict", "sample", "save", "load", "resume")
-    if missing := [needs for needs in needed if not hasattr(found, needs)]:
-        raise TextEnvError(f"The agent {name!r} is {found!r}, without {missing}; see textenv.agents.find.")
+    needed = ("learn", "predict", "sample", "save", "load", "resume")
+    missing = [needs for needs in needed if not callable(getattr(found, needs, None))]
+    if not dataclasses.is_dataclass(getattr(found, "Config", None)):
+        missing.insert(0, "Config")
+    if missing or not isinstance(found, type):
+        raise TextEnvError(
+            f"The agent {name!r} is {found!r}, {f'without {missing}' if missing else 'which is no class'}; see "
+            "textenv.agents.find."
+        )
     return found
 
 

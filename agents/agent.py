@@ -27,9 +27,10 @@ from torch import nn
 from textenv.agents.losses import approximate_kl
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.distributed import World, connect, full
-from textenv.files import write_atomically
+from textenv.files import to_json, write_json
 from textenv.models.policy import Evaluation, Lora, TextPolicy
 from textenv.rollouts import ActionMask, Rollout, collect, sample_episodes, text_env, vectorise
+from textenv.scoring import unscored
 from textenv.types import Episode, FloatArray, IntArray, Observation, TextEnvError
 from textenv.vector import TextVectorEnv
 
@@ -48,6 +49,7 @@ __all__ = [
     "new_policy",
     "paid",
     "read_saved",
+    "refuse_unscored",
 ]
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -515,7 +517,7 @@ class Agent(ABC, Generic[ConfigT]):
         folder.mkdir(parents=True, exist_ok=True)
         policy.save(folder)
         about = {"agent": type(self).__name__.lower(), "steps": self.steps, "config": dataclasses.asdict(self.config)}
-        write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
+        write_json(folder / "agent.json", about)
 
     @classmethod
     @final
@@ -574,7 +576,7 @@ class Agent(ABC, Generic[ConfigT]):
         if path is None:
             return False
         before = json.loads((path / "state.json").read_text("utf-8"))
-        settings = json.loads(json.dumps({"total_steps": total_steps, **dataclasses.asdict(self.config)}))
+        settings = json.loads(to_json({"total_steps": total_steps, **dataclasses.asdict(self.config)}))
         earlier = {"total_steps": before["total_steps"], **before["config"]}
         if changed := sorted(name for name in settings if settings[name] != earlier.get(name)):
             raise TextEnvError(
@@ -750,6 +752,19 @@ def _optimizer(policy: TextPolicy, config: AgentConfig) -> torch.optim.Optimizer
         peaks |= dict.fromkeys(policy.value_head.parameters(), value_rate)
     groups = [{"params": [p for p in peaks if peaks[p] == peak], "peak": peak} for peak in sorted(set(peaks.values()))]
     return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
+
+
+def refuse_unscored(base: TextVectorEnv, agent: str) -> None:
+    """Refuse an environment that scores nothing, for an agent that acts by scores.
+
+    Raises:
+        TextEnvError: The environment's reward is ``textenv.scoring.unscored``.
+    """
+    if base.reward is unscored:
+        raise TextEnvError(
+            f"{agent} chooses what it writes by the reward, and this environment has none; give it one (--reward of "
+            "'textenv sample', where 'run' stands for the run's own)."
+        )
 
 
 def keeps_statistics(base: TextVectorEnv) -> bool:

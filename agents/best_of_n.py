@@ -7,7 +7,6 @@ It maximises the score alone, at a KL from the reference of at most ``log n - (n
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from textenv.agents.agent import Progress, check, describe, read_saved
+from textenv.agents.agent import Progress, check, describe, read_saved, refuse_unscored
 from textenv.best_of_n import best_of_n_kl
 from textenv.distributed import ALONE, World
-from textenv.files import write_atomically
+from textenv.files import write_json
 from textenv.models.policy import TextPolicy
 from textenv.rollouts import collect, sample_episodes, text_env, vectorise
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
@@ -73,7 +72,7 @@ class BestOfN:
             world: The processes of the run, of which there is one.
 
         Raises:
-            TextEnvError: The environment is of another kind, or there are several processes.
+            TextEnvError: The environment is of another kind or scores nothing, or there are several processes.
         """
         if world.size > 1:
             raise TextEnvError(f"Best-of-n learns nothing that {world.size} processes could share: start one.")
@@ -82,6 +81,7 @@ class BestOfN:
         self.steps = self.iterations = 0
         self.world = world
         base = text_env(self.envs)
+        refuse_unscored(base, "best_of_n")
         self.policy = TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
         self._scratch = _like(base, self.config.samples)
         self._generator = torch.Generator(base.reference.device).manual_seed(self.config.seed)
@@ -172,7 +172,11 @@ class BestOfN:
             env: A text environment with ``AutoresetMode.DISABLED``, which may be another than the agent acts in.
             prompts: Whatever ``reset(options={"prompt": ...})`` takes for a row.
             generator: Source of randomness; None for the agent's own seed.
+
+        Raises:
+            TextEnvError: The environment scores nothing.
         """
+        refuse_unscored(text_env(env), "best_of_n")
         generator = generator or torch.Generator(self.policy.lm.device).manual_seed(self.config.seed)
         size = self.config.samples
         repeated = [prompt for prompt in prompts for _ in range(size)]
@@ -184,7 +188,7 @@ class BestOfN:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"agent": "bestofn", "steps": self.steps, "config": dataclasses.asdict(self.config)}
-        write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
+        write_json(folder / "agent.json", about)
 
     @classmethod
     def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,11 +26,11 @@ import torch
 from gymnasium.vector import VectorEnv
 from safetensors import SafetensorError
 
-from textenv.agents.agent import Progress, check, describe, read_saved
+from textenv.agents.agent import Progress, check, describe, read_saved, refuse_unscored
 from textenv.agents.critic import refuse_statistics, score_next
 from textenv.agents.soft_values import Choices, SoftValues, join
 from textenv.distributed import ALONE, World
-from textenv.files import write_atomically
+from textenv.files import write_json
 from textenv.models.policy import TextPolicy
 from textenv.rollouts import collect, sample_episodes, text_env, vectorise
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
@@ -86,8 +85,8 @@ class Guided:
             world: The processes of the run, of which there is one.
 
         Raises:
-            TextEnvError: The environment is of another kind or has no KL penalty, its reward keeps statistics of what
-                it scores, or there are several processes.
+            TextEnvError: The environment is of another kind, scores nothing or has no KL penalty, its reward keeps
+                statistics of what it scores, or there are several processes.
         """
         if world.size > 1:
             raise TextEnvError(f"Guided decoding has no weights that {world.size} processes could share: start one.")
@@ -99,6 +98,7 @@ class Guided:
         if not base.kl_coef > 0:
             raise TextEnvError("kl_coef=0: guided decoding divides by it; give the environment a kl_coef above 0.")
         refuse_statistics(base)
+        refuse_unscored(base, "guided")
         embedding = cast("torch.nn.Embedding", base.reference.model.get_input_embeddings())
         self.values = SoftValues(base.settings.max_new_tokens, embedding.weight.detach().float().cpu().numpy())
         self._states: deque[Choices] = deque(maxlen=self.config.replay)
@@ -177,7 +177,11 @@ class Guided:
                 reward guides.
             prompts: Whatever ``reset(options={"prompt": ...})`` takes for a row.
             generator: Source of randomness; None for the likeliest tokens.
+
+        Raises:
+            TextEnvError: The environment scores nothing.
         """
+        refuse_unscored(text_env(env), "guided")
         self.actor.act_in(text_env(env))
         return sample_episodes(env, self.actor, generator, prompts)
 
@@ -187,7 +191,7 @@ class Guided:
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.numpy.save_file(self.values.arrays(), folder / _VALUES_FILE)
         about = {"agent": "guided", "steps": self.steps, "config": dataclasses.asdict(self.config)}
-        write_atomically(folder / "agent.json", json.dumps(about, indent=2) + "\n")
+        write_json(folder / "agent.json", about)
 
     @classmethod
     def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:

@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import Any, cast, get_origin, get_type_hints
 
 from textenv.rewards.bleu import Bleu
 from textenv.rewards.chrf import Chrf
@@ -55,8 +55,9 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any]) -> Reward:
     - ``"vader"``: a built-in reward, see ``names``.
     - ``{"name": "length", "target": 20}``: the same, with arguments. Those called ``reward`` and ``rewards`` are
       specifications themselves: ``{"name": "clip", "reward": "vader", "low": -0.5, "high": 0.5}``.
-    - ``"package.module:attribute"``, alone or as a ``name``: a reward of your own. A class, or a function that has no
-      parameter ``completions``, is called with the arguments to make the reward; anything else is the reward.
+    - ``"package.module:attribute"``, alone or as a ``name``: a reward of your own. It is the reward if it takes
+      ``completions``; a class of rewards, or a function whose return annotation is one (or ``textenv.types.Reward``, or
+      ``Callable``), is called with the arguments to make the reward. Nothing else is called.
     - A callable: itself. A class is called without arguments.
 
     Raises:
@@ -113,22 +114,62 @@ def _build(name: str, found: Any, arguments: dict[str, Any]) -> Reward:
     """Return ``found`` if it is a reward, otherwise what it returns when called with ``arguments``."""
     if not callable(found):
         raise TextEnvError(f"The reward {name!r} is {found!r}; expected something to call.")
-    parameters = inspect.signature(found).parameters
-    if not isinstance(found, type) and ("completions" in parameters or _takes_any(parameters)):
+    if _scores(found):
         if arguments:
             raise TextEnvError(
                 f"The reward {name!r} was given {sorted(arguments)}, but is itself the reward and takes no arguments. "
                 "To set some, point at a class, or at a function that returns the reward."
             )
         return cast("Reward", found)
-    _check_arguments(name, parameters, arguments)
+    if not (_makes_rewards(found) if isinstance(found, type) else _is_reward_type(_returned(found))):
+        raise TextEnvError(
+            f"The reward {name!r} is {found!r}, which is no reward: it takes no 'completions', and nothing says that "
+            "what it returns is one. Expected a reward (see textenv.types.Reward), a class of them, or a function "
+            "annotated '-> Reward' that makes one."
+        )
+    _check_arguments(name, inspect.signature(found).parameters, arguments)
     for key in {"reward", "rewards"} & set(arguments):
         value = arguments[key]
         arguments[key] = [make(inner) for inner in value] if isinstance(value, list | tuple) else make(value)
     reward = found(**arguments)
-    if not callable(reward):
-        raise TextEnvError(f"Calling {name!r} returned {reward!r}; expected a reward, which is something to call.")
+    if not _scores(reward):
+        raise TextEnvError(
+            f"Calling {name!r} returned {reward!r}; expected a reward, which is called with 'completions' and the rest."
+        )
     return cast("Reward", reward)
+
+
+def _scores(found: Any) -> bool:
+    """Tell whether something is called as a reward is."""
+    if not callable(found) or isinstance(found, type):
+        return False
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # of a builtin, which says nothing of itself
+        return False
+    return "completions" in parameters or _takes_any(parameters)
+
+
+def _makes_rewards(cls: type[Any]) -> bool:
+    """Tell whether the instances of a class are called as a reward is."""
+    call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
+    return _scores(call)
+
+
+def _returned(function: Any) -> Any:
+    """Return what the annotation of a function says that it returns; None if it says nothing that can be looked up."""
+    try:
+        annotated = function if inspect.isroutine(function) else type(function).__call__
+        return get_type_hints(annotated).get("return")
+    except (NameError, TypeError, AttributeError):
+        return None
+
+
+def _is_reward_type(annotation: Any) -> bool:
+    """Tell whether an annotation is that of a reward."""
+    if isinstance(annotation, type) and _makes_rewards(annotation):
+        return True
+    return annotation is Callable or get_origin(annotation) is Callable
 
 
 def _check_arguments(name: str, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> None:

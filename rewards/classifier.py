@@ -147,9 +147,11 @@ def _load(name: str, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, truncation_side="left", padding_side="right")
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            name, truncation_side="left", padding_side="right", trust_remote_code=False
+        )
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=getattr(torch, dtype), output_loading_info=True
+            name, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise TextEnvError(

@@ -46,6 +46,63 @@ def test_results_compare_before_and_after(run: Path) -> None:
     assert results["steps"] >= 250
 
 
+@pytest.mark.parametrize(
+    "flag", ["--eval-episodes", "--total-steps", "--num-envs", "--checkpoint-every", "--threads"], ids=str
+)
+@pytest.mark.parametrize("count", ["0", "-3"])
+def test_counts_are_at_least_one(flag: str, count: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(tmp_path / "x"), flag, count]) == 1
+    name = flag[2:].replace("-", "_")
+    assert f"{name}={count}: expected a whole number of at least 1" in capsys.readouterr().out.replace("\n", " ")
+    assert not (tmp_path / "x").exists()
+
+
+EXACT = ["train", "--env", "textenv/Exact-v0", "--num-envs", "4", "--total-steps", "24"]
+
+
+def test_one_episode_has_no_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*EXACT, "--out", str(tmp_path / "x"), "--eval-episodes", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "± -" in out
+    assert "nan" not in out
+    text = (tmp_path / "x" / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["after"]["kl"]["stderr"] is None
+
+
+def test_what_was_not_typed_is_the_environments_own(tmp_path: Path) -> None:
+    out = tmp_path / "own"
+    assert main([*EXACT, "--out", str(out), "--eval-episodes", "4"]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["max_new_tokens"] == 6  # not the 12 of textenv/Text-v0
+    assert config["settings"]["kl_mode"] == "lump"
+    assert (config["reward"]["name"], config["reward"]["family"], config["model"]) == ("letters", "dense", None)
+    assert main(["sample", str(out), "--prompt", "a", "--reward", "run"]) == 0
+
+
+@pytest.mark.parametrize("tokens", [3, 12])
+def test_what_was_typed_wins(tokens: int, tmp_path: Path) -> None:
+    typed = ["--max-new-tokens", str(tokens), "--reward", "sparse", "--kl-mode", "dense", "--kl-coef", "0.035"]
+    assert main([*EXACT, "--out", str(tmp_path / "x"), "--eval-episodes", "4", *typed]) == 0
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    assert (config["settings"]["max_new_tokens"], config["settings"]["kl_mode"]) == (tokens, "dense")
+    assert config["reward"] == "sparse"
+    lengths = [row["rollout/ep_len_mean"] for row in read_metrics(tmp_path / "x")]
+    assert max(lengths) <= tokens
+
+
+def test_a_run_of_movie_reviews_is_what_it_was(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert config["reward"] == "learned"
+    assert config["model"] == "bundled"
+    assert config["settings"] == {
+        "device": None, "torch_dtype": None, "chat": False, "max_new_tokens": 8, "max_prompt_tokens": None,
+        "kl_coef": 0.035, "kl_estimator": "k1", "kl_mode": "lump", "kl_target": None, "kl_horizon": 10_000,
+        "temperature": 1.0, "stop": [], "missing_eos_penalty": 0.0, "top_k": None, "top_p": None,
+    }  # fmt: skip
+    assert config["ppo"]["clip"] == 0.2
+    assert "seed" not in config["ppo"]
+
+
 def test_a_finished_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--out", str(run), "--seed", "7", *TINY]) == 1
     assert "finished run" in capsys.readouterr().out
@@ -61,9 +118,22 @@ def test_sample_continues_prompts(run: Path, tmp_path: Path, capsys: pytest.Capt
     page = tmp_path / "x.html"
     arguments = [str(run), "--prompt", "The actors", "A plot", "--samples", "2", "--html", str(page)]
     assert main(["sample", *arguments]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "score" in line]
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if "KL" in line]
     assert [line.startswith("The actors") for line in lines] == [True, True, False, False]
     assert page.read_text().count("<article>") == 4
+    assert "score" not in out + page.read_text()  # nobody asked for one
+    assert "&#10;reward" not in page.read_text()
+
+
+@pytest.mark.parametrize("reward", ["run", "vader", '{"name": "length", "target": 3}'])
+def test_sample_scores_with_the_reward_that_is_asked_for(
+    reward: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "x.html"
+    assert main(["sample", str(run), "--prompt", "The actors", "--reward", reward, "--html", str(page)]) == 0
+    assert re.search(r"\[score [+-]\d\.\d{3}, KL", capsys.readouterr().out)
+    assert "</b> score" in page.read_text()
 
 
 def test_conversations_are_trained_on_and_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +166,7 @@ def test_sample_reads_from_the_terminal(
 
     monkeypatch.setattr("builtins.input", read)
     assert main(["sample", str(run)]) == 0
-    assert capsys.readouterr().out.count("score") == 1
+    assert capsys.readouterr().out.count("nats") == 1
 
 
 def test_sample_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +268,10 @@ def test_every_agent_trains_by_its_name(
     assert main(["train", *arguments]) == 0
     assert json.loads((out / "results.json").read_text())["steps"] >= 60
     capsys.readouterr()
-    assert main(["sample", str(out), "--prompt", "It", "--samples", "2"]) == 0
+    sample = ["sample", str(out), "--prompt", "It", "--samples", "2", *["--trust"] * (":" in agent)]
+    assert main(sample) == (1 if agent in ("best_of_n", "guided") else 0)  # these two act by the reward
+    assert ("give it one (--reward" in capsys.readouterr().out) is (agent in ("best_of_n", "guided"))
+    assert main([*sample, "--reward", "run"]) == 0
     assert capsys.readouterr().out.count("score") == 2
 
 
@@ -209,6 +282,8 @@ def test_every_agent_trains_by_its_name(
         (["--agent", "rloo", "--agent-settings", '{"sample": 2}'], "Did you mean 'samples'"),
         (["--agent", "rloo", "--agent-settings", "samples=2"], "expected a JSON object"),
         (["--agent", "rloo", "--clip", "0.3"], "is a flag of ppo"),
+        (["--agent", "rloo", "--clip", "0.2"], "is a flag of ppo"),
+        (["--clip", "0.2", "--agent-settings", '{"clip": 0.3}'], "both say clip"),
         (["--agent", "rloo", "--agent-settings", '{"seed": 2}'], "give it as --seed"),
         (["--agent-settings", '{"clip": -1}'], "clip=-1"),
     ],

@@ -152,6 +152,14 @@ def test_a_file_says_what_to_compare(tmp_path: Path) -> None:
     assert plan.runs[-1].agent_config().seed == 1
 
 
+def test_a_flag_that_says_the_default_is_a_flag(tmp_path: Path) -> None:
+    assert make_plan(Compare(out=tmp_path, quick=True, seeds=5)).seeds == 5
+    assert make_plan(Compare(out=tmp_path, quick=True)).seeds == 3
+    (tmp_path / "plan.toml").write_text(TOML)
+    with pytest.raises(TextEnvError, match="--config and --seeds"):
+        make_plan(Compare(out=tmp_path, config=tmp_path / "plan.toml", seeds=5))
+
+
 def test_flags_change_the_quick_one(tmp_path: Path) -> None:
     plan = make_plan(Compare(out=tmp_path, quick=True, seeds=1))
     assert (plan.seeds, len(plan.tasks), len(plan.agents)) == (1, 2, 5)

@@ -1,10 +1,16 @@
 """Files are whole or absent."""
 
+import ast
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from textenv.files import write_atomically
+from tests.test_imports import modules
+from textenv.files import to_json, write_atomically, write_json
+from textenv.types import TextEnvError
 
 
 def test_text_and_bytes(tmp_path: Path) -> None:
@@ -35,3 +41,40 @@ def test_the_file_has_the_mode_of_any_other(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
     write_atomically(tmp_path / "file", "x")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_json_round_trips(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None, "ä"], "b": {"c": True}}
+    write_json(tmp_path / "x.json", value)
+    assert json.loads((tmp_path / "x.json").read_text()) == value
+    assert (tmp_path / "x.json").read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_json_has_no_numbers_that_are_none(number: float, tmp_path: Path) -> None:
+    value = {"after": {"score": [1.0, {"stderr": number}]}}
+    with pytest.raises(TextEnvError, match=rf"value\['after'\]\['score'\]\[1\]\['stderr'\] is {number}"):
+        write_json(tmp_path / "x.json", value)
+    assert not (tmp_path / "x.json").exists()
+    with pytest.raises(TextEnvError, match="value is"):
+        to_json(number)
+
+
+def loose(source: str) -> list[int]:
+    """Return the lines that write JSON by themselves and let NaN pass."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("dump", "dumps"):
+            strict: Any = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("allow_nan")
+            if ast.unparse(node.func.value) == "json" and strict != "False":
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_all_json_is_written_without_nan(module: str) -> None:
+    assert loose(modules()[module].read_text("utf-8")) == []
+
+
+def test_loose_json_is_found() -> None:
+    assert loose("json.dumps(x)\njson.dump(x, f, allow_nan=True)\njson.dumps(x, allow_nan=False)") == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from textenv.files import write_json
 from textenv.models.reward_evaluation import (
     calibration,
     evaluate,
@@ -50,6 +52,14 @@ class TestEvaluation:
         assert found.comparisons == 2
         assert found.accuracy == pytest.approx(0.75)
         assert (found.person, found.person_majority) == (None, None)
+
+    def test_what_cannot_be_measured_is_none(self, tmp_path: Path) -> None:
+        found = evaluate(by_length, votes("aa", "bb", 1, 1))  # of one length, and without a majority
+        assert (found.majority, found.longer, found.longer_people) == (None, None, None)
+        write_json(tmp_path / "report.json", dataclasses.asdict(found))
+        assert json.loads((tmp_path / "report.json").read_text())["longer"] is None
+        plot_evaluations({"one": (2, found)}, tmp_path / "reward.png")
+        assert (tmp_path / "reward.png").read_bytes().startswith(b"\x89PNG")
 
     def test_what_was_seen_in_training(self) -> None:
         learnt = votes("a", "bb", 1, 1, prompt="old")

@@ -568,16 +568,34 @@ class TestThirdParty(RewardContract):
         return make(Brevity(0.5))
 
 
+def make_brevity(scale: float = 1.0) -> Brevity:
+    return Brevity(scale)
+
+
+def make_closure() -> Callable[..., list[float]]:
+    return from_column
+
+
+def make_nothing() -> Reward:
+    return None  # type: ignore[return-value]
+
+
+def says_nothing(command):  # type: ignore[no-untyped-def]
+    raise AssertionError("it was called")
+
+
 @pytest.fixture
 def their_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = ModuleType("their_rewards")
     module.__dict__.update(
         Brevity=Brevity,
         from_column=from_column,
-        make_brevity=lambda scale=1.0: Brevity(scale),
+        make_brevity=make_brevity,
+        make_closure=make_closure,
         brevity=Brevity(),
         pi=3.14,
-        broken=lambda: None,
+        broken=make_nothing,
+        says_nothing=says_nothing,
         trl=lambda completions, **kwargs: [0.0] * len(completions),
     )
     monkeypatch.setitem(sys.modules, "their_rewards", module)
@@ -623,6 +641,7 @@ class TestMake:
     def test_imports_a_class_a_factory_or_the_reward_itself(self, their_module: ModuleType) -> None:
         assert isinstance(make("their_rewards:Brevity"), Brevity)
         assert isinstance(make("their_rewards:make_brevity"), Brevity)
+        assert make("their_rewards:make_closure") is from_column
         assert make("their_rewards:brevity") is their_module.brevity
         assert make("their_rewards:from_column") is from_column
         assert make("their_rewards:trl") is their_module.trl
@@ -652,6 +671,11 @@ class TestMake:
             ("not a module:reward", "cannot be imported"),
             ("their_rewards:pi", r"3\.14; expected something to call"),
             ("their_rewards:broken", "returned None; expected a reward"),
+            ({"name": "os:system", "command": "exit 3"}, "takes no 'completions'"),
+            ({"name": "subprocess:Popen", "args": "exit 3"}, "takes no 'completions'"),
+            ({"name": "their_rewards:says_nothing", "command": "x"}, "'-> Reward' that makes one"),
+            ({"name": "builtins:eval", "source": "1"}, "takes no 'completions'"),
+            ({"name": "clip", "reward": {"name": "os:system", "command": "x"}, "low": 0, "high": 1}, "no reward"),
             ({"name": "their_rewards:Brevity", "size": 1}, "no argument 'size'.*scale=1.0"),
             ({"name": "their_rewards:trl", "size": 1}, "is itself the reward and takes no arguments"),
         ],

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from textenv.distributed import fill, full, like
+from textenv.files import to_json
 from textenv.types import TextEnvError
 
 __all__ = ["latest_checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint", "write_checkpoint"]
@@ -85,7 +86,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     safetensors.torch.save_file(dict(tensors), temporary / "tensors.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": step, **state}), "utf-8")
+    (temporary / "state.json").write_text(to_json({"step": step, **state}), "utf-8")
     for file in temporary.iterdir():  # a machine that loses its power may keep a rename and lose what was renamed
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -39,7 +39,7 @@ from textenv.feedback.commands import (
 )
 from textenv.feedback.exchange import ExportFeedback, ImportFeedback, export_feedback, import_feedback
 from textenv.feedback.sampling import AddTasks, add_tasks
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically, write_json
 from textenv.models.reward_evaluation import Evaluation, evaluate, plot_evaluations, read_rankings, reward_bench
 from textenv.models.reward_model import RewardModel
 from textenv.models.reward_training import RewardModelConfig, train_reward_model
@@ -48,7 +48,9 @@ from textenv.process import keep_memory
 from textenv.render import save_html, to_ansi
 from textenv.reviews import review_rankings
 from textenv.rlhf import Rlhf, rlhf
-from textenv.scoring import resolve_reward, reward_name
+from textenv.scoring import resolve_reward, reward_name, unscored
+from textenv.settings import check_counts
+from textenv.trust import Source
 from textenv.types import Episode, Ranking, TextEnvError
 
 __all__ = ["main"]
@@ -67,7 +69,10 @@ class Sample:
         html: File to write the episodes to, with every token coloured by its KL.
         chat: Take what is typed as a user's message, also where the run did not: one of conversations, say.
         device: Where it runs; None for where it was trained.
-        max_prompt_tokens: Room for a prompt; None for what the run was told, or 128.
+        max_prompt_tokens: Room for a prompt; None for what the run was told, or 128; where the
+            environment makes the model, for that of its own prompts.
+        reward: Reward to score with, as in "textenv train", or "run" for that of the run; None scores nothing.
+        trust: Let the run's config.json import code and read environment variables: only for a run of your own.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -79,6 +84,8 @@ class Sample:
     chat: bool = False
     device: str | None = None
     max_prompt_tokens: int | None = None
+    reward: str | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,9 @@ class Doctor:
 
     Attributes:
         env: Registered id of the environment.
-        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute.
-        model: Reference model: "bundled", a folder, or a Hugging Face id.
+        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute; None for the
+            environment's own.
+        model: Reference model: "bundled", a folder, or a Hugging Face id; None for the environment's own.
         prompts: File of prompts; None for the environment's own.
         num_envs: Rows of the vector environment.
         seed: Seeds prompts and tokens.
@@ -96,8 +104,8 @@ class Doctor:
     """
 
     env: str = "textenv/MovieReview-v0"
-    reward: str = "learned"
-    model: str = "bundled"
+    reward: str | None = None
+    model: str | None = None
     prompts: Path | None = None
     num_envs: int = 16
     seed: int = 0
@@ -283,33 +291,45 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _sample(command: Sample) -> None:
+    check_counts(command, "samples", "max_prompt_tokens")
+    path = command.run / "config.json"
     try:
-        config = json.loads((command.run / "config.json").read_text("utf-8"))
-    except OSError as error:
-        raise TextEnvError(f"{command.run} is no run of 'textenv train' ({error}).") from error
-    settings = {
-        **config["settings"],
-        "kl_mode": "lump",
-        "max_prompt_tokens": command.max_prompt_tokens or config["settings"]["max_prompt_tokens"] or 128,
-    }
-    settings |= {"model": config["model"], "reward": parse_reward(config["reward"]), "prompts": ["(typed)"]}
+        config = json.loads(path.read_text("utf-8"))
+        source = Source(path, command.trust)
+        settings, env, agent_name = source.settings(config["settings"]), source.env(config["env"]), config["agent"]
+        settings["kl_mode"] = "lump"
+        if config["model"] is not None:  # else the environment makes it, and has prompts that it can read
+            settings |= {"model": config["model"], "prompts": ["(typed)"]}
+        own = config["reward"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise TextEnvError(f"{command.run} is no run of 'textenv train' ({error!r}).") from error
+    room = None if config["model"] is None else 128
+    settings["max_prompt_tokens"] = command.max_prompt_tokens or settings.get("max_prompt_tokens") or room
     settings["chat"] = command.chat or settings.get("chat", False)
     settings["device"] = command.device or settings.get("device")
-    envs: Any = gym.make_vec(config["env"], num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
-    agent = find(config["agent"]).load(command.run / "policy", envs)
+    if command.reward == "run" and own is None:
+        settings.pop("reward", None)  # the environment makes it
+    elif command.reward == "run":
+        settings["reward"] = source.reward(parse_reward(own) if isinstance(own, str) else own)
+    else:
+        settings["reward"] = unscored if command.reward is None else parse_reward(command.reward)
+    agent_class = find(source.agent(agent_name))
+    envs: Any = gym.make_vec(env, num_envs=command.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    agent = agent_class.load(command.run / "policy", envs)
     generator = None if command.greedy else torch.Generator(envs.unwrapped.reference.device).manual_seed(command.seed)
     episodes: list[Episode] = []
     for prompt in command.prompt or _typed():
         for episode in agent.sample(envs, [prompt] * command.samples, generator=generator):
-            sys.stdout.write(to_ansi(episode, color=sys.stdout.isatty()) + "\n")
+            sys.stdout.write(to_ansi(episode, color=sys.stdout.isatty(), scored=command.reward is not None) + "\n")
             episodes.append(episode)
     if command.html is not None:
-        save_html(command.html, episodes)
+        save_html(command.html, episodes, scored=command.reward is not None)
 
 
 def _serve(command: Serve) -> None:
     from textenv.serving import serve  # noqa: PLC0415 (an optional dependency)
 
+    check_counts(command, "max_megabytes")
     reward = resolve_reward(parse_reward(command.reward))
 
     def announce(url: str) -> None:
@@ -324,6 +344,7 @@ def _tell(lines: Sequence[str]) -> None:
 
 
 def _reward_train(command: RewardTrain) -> None:
+    check_counts(command, "threads")
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     rankings = _rankings(command.files)
@@ -361,7 +382,7 @@ def _reward_eval(command: RewardEval) -> None:
         console.print(table)
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(command.out / "report.json", json.dumps(results, indent=2) + "\n")
+        write_json(command.out / "report.json", results)
         if evaluations:
             plot_evaluations(evaluations, command.out / "reward.png")
 
@@ -405,7 +426,7 @@ def _reward_data(command: RewardData) -> None:
         rankings = review_rankings(split, seed=command.seed)
         for domain in command.domains if split == "train" else ():
             rankings += review_rankings(domain=domain, seed=command.seed)
-        lines = [json.dumps(dataclasses.asdict(ranking)) + "\n" for ranking in rankings]
+        lines = [to_json(dataclasses.asdict(ranking)) + "\n" for ranking in rankings]
         write_atomically(command.out / f"{split}.jsonl", "".join(lines))
         console.print(f"{command.out / f'{split}.jsonl'}: {len(rankings):,} rankings")
 
@@ -435,7 +456,10 @@ def _typed() -> Any:
 
 
 def _doctor(command: Doctor) -> int:
-    table = Table("check", "", "figures", title=f"{command.env}, model {command.model}, reward {command.reward}")
+    check_counts(command, "num_envs")
+    given = {"model": command.model, "reward": command.reward}
+    title = ", ".join([command.env, *(f"{name} {value}" for name, value in given.items() if value is not None)])
+    table = Table("check", "", "figures", title=title)
     keywords = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
     healthy = True
     for finding in examine(command.env, keywords, num_envs=command.num_envs, seed=command.seed):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import html
-import json
 import re
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically
 from textenv.reviews import Domain, Split, load_reviews
 from textenv.types import TextEnvError
 
@@ -111,7 +110,7 @@ def write_general_corpus(path: Path) -> dict[str, int]:
             if len(text) >= _SHORTEST and text not in seen:
                 seen.add(text)
                 sizes[name] = sizes.get(name, 0) + len(text)
-                lines.append(json.dumps({"text": text, "source": name}, ensure_ascii=False))
+                lines.append(to_json({"text": text, "source": name}, ensure_ascii=False))
 
     for source in SOURCES:
         with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +146,7 @@ def write_review_pairs(folder: Path, *, seed: int = 0) -> dict[Split, int]:
             words = int(rng.integers(0, 7))
             cut = ends[words - 1] if 0 < words < len(ends) else 0
             pair = {"prompt": review.text[:cut], "completion": review.text[cut:]}
-            lines.append(json.dumps(pair, ensure_ascii=False))
+            lines.append(to_json(pair, ensure_ascii=False))
         write_atomically(folder / f"reviews-{split}.jsonl", "\n".join(lines) + "\n")
         sizes[split] = len(lines)
     return sizes

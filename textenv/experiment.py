@@ -12,11 +12,12 @@ import inspect
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -31,11 +32,11 @@ import textenv
 from textenv.agents import config_of, find
 from textenv.agents.ppo import PPOConfig
 from textenv.distributed import ALONE, World
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically, write_json
 from textenv.models.policy import TextPolicy
 from textenv.render import save_html
 from textenv.rollouts import sample_episodes, text_env
-from textenv.settings import TextEnvSettings
+from textenv.settings import TextEnvSettings, check_counts
 from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
 from textenv.types import Episode, Prompt, TextEnvError
 
@@ -47,11 +48,14 @@ __all__ = [
     "check_settings",
     "console",
     "described",
+    "figure_text",
     "held_out",
+    "made_with",
     "make_agent_config",
     "make_keywords",
     "mean_and_error",
     "parse_reward",
+    "ppo_settings",
     "summary",
     "train",
 ]
@@ -59,34 +63,48 @@ __all__ = [
 console = Console()
 
 
-def _flags(settings: type[Any], without: Sequence[str], **defaults: Any) -> type[Any]:
-    """Return a dataclass of the fields of ``settings``, and their help, but for those the command line has itself."""
-    hints = get_type_hints(settings)
-    fields = [
-        (f.name, hints[f.name], field(default=defaults.get(f.name, f.default)))
-        for f in dataclasses.fields(settings)
-        if f.name not in without
-    ]
-    made = dataclasses.make_dataclass(settings.__name__, fields, frozen=True)
-    made.__doc__ = _inherited_help(settings)
-    return made
+def _flags(settings: type[Any], without: Sequence[str], hint: str, **defaults: Any) -> Any:
+    """Return a mapping type of the fields of the dataclass ``settings``, with their help.
+
+    Its values hold what was typed and nothing else, also where that equals a default.
+
+    Args:
+        settings: The dataclass.
+        without: Fields that the command line has itself.
+        hint: What the help says after a default.
+        **defaults: Defaults of the command that are not those of ``settings``.
+    """
+    hints, described = get_type_hints(settings), _inherited_help(settings)
+    fields = {}
+    for each in dataclasses.fields(settings):
+        if each.name not in without:
+            default = defaults.get(each.name, f"{each.default}{hint}")
+            about = tyro.conf.arg(help=described[each.name], help_behavior_hint=f"(default: {default})")
+            fields[each.name] = Annotated[hints[each.name], about]
+    make: Any = TypedDict
+    return make(f"{settings.__name__}Flags", fields, total=False)
 
 
-def _inherited_help(settings: type[Any]) -> str:
-    """Return the docstring of a dataclass with the attributes that its bases describe."""
-    parts = [inspect.getdoc(cls) or "" for cls in settings.__mro__ if dataclasses.is_dataclass(cls)]
-    return "\n".join([parts[0], *(part.partition("Attributes:\n")[2] for part in parts[1:])])
+def _inherited_help(settings: type[Any]) -> dict[str, str]:
+    """Return what the docstrings of a dataclass and its bases say of each attribute."""
+    found: dict[str, str] = {}
+    for cls in reversed([cls for cls in settings.__mro__ if dataclasses.is_dataclass(cls)]):
+        attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n(?:        .*|$))*)", attributes, re.M):
+            found[name] = " ".join(text.split())
+    return found
 
 
 _HERE = ("model", "prompts", "reward")
+_TRAINING: dict[str, Any] = {"kl_mode": "lump"}  # costs an agent of ours less, and pays an episode the same
 if TYPE_CHECKING:
-    EnvFlags = TextEnvSettings
-    TrainEnvFlags = TextEnvSettings
-    PPOFlags = PPOConfig
+    EnvFlags = dict[str, Any]
+    TrainEnvFlags = dict[str, Any]
+    PPOFlags = dict[str, Any]
 else:
-    EnvFlags = _flags(TextEnvSettings, _HERE)
-    TrainEnvFlags = _flags(TextEnvSettings, _HERE, kl_mode="lump")
-    PPOFlags = _flags(PPOConfig, ["seed"])
+    EnvFlags = _flags(TextEnvSettings, _HERE, ", or the environment's own")
+    TrainEnvFlags = _flags(TextEnvSettings, _HERE, ", or the environment's own", **_TRAINING)
+    PPOFlags = _flags(PPOConfig, ["seed"], "")
 
 
 @dataclass(frozen=True)
@@ -102,8 +120,10 @@ class Train:
         agent: Algorithm: a2c, best_of_n, expert_iteration, grpo, guided, mac, nlpo, online_dpo, ppo, reinforce, rloo,
             soft_q, or package.module:Class for your own.
         agent_settings: Settings of the agent, a JSON object; those of ppo have flags too.
-        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute.
-        model: Reference model and starting point: "bundled", a folder, or a Hugging Face id.
+        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute; None for the
+            environment's own.
+        model: Reference model and starting point: "bundled", a folder, or a Hugging Face id; None for the
+            environment's own.
         prompts: File of prompts (.txt, .jsonl, .csv, .parquet); None for the environment's own.
         eval_prompts: File of held-out prompts for the before/after comparison; None for the environment's own.
         eval_episodes: Completions to compare on; every held-out prompt gets its share.
@@ -121,8 +141,8 @@ class Train:
     env: str = "textenv/MovieReview-v0"
     agent: str = "ppo"
     agent_settings: str = "{}"
-    reward: str = "learned"
-    model: str = "bundled"
+    reward: str | None = None
+    model: str | None = None
     prompts: Path | None = None
     eval_prompts: Path | None = None
     eval_episodes: int = 1024
@@ -136,18 +156,51 @@ class Train:
     ppo: Annotated[PPOFlags, tyro.conf.arg(name="")] = field(default_factory=PPOFlags)
 
 
-def make_keywords(settings: EnvFlags, *, reward: str, model: str, prompts: Path | None) -> dict[str, Any]:
-    """Return the keywords of ``gymnasium.make``: what differs from the environment's own defaults."""
-    defaults = TextEnvSettings()
-    given = dataclasses.asdict(settings)
-    changed = {name: value for name, value in given.items() if value != getattr(defaults, name)}
-    changed |= {"reward": parse_reward(reward), "model": model}
-    return changed | ({"prompts": str(prompts)} if prompts else {})
+def make_keywords(
+    settings: Mapping[str, Any], *, reward: str | None, model: str | None, prompts: Path | None
+) -> dict[str, Any]:
+    """Return the keywords of ``gymnasium.make``: what was typed. The rest is the environment's own."""
+    given = {
+        "reward": None if reward is None else parse_reward(reward),
+        "model": model,
+        "prompts": None if prompts is None else str(prompts),
+    }
+    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+
+
+def made_with(envs: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a text environment as they are, as JSON values, for the ``config.json`` of a run.
+
+    Args:
+        envs: The environment.
+        typed: The keywords that it was made with; where it runs, ``device``, is what they say.
+    """
+    settings = text_env(envs).settings
+    names = [each.name for each in dataclasses.fields(settings) if each.name not in _HERE]
+    found = {name: getattr(settings, name) for name in names} | {"device": typed.get("device")}
+    plain: dict[str, Any] = json.loads(to_json(found, default=str))
+    return plain
+
+
+def ppo_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ppo, as JSON values, with what was typed."""
+    config = {**dataclasses.asdict(PPOConfig()), **flags}
+    del config["seed"]
+    plain: dict[str, Any] = json.loads(to_json(config))
+    return plain
+
+
+def _plain_or_none(value: Any) -> Any:
+    """Return a value that is JSON; None for an object, which the environment's id makes again."""
+    try:
+        return json.loads(to_json(value))
+    except TypeError:
+        return None
 
 
 def described(command: Any, without: Sequence[str] = ("out",)) -> dict[str, Any]:
     """Return the settings of a command, a dataclass, as JSON values, for the ``config.json`` of its folder."""
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(command), default=str))
+    values: dict[str, Any] = json.loads(to_json(dataclasses.asdict(command), default=str))
     return {name: value for name, value in values.items() if name not in without}
 
 
@@ -175,23 +228,29 @@ def train(command: Train, world: World = ALONE) -> None:
     out = command.out
     if (out / "results.json").exists():
         raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
-    config = described(command, without=("out", "threads", "timeout"))
-    check_settings(out, config)
+    check_counts(command, "eval_episodes", "total_steps", "num_envs", "checkpoint_every", "threads")
     agent_config = make_agent_config(command)
     if command.threads:
         torch.set_num_threads(command.threads)
-    keywords = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
+    typed = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
+    keywords = {**_TRAINING, **typed}
     if world.device is not None and world.device.type != "cpu":
         keywords["device"] = str(world.device)
     rows = world.share("num_envs", command.num_envs)
     envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    config = described(command, without=("out", "threads", "timeout"))
+    config |= {"settings": made_with(envs, typed), "ppo": ppo_settings(command.ppo)}
+    for name in ("reward", "model"):
+        if config[name] is None:
+            config[name] = _plain_or_none(getattr(text_env(envs).settings, name))
+    check_settings(out, config)
     agent = find(command.agent)(envs, agent_config, world=world)
     if world.size > 1:
         how = "FSDP" if world.sharded else "DDP"
         console.print(f"{world.size} processes of {rows} rows, {how}, this one on {world.device}.")
     if world.first:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
+        write_json(out / "config.json", config)
     shared = {name: value for name, value in keywords.items() if name not in ("device", "torch_dtype")}
     fresh, prompts = held_out(command, {**shared, "model": text_env(envs).reference}, rows)
     reference = TextPolicy(text_env(fresh).reference, value="none", temperature=_temperature(fresh), trainable=False)
@@ -275,12 +334,10 @@ def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[
         table.add_column(name, justify="right" if name else "left")
     for name in ("before", "after"):
         row = results[name]
-        table.add_row(
-            name, *(f"{row[key]['mean']:.3f} ± {row[key]['stderr']:.3f}" for key in ("score", "kl", "length"))
-        )
+        table.add_row(name, *(figure_text(row[key]) for key in ("score", "kl", "length")))
     console.print(table)
     console.print(f"Trained {about['steps']:,} tokens in {about['seconds']:.0f} s. Picture: {out / 'training.png'}")
-    write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(out / "results.json", results)
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -293,9 +350,19 @@ def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def mean_and_error(values: Sequence[float]) -> dict[str, float]:
-    """Return the mean of values and its standard error, under ``"mean"`` and ``"stderr"``."""
-    return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
+def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean of values, at least one, and its standard error, under ``"mean"`` and ``"stderr"``.
+
+    The standard error of a single value is not known: None.
+    """
+    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "stderr": error}
+
+
+def figure_text(figure: Mapping[str, float | None]) -> str:
+    """Return what ``mean_and_error`` found as people read it; ``-`` for a standard error that is not known."""
+    error = figure["stderr"]
+    return f"{figure['mean']:.3f} ± {'-' if error is None else f'{error:.3f}'}"
 
 
 def make_agent_config(command: Train) -> Any:
@@ -312,14 +379,17 @@ def make_agent_config(command: Train) -> Any:
         raise TextEnvError(f"--agent-settings {command.agent_settings}: expected a JSON object.")
     if "seed" in settings:
         raise TextEnvError("--agent-settings holds a seed; give it as --seed, which seeds all of the run.")
-    flags = dataclasses.asdict(command.ppo)
-    if command.agent == "ppo":
-        settings = {**flags, **settings}
-    elif changed := [name for name, value in flags.items() if value != getattr(PPOConfig(), name)]:
+    flags = dict(command.ppo)
+    if flags and command.agent != "ppo":
         raise TextEnvError(
-            f"--{changed[0].replace('_', '-')} is a flag of ppo; for {command.agent} give "
-            f"--agent-settings '{json.dumps({name: flags[name] for name in changed})}'."
+            f"--{next(iter(flags)).replace('_', '-')} is a flag of ppo; for {command.agent} give "
+            f"--agent-settings '{to_json(flags)}'."
         )
+    if twice := sorted(set(flags) & set(settings)):
+        raise TextEnvError(
+            f"--{twice[0].replace('_', '-')} and --agent-settings both say {twice[0]}; give it in one of them."
+        )
+    settings = {**flags, **settings}
     return config_of(find(command.agent), {**settings, "seed": command.seed})
 
 

@@ -21,38 +21,47 @@ _FULL_COLOUR = 4.0  # nats at which a token's colour is strongest
 _RESET = "\x1b[0m"
 
 
-def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True) -> str:
+def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True, scored: bool = True) -> str:
     """Return an episode as a line for a terminal: the prompt, the coloured tokens, and the figures.
 
     Args:
         episode: What to show.
         color: Use ANSI colours; without, the figures alone tell of the KL.
         finished: Whether the episode is over, so that it has a score.
+        scored: Whether a reward scored it; without, no score is shown.
     """
     prompt = visible(episode.prompt)
     tokens = [visible(token) for token in episode.completion_tokens]
     if color:
         prompt = f"\x1b[2m{prompt}{_RESET}"
         tokens = [f"{_background(kl)}{token}{_RESET}" for token, kl in zip(tokens, episode.kl, strict=True)]
-    return f"{prompt}{''.join(tokens)}  [{_figures(episode, finished)}]"
+    return f"{prompt}{''.join(tokens)}  [{_figures(episode, finished, scored)}]"
 
 
-def to_html(episodes: Sequence[Episode], *, title: str = "Episodes", captions: Sequence[str] = ()) -> str:
+def to_html(
+    episodes: Sequence[Episode], *, title: str = "Episodes", captions: Sequence[str] = (), scored: bool = True
+) -> str:
     """Return a self-contained page of finished episodes; pointing at a token tells its figures.
 
     Args:
         episodes: What to show, in order.
         title: Heading of the page.
         captions: A word on each episode, such as who wrote it; none, or as many as episodes.
+        scored: Whether a reward scored them; without, neither scores nor what tokens earned are shown.
     """
     scale = "".join(f'<span style="{_style(kl)}">{kl:g}</span>' for kl in (-_FULL_COLOUR, -2.0, 0.0, 2.0, _FULL_COLOUR))
     named = zip(episodes, captions or [""] * len(episodes), strict=True)
-    articles = "\n".join(_article(episode, caption) for episode, caption in named)
+    articles = "\n".join(_article(episode, caption, scored) for episode, caption in named)
     return _PAGE.format(title=html.escape(visible(title)), scale=scale, articles=articles, count=len(episodes))
 
 
 def save_html(
-    path: str | Path, episodes: Sequence[Episode], *, title: str = "Episodes", captions: Sequence[str] = ()
+    path: str | Path,
+    episodes: Sequence[Episode],
+    *,
+    title: str = "Episodes",
+    captions: Sequence[str] = (),
+    scored: bool = True,
 ) -> None:
     """Write ``to_html`` to a file, whole or not at all.
 
@@ -61,8 +70,9 @@ def save_html(
         episodes: What to show, in order.
         title: Heading of the page.
         captions: A word on each episode.
+        scored: Whether a reward scored them.
     """
-    write_atomically(Path(path), to_html(episodes, title=title, captions=captions))
+    write_atomically(Path(path), to_html(episodes, title=title, captions=captions, scored=scored))
 
 
 def visible(text: str) -> str:
@@ -80,11 +90,12 @@ def total_kl(episode: Episode) -> float:
     return round(math.fsum(episode.kl), 2) + 0.0
 
 
-def _figures(episode: Episode, finished: bool) -> str:
+def _figures(episode: Episode, finished: bool, scored: bool) -> str:
     kl = f"KL {total_kl(episode):.2f} nats"
     if not finished:
         return f"{kl}, unfinished"
-    return f"score {episode.score:+.3f}, {kl}, {len(episode.completion_ids)} tokens, {episode.stop_reason}"
+    score = f"score {episode.score:+.3f}, " if scored else ""
+    return f"{score}{kl}, {len(episode.completion_ids)} tokens, {episode.stop_reason}"
 
 
 def _strength(kl: float) -> float:
@@ -103,17 +114,19 @@ def _style(kl: float) -> str:
     return f"background:rgba({red},{green},{blue},{0.7 * _strength(kl):.2f})"
 
 
-def _article(episode: Episode, caption: str) -> str:
+def _article(episode: Episode, caption: str, scored: bool) -> str:
     tokens = "".join(
-        f'<span class="t" style="{_style(kl)}" title="token {token}&#10;KL {kl:+.3f} nats&#10;reward {reward:+.4f}">'
+        f'<span class="t" style="{_style(kl)}" title="token {token}&#10;KL {kl:+.3f} nats'
+        f'{f"&#10;reward {reward:+.4f}" if scored else ""}">'
         f"{html.escape(visible(text))}</span>"
         for token, text, kl, reward in zip(
             episode.completion_ids, episode.completion_tokens, episode.kl, episode.token_rewards, strict=True
         )
     )
+    score = f"<b>{episode.score:+.3f}</b> score" if scored else ""
     return (
         f'<article><p dir="ltr"><span class="prompt">{html.escape(visible(episode.prompt))}</span>{tokens}</p>'
-        f"<footer><b>{episode.score:+.3f}</b> score<b>{total_kl(episode):.2f}</b> nats KL"
+        f"<footer>{score}<b>{total_kl(episode):.2f}</b> nats KL"
         f"<b>{len(episode.completion_ids)}</b> tokens<b>{html.escape(episode.stop_reason)}</b> ended it"
         f"<i>{html.escape(visible(caption))}</i></footer></article>"
     )

@@ -34,21 +34,25 @@ from textenv.experiment import (
     check_settings,
     console,
     described,
+    figure_text,
     held_out,
+    made_with,
     make_keywords,
     mean_and_error,
     parse_reward,
+    ppo_settings,
     summary,
     train,
 )
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.store import FeedbackStore
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically, write_json
 from textenv.models.policy import TextPolicy
 from textenv.models.reward_training import RewardModelConfig, train_reward_model
 from textenv.models.training import SftConfig, sft
 from textenv.rollouts import sample_episodes, text_env
-from textenv.scoring import resolve_reward, score
+from textenv.scoring import resolve_reward, score, unscored
+from textenv.settings import check_counts
 from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["Rlhf", "rlhf"]
@@ -141,12 +145,18 @@ def rlhf(config: Rlhf) -> bool:
     Raises:
         TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
     """
-    out, settings = config.out, described(config)
-    check_settings(out, settings)
+    out = config.out
+    check_counts(config, "total_steps", "num_envs", "reward_epochs")
     if config.gold is not None:
         resolve_reward(parse_reward(config.gold))  # or it would be found wanting after the first stages
+    typed = _keywords(config, config.model, unscored)
+    envs: Any = gym.make_vec(config.env, num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **typed)
+    kl_mode = {"kl_mode": config.settings.get("kl_mode", "lump")}  # that of training
+    settings = described(config) | {"settings": made_with(envs, typed) | kl_mode, "ppo": ppo_settings(config.ppo)}
+    envs.close()
+    check_settings(out, settings)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.json", json.dumps(settings, indent=2) + "\n")
+    write_json(out / "config.json", settings)
     base = _fine_tuned(config)
     with FeedbackStore(config.store) as store:
         start = store.add_policy(_START, folder=base)
@@ -158,7 +168,7 @@ def rlhf(config: Rlhf) -> bool:
             if not _judged(config, store, number):
                 return False
             model = _reward_model(config, store, base, folder / "reward-model", number)
-            reward = json.dumps({"name": "learned", "model": str(folder / "reward-model")})
+            reward = to_json({"name": "learned", "model": str(folder / "reward-model")})
             policy = _trained(config, base, reward, number)
             name = f"round {number}"
             writers.append(
@@ -206,13 +216,8 @@ def _run(config: Rlhf, base: str, reward: str, out: Path) -> Train:
 
 
 def _keywords(config: Rlhf, base: str, reward: Any) -> dict[str, Any]:
-    keywords = make_keywords(config.settings, reward="null", model=base, prompts=config.prompts)
+    keywords = make_keywords(config.settings, reward=None, model=base, prompts=config.prompts)
     return {**keywords, "reward": reward, "kl_mode": "lump"}
-
-
-def _nothing(completions: Sequence[Any], **_: Any) -> list[float]:
-    """Score nothing: what is sampled for people has no score yet."""
-    return [0.0] * len(completions)
 
 
 def _load(writer: Path | None, envs: Any) -> TextPolicy:
@@ -245,7 +250,7 @@ def _ask(config: Rlhf, store: FeedbackStore, base: str, writers: Sequence[_Write
         config.env,
         num_envs=config.num_envs,
         autoreset_mode=AutoresetMode.DISABLED,
-        **_keywords(config, base, _nothing),
+        **_keywords(config, base, unscored),
     )
     policies = [_load(writer.folder, envs) for writer in writers]
     shares = [config.samples // 2, config.samples - config.samples // 2] if len(writers) == 2 else [config.samples]
@@ -328,7 +333,7 @@ def _reward_model(config: Rlhf, store: FeedbackStore, base: str, out: Path, numb
             learning_rate=config.reward_learning_rate,
             batch_size=16 * config.samples,
             seed=config.seed,
-            device=config.settings.device or "cpu",
+            device=config.settings.get("device") or "cpu",
         ),
         [ranking for _, ranking in learnt],
         out=out,
@@ -355,7 +360,7 @@ def _measured(config: Rlhf, base: str, policy: Path | None, reward: str, path: P
     if path.exists():
         read: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return read
-    spec = _nothing if policy is None else parse_reward(reward)
+    spec = unscored if policy is None else parse_reward(reward)
     envs, prompts = held_out(_run(config, base, reward, path), _keywords(config, base, spec), config.num_envs)
     writer = _load(policy, envs)
     generator = torch.Generator(writer.lm.device).manual_seed(20_261)
@@ -379,7 +384,7 @@ def _measured(config: Rlhf, base: str, policy: Path | None, reward: str, path: P
         ).tolist()
         row |= {"gold": mean_and_error(scores), "scores": scores}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(row, indent=2) + "\n")
+    write_json(path, row)
     return row
 
 
@@ -417,11 +422,11 @@ def _report(config: Rlhf, rows: Sequence[dict[str, Any]]) -> None:
     picture = config.out / "rlhf.png"
     _draw(report, picture)
     console.print(f"Picture: {picture}", soft_wrap=True)
-    write_atomically(config.out / "results.json", json.dumps(report, indent=2) + "\n")
+    write_json(config.out / "results.json", report)
 
 
-def _written(figure: Mapping[str, float] | None) -> str:
-    return "" if figure is None else f"{figure['mean']:.3f} ± {figure['stderr']:.3f}"
+def _written(figure: Mapping[str, float | None] | None) -> str:
+    return "" if figure is None else figure_text(figure)
 
 
 def _draw(report: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from textenv.types import FloatArray, Reward, TextEnvError
 
-__all__ = ["RewardSpec", "resolve_reward", "reward_name", "score"]
+__all__ = ["RewardSpec", "resolve_reward", "reward_name", "score", "unscored"]
 
 RewardSpec: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
 
@@ -33,6 +33,14 @@ def resolve_reward(spec: RewardSpec) -> Reward:
         TextEnvError: If ``spec`` describes no reward.
     """
     return cast("Reward", importlib.import_module("textenv.rewards").make(spec))
+
+
+def unscored(*, completions: Sequence[Any], **_: Any) -> list[float]:
+    """Return zeros, which say nothing: the reward of an environment whose texts are written and not scored.
+
+    Its scores are shown to nobody, and agents that act by scores refuse it (``textenv.agents.agent.refuse_unscored``).
+    """
+    return [0.0] * len(completions)
 
 
 def reward_name(reward: Callable[..., Any]) -> str:

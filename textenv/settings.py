@@ -12,9 +12,21 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from textenv.types import KLEstimator, KLMode, TextEnvError
 
-__all__ = ["TextEnvSettings"]
+__all__ = ["TextEnvSettings", "check_counts"]
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+def check_counts(settings: Any, *names: str) -> None:
+    """Check that settings, attributes by name, are whole numbers of at least 1; one that is None passes.
+
+    Raises:
+        TextEnvError: One is not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise TextEnvError(f"{name}={value!r}: expected a whole number of at least 1.")
 
 
 class _UnknownSettingError(TextEnvError, TypeError):

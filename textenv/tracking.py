@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically
 from textenv.render import total_kl, visible
 from textenv.types import Episode, TextEnvError
 
@@ -214,7 +214,7 @@ def comparison_markdown(before: Sequence[Episode], after: Sequence[Episode]) -> 
 
 def _line(row: Mapping[str, float]) -> str:
     strict = {name: value if math.isfinite(value) else None for name, value in row.items()}
-    return json.dumps(strict, allow_nan=False) + "\n"
+    return to_json(strict) + "\n"
 
 
 def _rows(path: Path) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from textenv.clips.wrappers import RewardFunction
+from textenv.files import to_json
 from textenv.types import TextEnvError
 
 __all__ = ["AGENTS", "agent_state", "make_agent", "pay_anew", "restore_agent"]
@@ -101,7 +102,7 @@ def agent_state(agent: Agent) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (SB3's own)
     tensors["random/numpy"] = torch.from_numpy(np.array(keys, dtype=np.int64))
     state["random"] = {"numpy": [kind, *rest], "actions": agent.action_space.np_random.bit_generator.state}
-    return tensors, json.loads(json.dumps(state))
+    return tensors, json.loads(to_json(state))
 
 
 def restore_agent(agent: Agent, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:

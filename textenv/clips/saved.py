@@ -19,7 +19,8 @@ from textenv.clips.ensemble import RewardEnsemble
 from textenv.clips.measuring import make_task
 from textenv.clips.segments import Features
 from textenv.clips.settings import ClipsConfig
-from textenv.files import write_atomically
+from textenv.files import write_atomically, write_json
+from textenv.trust import Source
 from textenv.types import FloatArray, TextEnvError
 
 __all__ = ["StepReward", "load_policy", "load_reward", "save_policy", "save_reward"]
@@ -51,16 +52,21 @@ def save_policy(folder: Path, agent: Agent, config: ClipsConfig) -> None:
     _save(folder, agent.policy.state_dict(), about)
 
 
-def load_policy(folder: Path) -> Agent:
+def load_policy(folder: Path, *, trust: bool = False) -> Agent:
     """Return an agent that acts as the saved one; it can be trained on, from an empty memory.
 
+    Args:
+        folder: The run's ``policy``.
+        trust: Let its ``config.json`` name a task in a module that is to be imported: only for a run of your own.
+
     Raises:
-        TextEnvError: The folder holds no policy.
+        TextEnvError: The folder holds no policy, or it imports code and is not trusted.
     """
     weights, about = _load(
         folder, "a policy of 'textenv clips train'", "agent", "task", "task_settings", "agent_settings"
     )
-    env = make_task(about["task"], about["task_settings"])
+    source = Source(folder / "config.json", trust, how="trust=True")
+    env = make_task(source.env(about["task"]), source.settings(about["task_settings"]))
     agent = make_agent(about["agent"], env, seed=0, buffer_size=1, settings=about["agent_settings"])
     _fill(agent.policy, weights, folder)
     return agent
@@ -97,7 +103,7 @@ def _save(folder: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     copies = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     write_atomically(folder / "model.safetensors", safetensors.torch.save(copies))
-    write_atomically(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    write_json(folder / "config.json", about)
 
 
 def _load(folder: Path, what: str, *keys: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from textenv.files import to_json
 from textenv.types import TextEnvError
 
 __all__ = ["ClipsConfig"]
@@ -30,7 +31,7 @@ JSONObject = Annotated[
         metavar="JSON",
         instance_from_str=_mapping,
         is_instance=lambda value: isinstance(value, Mapping),
-        str_from_instance=lambda value: [json.dumps(dict(value))],
+        str_from_instance=lambda value: [to_json(dict(value))],
     ),
 ]
 

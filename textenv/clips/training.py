@@ -29,7 +29,7 @@ from textenv.clips.saved import StepReward, save_policy, save_reward
 from textenv.clips.segments import Features, Recorder, Trajectory
 from textenv.clips.settings import ClipsConfig
 from textenv.clips.wrappers import Endless, LearnedReward
-from textenv.files import write_atomically
+from textenv.files import to_json, write_json
 from textenv.tracking import RunLogger
 from textenv.types import TextEnvError
 
@@ -108,7 +108,7 @@ def _train(
     config: ClipsConfig, run: _Run, described: Mapping[str, Any], people: People | None, *, progress: bool
 ) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out / "config.json", json.dumps(described, indent=2) + "\n")
+    write_json(config.out / "config.json", described)
     began = time.perf_counter()
     resumed = run.resume()
     with RunLogger(
@@ -137,12 +137,12 @@ def _train(
     }
     runs = {config.reward: [config.out]} | ({config.against.name: [config.against]} if config.against else {})
     plot_returns(runs, config.out / "returns.png")
-    write_atomically(config.out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says "finished"
+    write_json(config.out / "results.json", results)  # last: it says "finished"
     return results
 
 
 def _described(config: ClipsConfig) -> dict[str, Any]:
-    described: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    described: dict[str, Any] = json.loads(to_json(dataclasses.asdict(config), default=str))
     return {name: value for name, value in described.items() if name not in ("out", "against", "eval_episodes")}
 
 

@@ -9,11 +9,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
+import tyro
 
 from textenv.agents import AGENTS, config_of, find
+from textenv.files import to_json
+from textenv.trust import Source
 from textenv.types import TextEnvError
 
 __all__ = ["Budget", "Compare", "Entry", "Plan", "Run", "Task", "make_plan"]
@@ -25,11 +28,32 @@ _TUNED: dict[str, dict[str, Any]] = {
 """Agents' defaults are made for models a thousand times as large as that of the environment of letters."""
 
 
+_DEFAULTS: dict[str, Any] = {
+    "agents": ("reinforce", "ppo", "rloo", "grpo", "soft_q"),
+    "envs": (_EXACT,),
+    "rewards": (),
+    "seeds": 5,
+    "total_steps": 60_000,
+    "seconds": None,
+    "evaluations": 10,
+    "eval_episodes": 512,
+    "num_envs": 64,
+}
+"""What a comparison is made of where neither flags, nor the file, nor ``quick`` say anything."""
+
+
+def _hint(name: str) -> Any:
+    default = _DEFAULTS[name]
+    text = " ".join(default) or "none" if isinstance(default, tuple) else str(default)
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
 @dataclass(frozen=True)
 class Compare:
     """Compare agents on environments and rewards, over seeds, at equal budgets; a comparison cut off goes on.
 
-    Runs that are finished are kept, so that more agents or seeds can be added to a folder later.
+    Runs that are finished are kept, so that more agents or seeds can be added to a folder later. A setting that may
+    stand in the file is None where nobody gave it.
 
     Attributes:
         out: Folder of the comparison: runs, results.csv, curves.csv, report.html, compare.png.
@@ -49,27 +73,26 @@ class Compare:
         workers: Runs at the same time, each with its share of the cores; 0 for one a core.
         ray: Run on Ray: an existing cluster's if RAY_ADDRESS is set, else a local one. "out" has to be a folder that
             all its machines share.
+        trust: Let the TOML file import code and read environment variables: only for a file that you have read.
         quick: A comparison of some minutes: REINFORCE, PPO, RLOO, GRPO and soft Q-learning on two small exact
             tasks, 3 seeds.
     """
 
     out: Path
     config: Path | None = None
-    agents: tuple[str, ...] = ("reinforce", "ppo", "rloo", "grpo", "soft_q")
-    envs: tuple[str, ...] = (_EXACT,)
-    rewards: tuple[str, ...] = ()
-    seeds: int = 5
-    total_steps: int = 60_000
+    agents: Annotated[tuple[str, ...] | None, _hint("agents")] = None
+    envs: Annotated[tuple[str, ...] | None, _hint("envs")] = None
+    rewards: Annotated[tuple[str, ...] | None, _hint("rewards")] = None
+    seeds: Annotated[int | None, _hint("seeds")] = None
+    total_steps: Annotated[int | None, _hint("total_steps")] = None
     seconds: float | None = None
-    evaluations: int = 10
-    eval_episodes: int = 512
-    num_envs: int = 64
+    evaluations: Annotated[int | None, _hint("evaluations")] = None
+    eval_episodes: Annotated[int | None, _hint("eval_episodes")] = None
+    num_envs: Annotated[int | None, _hint("num_envs")] = None
     workers: int = 0
     ray: bool = False
     quick: bool = False
-
-
-_IN_FILE = ("agents", "envs", "rewards", "seeds", "total_steps", "seconds", "evaluations", "eval_episodes", "num_envs")
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +185,7 @@ class Run:
         values = {**dataclasses.asdict(self), "budget": dataclasses.asdict(budget)}
         values["agent"]["config"] = dataclasses.asdict(self.agent_config())
         del values["agent"]["label"], values["task"]["label"]
-        described: dict[str, Any] = json.loads(json.dumps(values, default=str))
+        described: dict[str, Any] = json.loads(to_json(values, default=str))
         return described
 
 
@@ -194,9 +217,8 @@ def make_plan(command: Compare) -> Plan:
     Raises:
         TextEnvError: A name, key or number is not what is expected; or a flag and the file both say something.
     """
-    defaults = Compare(out=command.out)
-    given = {name: getattr(command, name) for name in _IN_FILE if getattr(command, name) != getattr(defaults, name)}
-    values: dict[str, Any] = {name: getattr(command, name) for name in _IN_FILE}
+    given = {name: value for name in _DEFAULTS if (value := getattr(command, name)) is not None}
+    values = {**_DEFAULTS, **given}
     if command.config is not None:
         if given or command.quick:
             flag = next(iter(given), "quick").replace("_", "-")
@@ -223,6 +245,12 @@ def make_plan(command: Compare) -> Plan:
         raise TextEnvError(f"workers={command.workers}: expected at least 1, or 0 for one a core.")
     agents = tuple(_agent(each) for each in values["agents"])
     tasks = tuple(task for each in values["envs"] for task in _tasks(each, values["rewards"]))
+    if command.config is not None:
+        source = Source(command.config, command.trust)
+        for agent in agents:
+            source.agent(agent.name)
+        for task in tasks:
+            source.settings(task.settings)
     for kind, labels in (("agents", [each.label for each in agents]), ("envs", [each.label for each in tasks])):
         if not labels:
             raise TextEnvError(f"{kind}: expected at least one.")
@@ -243,7 +271,7 @@ def _read(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TextEnvError(f"--config {path}: expected a TOML file ({error}).") from error
-    _check_keys(str(path), values, _IN_FILE)
+    _check_keys(str(path), values, list(_DEFAULTS))
     for name in ("agents", "envs", "rewards"):
         if name in values and not isinstance(values[name], list):
             raise TextEnvError(f"{path}: {name} = {values[name]!r}: expected a list.")
@@ -290,7 +318,7 @@ def _tasks(given: Any, rewards: Sequence[Any]) -> list[Task]:
     tasks = []
     for reward in chosen:
         made = json.loads(reward) if isinstance(reward, str) and reward.startswith("{") else reward
-        name = made if isinstance(made, str) else json.dumps(made)
+        name = made if isinstance(made, str) else to_json(made)
         keywords = {**settings, "reward": made}
         tasks.append(Task(f"{label} {name}", env, keywords, agent_settings, entry.get("eval_prompts")))
     return tasks or [Task(label, env, settings, agent_settings, entry.get("eval_prompts"))]

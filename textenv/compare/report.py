@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from textenv.compare.figures import draw_aggregates, draw_curves, draw_frontier, draw_profiles, picture
 from textenv.compare.results import Results
 from textenv.compare.statistics import AGGREGATES, improvement, mean_interval, stratified_bootstrap
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically
 from textenv.render import visible
 
 __all__ = ["task_table", "write_report"]
@@ -202,7 +202,7 @@ def _profiles(results: Results) -> str:
 
 def _settings(results: Results) -> str:
     every = list(itertools.chain.from_iterable(runs.values() for runs in results.runs.values()))
-    versions = {json.dumps(run["versions"], sort_keys=True) for run in every}
+    versions = {to_json(run["versions"], sort_keys=True) for run in every}
     threads = sorted({run["threads"] for run in every})
     told = "; ".join(", ".join(f"{n} {v}" for n, v in json.loads(each).items()) for each in sorted(versions))
     settings = {
@@ -213,7 +213,7 @@ def _settings(results: Results) -> str:
         },
         "budget": {name: getattr(results.plan.budget, name) for name in results.plan.budget.__dataclass_fields__},
     }
-    text = html.escape(json.dumps(settings, indent=2, default=str))
+    text = html.escape(to_json(settings, indent=2, default=str))
     return (
         f"<h2>Settings and versions</h2><p>{_text(told)}; {', '.join(map(str, threads))} threads a run.</p>"
         f"<pre>{text}</pre>"

@@ -26,7 +26,7 @@ from textenv.best_of_n import COUNTS, best_of_n_kl, sample_frontier
 from textenv.compare.plan import Budget, Run, Task
 from textenv.exact import LogProbs, Policy, Tree, model_log_probs
 from textenv.experiment import check_settings, summary
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically, write_json
 from textenv.models.policy import TextPolicy
 from textenv.rollouts import sample_episodes, text_env
 from textenv.types import Episode, IntArray
@@ -43,13 +43,13 @@ _AT_ONCE = 4096  # states that a mask is asked for
 class Figures:
     """What a policy comes to: mean score, KL from the reference in nats, ``value = score - kl_coef * kl``.
 
-    ``stderr`` is the standard error of the score; 0 where the figures are exact.
+    ``stderr`` is the standard error of the score; 0 where the figures are exact, None where it is not known.
     """
 
     score: float
     kl: float
     value: float
-    stderr: float = 0.0
+    stderr: float | None = 0.0
 
 
 class Ruler:
@@ -126,7 +126,7 @@ def measure_task(task: Task, budget: Budget, out: Path, threads: int) -> None:
         found["frontier"] = {name: getattr(frontier, name).tolist() for name in ("n", "kl", "score")}
     found["samples"] = _shown(ruler.reference())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(found, indent=1) + "\n")
+    write_json(path, found, indent=1)
 
 
 def train_run(run: Run, budget: Budget, out: Path, threads: int) -> None:
@@ -147,7 +147,7 @@ def train_run(run: Run, budget: Budget, out: Path, threads: int) -> None:
     )
     agent = find(run.agent.name)(envs, run.agent_config())
     ruler = Ruler(run.task, budget, text_env(envs).reference)
-    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_json(folder / "config.json", config)
     if isinstance(agent, BestOfN):  # there is nothing to learn
         figures = dataclasses.asdict(ruler.measure(agent))
         curve = _Curve(folder / "curve.jsonl", 0)
@@ -157,7 +157,7 @@ def train_run(run: Run, budget: Budget, out: Path, threads: int) -> None:
         curve = _train(agent, ruler, budget, folder)
     after = _shown(ruler.sample(agent, _SHOWN))
     results = {**curve.rows[-1], "curve": curve.rows, "samples": after, "threads": threads, "versions": versions()}
-    write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(folder / "results.json", results, indent=1)
 
 
 def _train(agent: Any, ruler: Ruler, budget: Budget, folder: Path) -> _Curve:
@@ -197,7 +197,7 @@ class _Curve:
     def __init__(self, path: Path, steps: int) -> None:
         self._path = path
         earlier = path.read_text("utf-8").splitlines() if path.exists() else []
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
         for line in earlier:
             try:
                 row = json.loads(line)
@@ -205,12 +205,12 @@ class _Curve:
                 break
             if row["steps"] <= steps and steps:
                 self.rows.append(row)
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_atomically(path, "".join(to_json(row) + "\n" for row in self.rows))
 
-    def add(self, row: dict[str, float]) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
 
 
 def run_folder(out: Path, run: Run) -> Path:
@@ -266,4 +266,4 @@ def _shown(episodes: list[Episode]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(to_json(value, default=str))

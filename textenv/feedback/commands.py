@@ -17,6 +17,7 @@ from textenv.feedback.bradley_terry import policy_strengths
 from textenv.feedback.store import FeedbackStore
 from textenv.reviews import load_reviews
 from textenv.scoring import resolve_reward
+from textenv.settings import check_counts
 from textenv.types import TextEnvError
 
 __all__ = ["AnnotateFeedback", "FeedbackStatus", "Label", "annotate_feedback", "feedback_status", "label"]
@@ -111,6 +112,7 @@ def annotate_feedback(command: AnnotateFeedback) -> str:
     """Do what the command says; return what to tell."""
     if (command.reward is not None) == command.ratings and command.kind != "lazy":
         raise TextEnvError("Name what to judge by, a --reward or --ratings, and not both.")
+    check_counts(command, "limit")
     judge: Judge = Lazy()
     if command.ratings:
         judge = Recorded({review.text: review.ratings for review in load_reviews()})

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from textenv.feedback.formats import Droppable, read_rankings, read_records, write_rankings
 from textenv.feedback.store import FeedbackStore
+from textenv.files import to_json
 from textenv.prompts import read_conversation
 from textenv.types import Conversation, Ranking, TextEnvError
 
@@ -251,7 +252,7 @@ def _identity(ranking: Ranking) -> str:
 
 
 def _key(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_mapping)
+    return to_json(value, ensure_ascii=False, sort_keys=True, default=_mapping)
 
 
 def _mapping(value: Any) -> Any:
@@ -260,7 +261,7 @@ def _mapping(value: Any) -> Any:
 
 def _decoder(name: str) -> Callable[[list[int]], str]:
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TextEnvError(f"--tokenizer {name}: cannot be loaded ({error}).") from error
     special = {*tokenizer.all_special_ids}

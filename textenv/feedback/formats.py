@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from textenv.files import write_atomically
+from textenv.files import to_json, write_atomically
 from textenv.prompts import read_conversation
 from textenv.types import Conversation, Ranking, TextEnvError
 
@@ -439,7 +439,7 @@ def _write_arena(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
                 raise _cannot(pair, "arena", "its prompt is a text, and battles are conversations", "Use 'trl'.")
             prompt = _plain(pair.prompt)
             sides = [[*prompt, {"role": "assistant", "content": text}] for text in pair.completions]
-            identity = json.dumps(prompt, sort_keys=True).encode()
+            identity = to_json(prompt, sort_keys=True).encode()
             rows.append(
                 {
                     "question_id": hashlib.sha256(identity).hexdigest()[:32],
@@ -942,7 +942,7 @@ def _serialised(rows: Sequence[Row], kind: str, cells: Collection[str]) -> bytes
         return _parquet(rows)
     if kind == ".csv":
         return _csv(rows, cells)
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+    lines = [to_json(row, ensure_ascii=False) for row in rows]
     return ("[\n" + ",\n".join(lines) + "\n]\n" if kind == ".json" else "\n".join(lines) + "\n").encode()
 
 
@@ -951,7 +951,7 @@ def _csv(rows: Sequence[Row], cells: Collection[str]) -> bytes:
     writer = csv.DictWriter(file, list(rows[0]))
     writer.writeheader()
     for row in rows:
-        told = {name: json.dumps(value) for name, value in row.items() if name in cells and value is not None}
+        told = {name: to_json(value) for name, value in row.items() if name in cells and value is not None}
         texts = {name: value for name, value in row.items() if name not in cells}
         for name, value in texts.items():
             if not isinstance(value, str):

@@ -21,6 +21,7 @@ from textenv.feedback.store import FeedbackStore
 from textenv.models.policy import TextPolicy
 from textenv.prompts import read_prompts
 from textenv.rollouts import sample_episodes, text_env
+from textenv.scoring import unscored
 from textenv.types import Conversation, TextEnvError
 
 __all__ = ["AddTasks", "add_tasks", "sample_completions"]
@@ -157,6 +158,11 @@ def sample_completions(
             kept = {name: config["settings"][name] for name in _KEPT if name in config["settings"]}
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TextEnvError(f"{folder} is no run of 'textenv train' ({error!r}).") from error
+        if not isinstance(config["model"], str):
+            raise TextEnvError(
+                f"{folder}: the model of this run was made by its environment, {config['env']}, and has no name; "
+                "expected a run of a model's folder or Hugging Face id."
+            )
         settings = {**kept, "model": config["model"], **settings}
     else:
         settings = {"model": folder, **settings}
@@ -166,7 +172,7 @@ def sample_completions(
         num_envs=min(_ROWS, len(wanted)),
         autoreset_mode=AutoresetMode.DISABLED,
         prompts=list(prompts),
-        reward=_unscored,
+        reward=unscored,
         kl_mode="lump",
         **settings,
     )
@@ -178,11 +184,6 @@ def sample_completions(
     texts = [episode.completion for episode in sample_episodes(envs, policy, generator, wanted)]
     envs.close()
     return [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
-
-
-def _unscored(*, completions: Sequence[Any], **_: Any) -> list[float]:
-    """Return zeros: the completions are for others to judge."""
-    return [0.0] * len(completions)
 
 
 def _policies(given: Sequence[str]) -> dict[str, str]:

@@ -105,7 +105,7 @@ class _Signer:
         self.cookie = f"textenv_{hashlib.sha256(key).hexdigest()[:8]}"  # ports of one host share their cookies
 
     def sign(self, *parts: str | int) -> str:
-        return hmac.new(self._key, json.dumps(parts).encode(), hashlib.sha256).hexdigest()[:32]
+        return hmac.new(self._key, json.dumps(parts, allow_nan=False).encode(), hashlib.sha256).hexdigest()[:32]
 
     def token(self, session: _Session) -> str:
         return self.sign("form", session.id, session.name)

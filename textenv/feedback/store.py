@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
+from textenv.files import to_json
 from textenv.types import Conversation, Ranking, TextEnvError
 
 __all__ = [
@@ -913,7 +914,7 @@ def _check_ranks(ranks: Sequence[int | None], count: int) -> None:
 
 
 def _written(value: Any) -> str:
-    return json.dumps({} if value is None else value, ensure_ascii=False, sort_keys=True)
+    return to_json({} if value is None else value, ensure_ascii=False, sort_keys=True)
 
 
 def _item(row: sqlite3.Row) -> Item:

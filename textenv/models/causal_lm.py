@@ -168,12 +168,12 @@ class CausalLM:
         source = str(bundled_folder()) if str(name) == BUNDLED else str(name)
         try:
             with quiet():
-                tokenizer = AutoTokenizer.from_pretrained(source)
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
                 if (Path(source) / "adapter_config.json").is_file():
                     model, report = _merged(source, dtype), {"missing_keys": set[str]()}
                 else:
                     load: Any = AutoModelForCausalLM.from_pretrained
-                    model, report = load(source, dtype=dtype, output_loading_info=True)
+                    model, report = load(source, dtype=dtype, output_loading_info=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise TextEnvError(
                 f"model={str(name)!r} could not be loaded: {error}\nExpected 'bundled', a folder with config.json, "
@@ -527,11 +527,14 @@ def _merged(folder: str, dtype: str | torch.dtype) -> Any:
         raise TextEnvError(f"{folder} holds a LoRA adapter; run: pip install 'textenv[lora]'") from error
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise OSError("its adapter is not in safetensors format")  # the other format runs code
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    about = PeftConfig.from_pretrained(folder)
+    if about.peft_type != "LORA" or getattr(about, "megatron_config", None):  # others load, or import, what they name
+        raise OSError(f"its adapter_config.json is for {str(about.peft_type)!r}: expected a plain LoRA adapter")
+    base = about.base_model_name_or_path
     load: Any = AutoModelForCausalLM.from_pretrained
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft asks for it
-        adapted: Any = PeftModel.from_pretrained(load(base, dtype=dtype), folder)
+        adapted: Any = PeftModel.from_pretrained(load(base, dtype=dtype, trust_remote_code=False), folder)
     return adapted.merge_and_unload()
 
 

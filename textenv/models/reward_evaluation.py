@@ -53,24 +53,26 @@ class Evaluation:
         comparisons: How many there are.
         accuracy: Share that the model orders as the person did; equal scores count half.
         person: The same of another person who compared the two texts; None where no two did.
-        majority: Share of pairs of texts that the model orders as most people did who compared them.
+        majority: Share of pairs of texts that the model orders as most people did who compared them; None where no pair
+            has a majority.
         person_majority: The same of one person and the majority of the others, which is the human ceiling; None where
             no three did.
         groups: Accuracy and comparisons by whether prompt and annotator were seen in training.
         calibration: Of the probability that one text is better than the other.
-        longer: Share in which the model prefers the longer text; of texts of different lengths.
-        longer_people: Share in which the person does.
+        longer: Share in which the model prefers the longer text; of texts of different lengths. None where there
+            are none.
+        longer_people: Share in which the person does; likewise.
     """
 
     comparisons: int
     accuracy: float
     person: float | None
-    majority: float
+    majority: float | None
     person_majority: float | None
     groups: Mapping[str, tuple[float, int]]
     calibration: Calibration
-    longer: float
-    longer_people: float
+    longer: float | None
+    longer_people: float | None
 
 
 def evaluate(
@@ -132,8 +134,8 @@ def evaluate(
         person_majority=person_majority,
         groups=groups,
         calibration=calibration(scale * lead),
-        longer=float(preferred.mean()) if len(preferred) else math.nan,
-        longer_people=float(longer[uneven].mean()) if len(preferred) else math.nan,
+        longer=float(preferred.mean()) if len(preferred) else None,
+        longer_people=float(longer[uneven].mean()) if len(preferred) else None,
     )
 
 
@@ -143,7 +145,7 @@ def _named(ranking: Ranking, text: Any, by_text: bool) -> str:
 
 def _ceiling(
     better: NDArray[Any], worse: NDArray[Any], scores: NDArray[np.float64]
-) -> tuple[float | None, float, float | None]:
+) -> tuple[float | None, float | None, float | None]:
     """Return agreement of two people, of the model with the majority, and of a person with that of the others."""
     votes: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
     for one, other in zip(better.tolist(), worse.tolist(), strict=True):
@@ -156,7 +158,7 @@ def _ceiling(
     person = float(agreeing.sum() / (total * (total - 1)).sum()) if several.any() else None
     decided = counts[:, 0] != counts[:, 1]
     lead = np.sign(scores[pairs[:, 0]] - scores[pairs[:, 1]]) * np.sign(counts[:, 0] - counts[:, 1])
-    majority = float((0.5 + 0.5 * lead[decided]).mean()) if decided.any() else math.nan
+    majority = float((0.5 + 0.5 * lead[decided]).mean()) if decided.any() else None
     right = weight = 0.0
     for side in (0, 1):
         mine, others = counts[:, side], counts[:, 1 - side]
@@ -299,7 +301,8 @@ def plot_evaluations(evaluations: Mapping[str, tuple[int, Evaluation]], path: Pa
     curve, trust = figure.subplots(1, 2)
     ordered = sorted(evaluations.values(), key=lambda one: one[0])
     counts = [count for count, _ in ordered]
-    curve.plot(counts, [one.majority for _, one in ordered], "o-", label="reward model, against the majority")
+    majority = [math.nan if one.majority is None else one.majority for _, one in ordered]  # which is not drawn
+    curve.plot(counts, majority, "o-", label="reward model, against the majority")
     curve.plot(counts, [one.accuracy for _, one in ordered], "o-", label="reward model, against a person")
     last = ordered[-1][1]
     for level, colour, what in ((last.person_majority, "C0", "the majority of the others"), (last.person, "C1", "one")):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 
-from textenv.files import write_atomically
+from textenv.files import write_atomically, write_json
 from textenv.models.causal_lm import BUNDLED, CausalLM, quiet
 from textenv.types import Conversation, Message, TextEnvError
 
@@ -134,8 +134,7 @@ class RewardModel(nn.Module):
         write_atomically(folder / _HEAD_FILE, safetensors.torch.save(head))
         settings = {"shift": self.shift, "scale": self.scale, "log_nu": float(self.log_nu.detach())}
         # Last: without this file the folder is no reward model.
-        text = json.dumps({**settings, "max_tokens": self.max_tokens, **self.about}, indent=2)
-        write_atomically(folder / _ABOUT_FILE, text + "\n")
+        write_json(folder / _ABOUT_FILE, {**settings, "max_tokens": self.max_tokens, **self.about})
 
     def train(self, mode: bool = True) -> RewardModel:
         """Do nothing: dropout stays off, so that a score is one number."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
+from textenv.files import to_json
 from textenv.models.causal_lm import BUNDLED, CausalLM
 from textenv.models.preferences import center_loss, pair_loss, plackett_luce_loss, rank_tensor, ranking_loss
 from textenv.models.reward_model import RewardModel
@@ -209,7 +210,8 @@ def _train(
     def after(step: int) -> str:
         if not validation or (step < len(steps) and steps[step][0] == steps[step - 1][0]):
             return ""
-        return f"validation accuracy {pair_accuracy(model, validation):.4f}"
+        accuracy = pair_accuracy(model, validation)
+        return f"validation accuracy {'-' if accuracy is None else f'{accuracy:.4f}'}"
 
     done = optimise(model, loss, len(steps), config, out, name="reward", about=about, after=after)
     drawn = permutation(config.seed, config.epochs, len(texts))[:_REFERENCES]
@@ -250,8 +252,11 @@ def _start(config: RewardModelConfig) -> RewardModel:
     return model
 
 
-def pair_accuracy(model: RewardModel, rankings: Sequence[Ranking]) -> float:
-    """Return the share of the rankings' pairs without ties that a model orders as they were; equal scores count 1/2."""
+def pair_accuracy(model: RewardModel, rankings: Sequence[Ranking]) -> float | None:
+    """Return the share of the rankings' pairs without ties that a model orders as they were; equal scores count 1/2.
+
+    None if all pairs are ties.
+    """
     texts = {text_key(text): text for ranking in rankings for text in texts_of(ranking)}
     scores = dict(zip(texts, model.scores(*_columns(list(texts.values()))).tolist(), strict=True))
     right: list[float] = []
@@ -262,7 +267,7 @@ def pair_accuracy(model: RewardModel, rankings: Sequence[Ranking]) -> float:
             for better, worse, tied in ranking.pairs()
             if not tied
         ]
-    return float(np.mean(right)) if right else math.nan
+    return float(np.mean(right)) if right else None
 
 
 def fit_scores(rankings: Sequence[Ranking], *, prior: float = 0.1) -> dict[str, float]:
@@ -334,7 +339,7 @@ def texts_of(ranking: Ranking) -> list[Text]:
 def text_key(text: Text) -> str:
     """Return what tells texts apart; a conversation is not hashable."""
     prompt, completion = text
-    return json.dumps([prompt if isinstance(prompt, str) else [dict(message) for message in prompt], completion])
+    return to_json([prompt if isinstance(prompt, str) else [dict(message) for message in prompt], completion])
 
 
 def _columns(texts: Sequence[Text]) -> tuple[list[str | Conversation], list[str]]:

@@ -28,7 +28,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from textenv.files import write_atomically
+from textenv.files import to_json, write_json
 from textenv.models.causal_lm import CausalLM, quiet
 from textenv.types import IntArray, TextEnvError
 
@@ -265,7 +265,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _pretrain(config: PretrainConfig, begun: bool) -> Path:
     if begun:
-        tokenizer: Any = AutoTokenizer.from_pretrained(config.out)
+        tokenizer: Any = AutoTokenizer.from_pretrained(config.out, trust_remote_code=False)
     else:
         tokenizer = train_tokenizer(read_texts(config.tokenizer_files or config.files), config.vocab_size)
     model = LlamaForCausalLM(
@@ -385,7 +385,7 @@ def _begun(config: PretrainConfig | SftConfig, name: str) -> bool:
 
 def settings_of(config: Any) -> dict[str, Any]:
     """Return the settings of a dataclass as JSON values."""
-    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    settings: dict[str, Any] = json.loads(to_json(dataclasses.asdict(config), default=str))
     return settings
 
 
@@ -530,7 +530,7 @@ def optimise(
     checkpoints = out / "checkpoints"
     settings = {**settings_of(config), **(about or {})}
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / _SETTINGS_FILE, json.dumps({"command": name, **settings}, indent=2) + "\n")
+    write_json(out / _SETTINGS_FILE, {"command": name, **settings})
     done = 0
     if path := latest_checkpoint(checkpoints):
         state = load_checkpoint(path, modules={"model": model}, optimizer=optimizer)
