@@ -116,7 +116,7 @@ def test_without_chat_a_text_stays_as_it_is(lm: CausalLM) -> None:
         (
             "qwen2",
             [{"role": "user", "content": [{"type": "text"}]}],
-            "content of message 0 of prompt is .*; expected a text",
+            "message 0 of prompt is .*; expected a text",
         ),
     ],
 )
