@@ -108,12 +108,16 @@ def test_without_chat_a_text_stays_as_it_is(lm: CausalLM) -> None:
     [
         ("gpt2", [USER], "has no chat template"),
         ("gemma", [SYSTEM, USER], "refuses the prompt .*TemplateError: System role not supported"),
-        ("qwen2", [], "expected a text, a list of messages"),
+        ("qwen2", [], "expected a text, or a list of messages"),
         ("qwen2", [[USER]], r"message 0 is \[.*expected a mapping"),
         ("qwen2", [{"from": "human", "value": "Hi"}], "message 0 has the role None, expected one of"),
         ("qwen2", [USER, {"role": "human", "content": "Hi"}], "message 1 has the role 'human', expected one of"),
-        ("qwen2", [{"role": "user"}], "message 0 has the content None, expected a text"),
-        ("qwen2", [{"role": "user", "content": [{"type": "text"}]}], "message 0 has the content .*expected a text"),
+        ("qwen2", [{"role": "user"}], "the content of message 0 of prompt is None; expected a text"),
+        (
+            "qwen2",
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "message 0 of prompt is .*; expected a text",
+        ),
     ],
 )
 def test_what_is_no_conversation_is_refused(family: str, prompt: Any, message: str) -> None:

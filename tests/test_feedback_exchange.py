@@ -79,7 +79,7 @@ def test_into_a_store_and_out_of_it(rankings: list[Ranking], tmp_path_factory: p
     [
         (Ranking("p", ("a", "b"), (0, 1), "", None), "--annotator"),
         (Ranking("p", ("a", "b"), (0, 1), "ann", 1.0), "--drop-margins"),
-        (Ranking("p", tuple("abcdefghij"), tuple(range(10)), "ann"), "nine at most"),
+        (Ranking("p", tuple("abcdefghij"), tuple(range(10)), "ann"), "a task has 9 at most"),
     ],
 )
 def test_what_a_store_cannot_keep(ranking: Ranking, part: str, tmp_path: Path) -> None:
@@ -115,7 +115,16 @@ def test_questions_wait_to_be_judged(tmp_path: Path) -> None:
         assert sorted(item.text for item in given.items) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("row", [{"prompt": "p"}, {"prompt": "p", "completions": ["a"]}, {"completions": ["a", "b"]}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p"},
+        {"prompt": "p", "completions": ["a"]},
+        {"prompt": "p", "completions": list("abcdefghij")},
+        {"prompt": "p", "completions": "ab"},
+        {"completions": ["a", "b"]},
+    ],
+)
 def test_bad_questions(row: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps(row))
     with pytest.raises(TextEnvError, match="line 1: "):
@@ -148,7 +157,9 @@ def test_options_of_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     assert main(["feedback", "import", store, str(file), "--annotator", "us", "--drop-margins"]) == 1
-    assert f"{file}, line 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{file}, line 2" in said
+    assert "--skip-unreadable" in said
     assert (
         main(["feedback", "import", store, str(file), "--annotator", "us", "--drop-margins", "--skip-unreadable"]) == 0
     )

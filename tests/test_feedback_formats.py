@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from textenv.feedback import formats
 from textenv.feedback.formats import FORMATS, read_rankings, write_rankings
 from textenv.types import Ranking, TextEnvError
 
@@ -496,7 +497,6 @@ CHAT = Ranking(ASKED, TWO, (0, 1))
         ([replace(PAIR, margin=None)], "scores", ".jsonl", "its margin is None"),
         ([replace(PAIR, margin=-1.0)], "scores", ".jsonl", "its margin is -1.0"),
         ([replace(PAIR, margin=-1.0)], "shp", ".jsonl", "its margin is -1.0"),
-        ([replace(PAIR, margin=float("nan"))], "trl", ".jsonl", "cannot be written"),
         ([PAIR, replace(PAIR, margin=None)], "trl", ".jsonl", "drop 'margins'"),
         ([replace(PAIR, margin=None), CHAT], "trl", ".jsonl", "use two files"),
         ([PAIR, CHAT], "native", ".parquet", "Use .jsonl"),
@@ -505,7 +505,7 @@ CHAT = Ranking(ASKED, TWO, (0, 1))
         ([PAIR], "arena", ".csv", "files of kind .jsonl, .json, .parquet"),
         ([PAIR], "argilla", ".parquet", "files of kind .jsonl, .json"),
         ([PAIR], "trl", ".txt", "files of kind .jsonl, .json, .csv, .parquet"),
-        ([PAIR], "tlr", ".jsonl", "expected one of native, trl"),
+        ([PAIR], "tlr", ".jsonl", "expected one of arena, argilla, "),
         ([], "trl", ".jsonl", "no rankings"),
     ],
 )
@@ -531,12 +531,13 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "part"),
     [
-        ("native", {"ranks": [0, 1]}, "ranks [0, 1]"),
+        ("native", {"ranks": [0, 1]}, "a list of 3 ranks"),
         ("native", {"ranks": [0, 1, 1.5]}, "whole numbers from 0"),
-        ("native", {"completions": "abc"}, "two lists"),
-        ("native", {"margin": float("nan")}, "finite number"),
+        ("native", {"completions": "abc"}, "a list of texts"),
+        ("native", {"margin": "0.5"}, "finite number"),
         ("native", {"annotator": ["ann"]}, "expected a name"),
-        ("trl standard", {"rejected": None}, "list of messages"),
+        ("trl standard", {"rejected": None}, "rejected is None; expected a text"),
+        ("trl standard", {"rejected": [BLUE]}, "expected two texts, or two lists of messages"),
         ("trl conversational", {"chosen": [*ASKED, BLUE]}, "one message of the assistant"),
         ("trl conversational, implicit prompt", {"chosen": [BLUE]}, "share no message"),
         ("ultrafeedback_binarized", {"prompt": "Else?"}, "do not begin with the prompt 'Else?'"),
@@ -603,11 +604,11 @@ def test_a_bad_record_is_named(name: str, change: dict[str, Any], part: str, tmp
         ("x.csv", "chosen,rejected,margin\na,b,c", "line 2: margin is 'c'; expected JSON"),
         ("x.csv", 'chosen,rejected\n"a,b', "not CSV"),
         ("x.parquet", "PAR1", "not a parquet file"),
-        ("x.txt", "a", "expected a file of kind"),
+        ("x.txt", "a", "expected a file of kind .jsonl"),
         ("x.jsonl", '{"query": [1], "sample0": [2], "sample1": [3], "best": 0}', "--tokenizer"),
     ],
 )
-def test_a_bad_file_is_told(name: str, content: str, part: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_named(name: str, content: str, part: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(TextEnvError) as caught:
         read_rankings(tmp_path / name)
@@ -616,12 +617,12 @@ def test_a_bad_file_is_told(name: str, content: str, part: str, tmp_path: Path) 
 
 
 def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
-    with pytest.raises(TextEnvError, match="cannot be read"):
+    with pytest.raises(TextEnvError, match="no such file"):
         read_rankings(tmp_path / "x.jsonl")
     (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(TextEnvError, match="not UTF-8"):
         read_rankings(tmp_path / "x.jsonl")
-    with pytest.raises(TextEnvError, match="expected one of native"):
+    with pytest.raises(TextEnvError, match="expected one of arena, argilla"):
         read_rankings(tmp_path / "x.jsonl", "nativ")
 
 
@@ -636,3 +637,24 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_every_format_is_tested() -> None:
     assert {format for format, *_ in GOLDEN.values()} == set(FORMATS)
+
+
+def test_a_new_format_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "votes.py").write_text(
+        "from textenv.feedback.formats.shared import Format\n"
+        "from textenv.types import Ranking\n"
+        "def read(row):\n"
+        "    return [Ranking(row['asked'], (row['yes'], row['no']), (0, 1))]\n"
+        "def write(rankings):\n"
+        "    return [{'asked': r.prompt, 'yes': r.completions[0], 'no': r.completions[1]} for r in rankings]\n"
+        "FORMAT = Format(('asked', 'yes', 'no'), read, write, ())\n"
+    )
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    found = formats.find_formats()
+    monkeypatch.delitem(sys.modules, "textenv.feedback.formats.votes")
+    assert set(found) == {*FORMATS, "votes"}
+    monkeypatch.setattr(formats, "FORMATS", found)
+    for kind in KINDS:
+        assert there_and_back([Ranking("p", ("a", "b"), (0, 1))], "votes", kind, tmp_path) == [
+            Ranking("p", ("a", "b"), (0, 1))
+        ]

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # type: ignore[import-untyped]
 
-from textenv.prompts import movie_openings
+from textenv.data.openings import movie_openings
 
 TRAIN, HELDOUT = movie_openings("train"), movie_openings("heldout")
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from textenv.prompts import movie_openings, read_prompts
+from textenv.data.openings import movie_openings
+from textenv.prompts import read_prompts
 from textenv.types import TextEnvError
 
 ROWS = [
@@ -91,9 +92,10 @@ def frame(folder: Path) -> Any:
         (lambda folder: "The film was", "'The film was': expected a list of prompts, or a file of kind .txt"),
         (lambda folder: folder / "none.txt", "no such file"),
         (lambda folder: [], "at least one"),
-        (lambda folder: ["a", 5], "row 1: 5; expected a text"),
+        (lambda folder: ["a", 5], "row 1: prompt is 5; expected a text"),
         (lambda folder: [{"text": "a"}], "row 0: {'text': 'a'}; expected a text, a list of messages"),
-        (lambda folder: [{"prompt": None}], "row 0"),
+        (lambda folder: [{"prompt": None}], "row 0: prompt is None"),
+        (lambda folder: ["The film \ud83d"], "row 0: prompt is .*; character 9 is half of a surrogate pair"),
         (
             lambda folder: [{"prompt": "a", "x": 1}, {"prompt": "b"}],
             r"row 1: columns \[\], but the first row has \['x'\]",
@@ -105,8 +107,8 @@ def frame(folder: Path) -> Any:
         (write("a.txt", " \n"), "a.txt: no prompts in it"),
         (write("a.txt", b"caf\xe9"), "a.txt: not UTF-8"),
         (write("a.csv", ""), "a.csv: no prompts in it"),
-        (write("a.csv", "prompt,label\na,1,2\n"), "row 0: 3 cells under 2 headings"),
-        (write("a.csv", "text\na\n"), "row 0: {'text': 'a'}"),
+        (write("a.csv", "prompt,label\na,1,2\n"), "line 2: 3 cells under 2 headings"),
+        (write("a.csv", "text\na\n"), "line 2: {'text': 'a'}"),
         (write("a.jsonl", '{"prompt": "a"}\n{"prompt": \n'), "a.jsonl, line 2: not JSON"),
         (write("a.parquet", "no"), "a.parquet: not a parquet file"),
     ],

@@ -371,7 +371,7 @@ def test_other_settings_are_refused(text: Path, base: Path, pairs: Path, tmp_pat
 def test_a_run_that_never_began_claims_nothing(text: Path, tmp_path: Path) -> None:
     with pytest.raises(TextEnvError, match="too few for one batch"):
         pretrain(small(text, tmp_path / "out", batch_size=1000, vocab_size=310))
-    with pytest.raises(TextEnvError, match="is not a file"):
+    with pytest.raises(TextEnvError, match="no such file"):
         pretrain(small(tmp_path / "missing.txt", tmp_path / "out"))
     pretrain(small(text, tmp_path / "out"))
     assert CausalLM.from_pretrained(tmp_path / "out").vocab_size == 300
@@ -391,9 +391,9 @@ def test_read_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"x", r"cannot read files of kind '\.csv'"),
-        ("a.txt", b"\xff\xfe", r"a\.txt is not UTF-8"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": 3}\n', r"a\.jsonl, line 2: '\{\"text\": 3\}'"),
+        ("a.rst", b"x", r"its kind is '\.rst'; expected a file of kind \.txt, \.jsonl"),
+        ("a.txt", b"\xff\xfe", r"a\.txt: not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 3}\n', r"a\.jsonl, line 2: text is 3; expected a text"),
         ("a.jsonl", b'{"prompt": "a"}', "line 1"),
         ("a.jsonl", b"[1]", "line 1"),
         ("a.jsonl", b'\n{"text": "a', "line 2"),
@@ -412,11 +412,11 @@ def test_sft_names_what_is_wrong(base: Path, pairs: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     with pytest.raises(TextEnvError, match="could not be loaded"):
         sft(tuned(tmp_path, pairs, out))
-    with pytest.raises(TextEnvError, match="hold no prompt/completion pairs"):
+    with pytest.raises(TextEnvError, match="no records in it"):
         sft(tuned(base, empty, out))
-    with pytest.raises(TextEnvError, match=r"expected a \.jsonl file"):
+    with pytest.raises(TextEnvError, match="no such file"):
         sft(tuned(base, tmp_path / "pairs.csv", out))
-    with pytest.raises(TextEnvError, match="is not a file"):
+    with pytest.raises(TextEnvError, match="no such file"):
         sft(tuned(base, tmp_path / "missing.jsonl", out))
     with pytest.raises(TextEnvError, match=r"takes \d+ tokens, which leaves none of 64"):
         sft(tuned(base, long, out))

@@ -38,9 +38,10 @@ from textenv.feedback.commands import (
     label,
 )
 from textenv.feedback.exchange import ExportFeedback, ImportFeedback, export_feedback, import_feedback
+from textenv.feedback.formats import read_rankings
 from textenv.feedback.sampling import AddTasks, add_tasks
 from textenv.files import to_json, write_atomically, write_json
-from textenv.models.reward_evaluation import Evaluation, evaluate, plot_evaluations, read_rankings, reward_bench
+from textenv.models.reward_evaluation import Evaluation, evaluate, plot_evaluations, reward_bench
 from textenv.models.reward_model import RewardModel
 from textenv.models.reward_training import RewardModelConfig, train_reward_model
 from textenv.models.training import PretrainConfig, SftConfig, pretrain, read_pairs, sft
@@ -172,7 +173,7 @@ class RewardEval:
         model: Folders of reward models, or "bundled"; several that learnt from ever more give a learning curve.
         files: Rankings, .jsonl, as for "textenv reward train".
         trained_on: Rankings that the models learnt from: prompts and annotators are reported by whether they are new.
-        reward_bench: Pairs, .jsonl: an object a line with prompt, chosen, rejected and subset.
+        reward_bench: Pairs, records with prompt, chosen, rejected and subset.
         out: Folder for report.json and reward.png.
         device: Where the models run.
     """

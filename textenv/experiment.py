@@ -124,7 +124,7 @@ class Train:
             environment's own.
         model: Reference model and starting point: "bundled", a folder, or a Hugging Face id; None for the
             environment's own.
-        prompts: File of prompts (.txt, .jsonl, .csv, .parquet); None for the environment's own.
+        prompts: File of prompts (.txt, .jsonl, .json, .csv, .parquet); None for the environment's own.
         eval_prompts: File of held-out prompts for the before/after comparison; None for the environment's own.
         eval_episodes: Completions to compare on; every held-out prompt gets its share.
         total_steps: Tokens to write in training.

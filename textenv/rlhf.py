@@ -71,7 +71,7 @@ class Rlhf:
     Attributes:
         out: Folder of the run: models, the store of feedback, figures and the picture. A run in it goes on.
         model: Pre-trained model: "bundled", a folder, or a Hugging Face id.
-        sft: .jsonl files with prompt and completion to fine-tune the model on first; none takes it as it is.
+        sft: Files of records with prompt and completion to fine-tune the model on first; none takes it as it is.
         gold: Reward that stands in for the people who rank, and that every policy is measured by; None for people.
         gold_temperature: Of the stand-in's choices, in units of its scores: 0 never errs.
         rounds: How often to go round.

@@ -7,8 +7,10 @@ without pulling in a language model.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -126,7 +128,8 @@ class Ranking:
         """Check it.
 
         Raises:
-            TextEnvError: There are not two completions, or not one rank for each, or none of them is the best.
+            TextEnvError: There are not two completions, or not one rank for each, a rank is no whole number below the
+                number of completions, none of them is the best, or the margin is no finite number.
         """
         if len(self.completions) < 2 or len(self.ranks) != len(self.completions):
             raise TextEnvError(
@@ -134,8 +137,16 @@ class Ranking:
                 "two completions, and one rank for each."
             )
         known = [rank for rank in self.ranks if rank is not None]
-        if min(known, default=-1) != 0:
-            raise TextEnvError(f"ranks={list(self.ranks)}: expected whole numbers from 0, which is the best, or None.")
+        whole = all(isinstance(rank, Integral) and not isinstance(rank, bool) for rank in known)
+        if not whole or min(known, default=-1) != 0 or max(known) >= len(self.ranks):
+            raise TextEnvError(
+                f"ranks={list(self.ranks)}: expected whole numbers from 0, which is the best, to "
+                f"{len(self.ranks) - 1}, or None; one of them 0."
+            )
+        if self.margin is not None and (
+            not isinstance(self.margin, Real) or isinstance(self.margin, bool) or not math.isfinite(self.margin)
+        ):
+            raise TextEnvError(f"margin={self.margin!r}: expected a finite number, or None.")
 
     def pairs(self) -> list[tuple[int, int, bool]]:
         """Return ``(better, worse, tied)``, indices of completions, for each pair whose order is known."""

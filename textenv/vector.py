@@ -18,9 +18,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textenv import kl as kl_module
+from textenv.data.values import as_prompt
 from textenv.handle import unwrap, with_handles
 from textenv.models.causal_lm import CausalLM, find_device, log_softmax
-from textenv.prompts import PromptSource, movie_openings, read_conversation, read_prompts
+from textenv.prompts import PromptSource, movie_openings, read_prompts
 from textenv.render import to_ansi
 from textenv.scoring import resolve_reward, score
 from textenv.settings import TextEnvSettings
@@ -772,12 +773,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if isinstance(value, Sequence) and value and isinstance(value[0], Mapping):  # messages: one conversation
             value = [value] * self.num_envs
         values = self._one_each(value, (str, Sequence, Prompt), "prompt", "a text or a list of messages")
-        return [
-            item
-            if isinstance(item, Prompt)
-            else self._encoded([item if isinstance(item, str) else read_conversation(item)], [{}])[0]
-            for item in values
-        ]
+        return [item if isinstance(item, Prompt) else self._encoded([as_prompt(item)], [{}])[0] for item in values]
 
     def _one_each(self, value: Any, kind: Any, name: str, what: str) -> list[Any]:
         values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * self.num_envs

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 from transformers import AutoTokenizer
 
-from textenv.feedback.formats import Droppable, read_rankings, read_records, write_rankings
+from textenv.data.records import json_cells, read_records
+from textenv.data.values import MOST_COMPLETIONS, as_completions, as_prompt
+from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_rankings
 from textenv.feedback.store import FeedbackStore
 from textenv.files import to_json
-from textenv.prompts import read_conversation
 from textenv.types import Conversation, Ranking, TextEnvError
 
 __all__ = [
@@ -31,7 +31,10 @@ __all__ = [
 
 Question: TypeAlias = tuple[str | Conversation, tuple[str, ...]]
 """A prompt, and completions of it that nobody has ranked yet."""
-Name: TypeAlias = Literal["native", "trl", "scores", "shp", "openai", "ziegler", "arena", "argilla", "label_studio"]
+if TYPE_CHECKING:
+    Name: TypeAlias = str
+else:
+    Name = Literal[tuple(FORMATS)]
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,8 @@ def import_feedback(command: ImportFeedback) -> list[str]:
     rankings: list[Ranking] = []
     decode = None if command.tokenizer is None else _decoder(command.tokenizer)
     for file in command.files:
-        rankings += read_rankings(
-            file, command.format, decode=decode, refused=refused.append if command.skip_unreadable else None
-        )
+        refuse = refused.append if command.skip_unreadable else _refuse
+        rankings += read_rankings(file, command.format, decode=decode, refused=refuse)
     if command.drop_margins:
         rankings = [replace(ranking, margin=None) for ranking in rankings]
     with FeedbackStore(command.store) as store:
@@ -155,8 +157,10 @@ def add_rankings(
     rankings = [replace(ranking, annotator=ranking.annotator or annotator) for ranking in rankings]
     for ranking in rankings:
         about = f"The ranking of {_key(ranking.prompt)[:80]} by {ranking.annotator!r}"
-        if len(ranking.completions) > 9:
-            raise TextEnvError(f"{about} has {len(ranking.completions)} completions; a task has nine at most.")
+        if len(ranking.completions) > MOST_COMPLETIONS:
+            raise TextEnvError(
+                f"{about} has {len(ranking.completions)} completions; a task has {MOST_COMPLETIONS} at most."
+            )
         if ranking.margin is not None and not gold:
             raise TextEnvError(f"{about} has a margin, which a store does not keep. Drop margins (--drop-margins).")
         if not ranking.annotator and not gold:
@@ -208,18 +212,11 @@ def read_questions(path: str | Path) -> list[Question]:
         TextEnvError: The file cannot be read, or a record is no such thing; the message says which.
     """
     questions: list[Question] = []
+    in_csv = Path(path).suffix.lower() == ".csv"
     for where, row in read_records(path):
-        given = row.get("completions")
-        if isinstance(given, str):  # a cell of CSV
-            try:
-                given = json.loads(given)
-            except json.JSONDecodeError:
-                given = None
-        if not isinstance(given, list) or not 2 <= len(given) <= 9 or not all(isinstance(text, str) for text in given):
-            raise TextEnvError(f"{where}: expected 'completions', a list of two to nine texts, and 'prompt'.")
-        prompt = row.get("prompt")
         try:
-            questions.append((prompt if isinstance(prompt, str) else read_conversation(prompt), tuple(given)))
+            given = json_cells(row, ("completions",)) if in_csv else row
+            questions.append((as_prompt(given.get("prompt")), as_completions(given.get("completions"))))
         except TextEnvError as error:
             raise TextEnvError(f"{where}: {error}") from error
     return questions
@@ -245,6 +242,10 @@ class _Items:
             found.append(known[seen[text]])
             seen[text] += 1
         return found
+
+
+def _refuse(error: TextEnvError) -> None:
+    raise TextEnvError(f"{error} Mend the record, or leave out those that cannot be read (--skip-unreadable).")
 
 
 def _identity(ranking: Ranking) -> str:

@@ -36,7 +36,7 @@ class AddTasks:
 
     Attributes:
         store: The store of feedback; made if it is missing.
-        prompts: File of prompts (.txt, .jsonl, .csv, .parquet).
+        prompts: File of prompts (.txt, .jsonl, .json, .csv, .parquet).
         policies: Each NAME=FOLDER: a run of textenv train, a saved agent, a model's folder or Hugging Face id, or
             "bundled".
         max_prompts: Take so many prompts, drawn at random; None for all.

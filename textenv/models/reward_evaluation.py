@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.data.records import read_records
+from textenv.data.values import as_prompt, as_text
 from textenv.files import write_atomically
 from textenv.models.reward_training import text_key, texts_of
 from textenv.types import Conversation, Ranking, TextEnvError
 
-__all__ = ["Calibration", "Evaluation", "calibration", "evaluate", "plot_evaluations", "read_rankings", "reward_bench"]
+__all__ = ["Calibration", "Evaluation", "calibration", "evaluate", "plot_evaluations", "reward_bench"]
 
 Scorer: TypeAlias = Callable[[Sequence[str | Conversation], Sequence[str]], NDArray[Any]]
 """Maps prompts and completions to scores, as ``RewardModel.scores`` does."""
@@ -208,7 +209,7 @@ _SECTIONS = {
 
 
 def reward_bench(scorer: Scorer, path: Path) -> dict[str, float]:
-    """Return the scores of RewardBench (Lambert et al. 2024) on a JSONL file of pairs, each a share from 0 to 1.
+    """Return the scores of RewardBench (Lambert et al. 2024) on a file of pairs, each a share from 0 to 1.
 
     A pair is right if the chosen completion scores higher; equal scores are wrong. A section is the mean over its
     pairs; in Reasoning, mathematics weighs as much as all the code. The score is the mean of the sections there are.
@@ -216,29 +217,29 @@ def reward_bench(scorer: Scorer, path: Path) -> dict[str, float]:
 
     Args:
         scorer: Gives the scores.
-        path: One object a line: ``prompt`` (a text or messages), ``chosen``, ``rejected`` and ``subset``.
+        path: Records with ``prompt`` (a text or messages) and the texts ``chosen``, ``rejected`` and ``subset``.
 
     Returns:
         Accuracy of each subset and section by name, and ``"score"``.
 
     Raises:
-        TextEnvError: The file cannot be read, holds nothing, or a line is something else.
+        TextEnvError: The file cannot be read, holds nothing, or a record is something else.
     """
-    rows = read_json_lines(path)
-    for number, row in enumerate(rows, start=1):
-        prompt = row.get("prompt")
-        if not isinstance(prompt, str | list) or not all(
-            isinstance(row.get(name), str) for name in ("chosen", "rejected", "subset")
-        ):
+    prompts: list[str | Conversation] = []
+    texts: dict[str, list[str]] = {"chosen": [], "rejected": [], "subset": []}
+    for where, row in read_records(path):
+        try:
+            prompts.append(as_prompt(row.get("prompt")))
+            for name, cells in texts.items():
+                cells.append(as_text(row.get(name), name))
+        except TextEnvError as error:
             raise TextEnvError(
-                f"{path}, object {number}: {str(row)[:80]!r}; expected 'prompt' (a text or messages) and the strings "
-                "'chosen', 'rejected' and 'subset'."
-            )
-    prompts = [row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"]) for row in rows]
-    chosen, rejected = (scorer(prompts, [row[name] for row in rows]) for name in ("chosen", "rejected"))
+                f"{where}: {error} A pair has a 'prompt' and the texts 'chosen', 'rejected' and 'subset'."
+            ) from error
+    chosen, rejected = (scorer(prompts, texts[name]) for name in ("chosen", "rejected"))
     right: dict[str, list[bool]] = defaultdict(list)
-    for row, one, other in zip(rows, chosen, rejected, strict=True):
-        right[row["subset"]].append(bool(one > other))
+    for subset, one, other in zip(texts["subset"], chosen, rejected, strict=True):
+        right[subset].append(bool(one > other))
     results = {name: float(np.mean(each)) for name, each in right.items()}
     code = sum(len(right[name]) for name in _SECTIONS["Reasoning"][1:] if name in right)
     sections = {section: [name for name in names if name in right] for section, names in _SECTIONS.items()}
@@ -249,43 +250,6 @@ def reward_bench(scorer: Scorer, path: Path) -> dict[str, float]:
         if names:
             scores[section] = float(np.average([results[name] for name in names], weights=weights))
     return {**results, **scores, "score": float(np.mean(list(scores.values())))}
-
-
-def read_rankings(path: Path) -> list[Ranking]:
-    """Read rankings, one JSON object a line: ``prompt``, ``completions``, ``ranks``, ``annotator``, ``margin``.
-
-    Raises:
-        TextEnvError: The file cannot be read, holds nothing, or a line is no ranking.
-    """
-    rankings = []
-    for number, row in enumerate(read_json_lines(path), start=1):
-        prompt, completions, ranks = (row.get(name) for name in ("prompt", "completions", "ranks"))
-        whole = isinstance(ranks, list) and all(r is None or (isinstance(r, int) and r >= 0) for r in ranks)
-        texts = isinstance(completions, list) and all(isinstance(one, str) for one in completions)
-        if not isinstance(prompt, str | list) or not texts or not whole:
-            raise TextEnvError(
-                f"{path}, object {number}: {str(row)[:80]!r}; expected 'prompt' (a text or messages), 'completions' "
-                "(texts) and 'ranks' (whole numbers from 0, or null)."
-            )
-        given = prompt if isinstance(prompt, str) else tuple(prompt)
-        try:
-            annotator, margin = str(row.get("annotator") or ""), row.get("margin")
-            rankings.append(Ranking(given, tuple(completions or ()), tuple(ranks or ()), annotator, margin))
-        except TextEnvError as error:
-            raise TextEnvError(f"{path}, object {number}: {error}") from error
-    return rankings
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file; blank lines are skipped."""
-    try:
-        lines = path.read_text("utf-8").split("\n")  # splitlines also cuts at U+2028
-        rows = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
-        raise TextEnvError(f"{path} cannot be read as JSON lines: {error}") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise TextEnvError(f"{path}: expected a JSON object on every line, and at least one.")
-    return rows
 
 
 def plot_evaluations(evaluations: Mapping[str, tuple[int, Evaluation]], path: Path) -> None:

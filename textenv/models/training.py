@@ -28,11 +28,13 @@ from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from textenv.data.records import ROW_KINDS, kind_of, read_records, read_text
+from textenv.data.values import as_text, short
 from textenv.files import to_json, write_json
 from textenv.models.causal_lm import CausalLM, quiet
 from textenv.types import IntArray, TextEnvError
 
-__all__ = ["PretrainConfig", "SftConfig", "pretrain", "read_texts", "sft", "train_tokenizer"]
+__all__ = ["PretrainConfig", "SftConfig", "pretrain", "read_pairs", "read_texts", "sft", "train_tokenizer"]
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 _IGNORE = -100  # the label that cross_entropy leaves out
@@ -47,8 +49,8 @@ class PretrainConfig:
     """Settings of ``textenv pretrain``.
 
     Attributes:
-        files: Text to learn: ``.txt`` (documents between blank lines) or ``.jsonl`` (``text``, or ``prompt`` and
-            ``completion``). A file named twice counts twice.
+        files: Text to learn: .txt (documents between blank lines), or .jsonl, .json, .csv or .parquet (``text``, or
+            ``prompt`` and ``completion``). A file named twice counts twice.
         out: Folder of the model; checkpoints go into its ``checkpoints``.
         tokenizer_files: Text that the tokenizer is trained on; the same files if empty.
         vocab_size: Entries of the byte-level BPE vocabulary, special tokens included.
@@ -108,9 +110,9 @@ class SftConfig:
 
     Attributes:
         model: ``"bundled"``, a folder or a Hugging Face id to start from.
-        files: ``.jsonl`` files with ``prompt`` and ``completion``.
+        files: Files with ``prompt`` and ``completion``: .jsonl, .json, .csv or .parquet.
         out: Folder of the fine-tuned model.
-        validation: ``.jsonl`` file to measure the loss on after each epoch.
+        validation: Such a file to measure the loss on after each epoch.
         epochs: Passes over the pairs.
         batch_size: Pairs a step.
         learning_rate: Peak; linear warm-up, then linear decay to zero.
@@ -164,58 +166,41 @@ def check(config: Config, *more: str) -> None:
 
 
 def read_texts(files: Sequence[Path]) -> Iterator[str]:
-    """Yield the documents of ``.txt`` files (between blank lines) and ``.jsonl`` files (``text``, or a pair).
+    """Yield the documents of ``.txt`` files (between blank lines) and of files of records (``text``, or a pair).
 
     Raises:
-        TextEnvError: A file is missing, of another kind, not UTF-8, or has a line without these keys.
+        TextEnvError: A file cannot be read, is of another kind, holds nothing, or has a record without these keys.
     """
     for path in files:
-        content = _read(path)
-        if path.suffix == ".txt":
-            yield from (part.strip() for part in content.split("\n\n") if part.strip())
-        elif path.suffix == ".jsonl":
-            for prompt, completion in _read_pairs(path, content):
-                yield prompt + completion
+        if kind_of(path, ROW_KINDS) == ".txt":
+            documents = [part.strip() for part in read_text(path).split("\n\n") if part.strip()]
+            if not documents:
+                raise TextEnvError(f"{path}: no text in it; expected at least one document.")
+            yield from documents
         else:
-            raise TextEnvError(f"{path}: cannot read files of kind {path.suffix!r}; expected .txt or .jsonl.")
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise TextEnvError(f"{path} is not a file; expected .txt or .jsonl files.")
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise TextEnvError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
+            yield from (prompt + completion for prompt, completion in _pairs(path))
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """Return prompt and completion of each line of a ``.jsonl`` file; a line with ``text`` has an empty prompt.
+    """Return prompt and completion of each record of a file; a record with ``text`` has an empty prompt.
 
     Raises:
         TextEnvError: As ``read_texts``.
     """
-    return list(_read_pairs(path, _read(path)))
+    return list(_pairs(path))
 
 
-def _read_pairs(path: Path, content: str) -> Iterator[tuple[str, str]]:
-    """Yield prompt and completion of each line that is not blank; a line with ``text`` has an empty prompt."""
-    for number, line in enumerate(content.split("\n"), start=1):  # splitlines also cuts at U+0085 and U+2028
-        if not line.strip():
-            continue
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+    for where, row in read_records(path):
         try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("text"), str):
-            yield "", row["text"]
-        elif isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-            yield row["prompt"], row["completion"]
-        else:
-            raise TextEnvError(
-                f"{path}, line {number}: {line[:80]!r}; expected a JSON object with the string 'text', or with the "
-                "strings 'prompt' and 'completion'."
-            )
+            if row.get("text") is not None:
+                yield "", as_text(row["text"], "text")
+            elif row.get("prompt") is not None and row.get("completion") is not None:
+                yield as_text(row["prompt"], "prompt"), as_text(row["completion"], "completion")
+            else:
+                raise TextEnvError(f"{short(row)}; expected the text 'text', or the texts 'prompt' and 'completion'.")
+        except TextEnvError as error:
+            raise TextEnvError(f"{where}: {error}") from error
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -431,9 +416,7 @@ def _encode_pairs(lm: CausalLM, files: Sequence[Path], max_tokens: int) -> list[
     """Return token ids of prompt, completion and end, and how many of them are the prompt's (labels start there)."""
     encoded = []
     for path in files:
-        if path.suffix != ".jsonl":
-            raise TextEnvError(f"{path}: expected a .jsonl file with 'prompt' and 'completion' on every line.")
-        pairs = list(_read_pairs(path, _read(path)))
+        pairs = read_pairs(path)
         starts = lm.encode_many([prompt for prompt, _ in pairs])
         completions = [completion for _, completion in pairs]
         rests = lm.tokenizer(completions, add_special_tokens=False)["input_ids"] if pairs else []

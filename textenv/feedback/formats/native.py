@@ -1,0 +1,35 @@
+"""Our own format: the fields of ``Ranking`` as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from textenv.data.values import as_completions, as_prompt, as_ranks
+from textenv.feedback.formats.shared import Format, Row, extras, plain_prompt
+from textenv.types import Ranking
+
+__all__ = ["FORMAT"]
+
+
+def read(row: Row) -> list[Ranking]:
+    """Read the fields of ``Ranking``: prompt, completions, ranks, annotator, margin; the last two may be missing."""
+    completions = as_completions(row["completions"])
+    return [Ranking(as_prompt(row["prompt"]), completions, as_ranks(row["ranks"], len(completions)), **extras(row))]
+
+
+def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """Write all five fields of each ranking."""
+    return [
+        {
+            "prompt": plain_prompt(ranking.prompt),
+            "completions": list(ranking.completions),
+            "ranks": list(ranking.ranks),
+            "annotator": ranking.annotator,
+            "margin": ranking.margin,
+        }
+        for ranking in rankings
+    ]
+
+
+FORMAT = Format(("prompt", "completions", "ranks"), read, write, ("completions", "ranks", "margin"))

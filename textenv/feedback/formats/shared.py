@@ -1,0 +1,193 @@
+"""What the formats have in common: what one is, and rankings that a format cannot hold as they are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from textenv.data.values import as_annotator, as_margin, short
+from textenv.types import Conversation, Ranking, TextEnvError
+
+__all__ = [
+    "Format",
+    "Row",
+    "assistant_text",
+    "cannot_hold",
+    "common_messages",
+    "describe",
+    "extras",
+    "known_pairs",
+    "plain_prompt",
+    "prompt_name",
+    "refuse_margin",
+    "same_completions",
+    "text_prompt",
+    "untied_pairs",
+    "whole_or_pairs",
+    "without_empty",
+]
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How rankings stand in a file; a file ``my_format.py`` of this folder that has one as ``FORMAT`` is a format.
+
+    Attributes:
+        keys: What every record has; a file is recognized by them.
+        read: Takes a record; returns the rankings in it.
+        write: Takes all rankings; returns the records.
+        cells: In CSV, the columns that hold JSON (numbers, lists); the others hold texts. None: not for CSV.
+        table: Whether all records have the same columns, as parquet needs them.
+        token_ids: Whether texts may be lists of token ids, which are decoded before the record is read.
+    """
+
+    keys: tuple[str, ...]
+    read: Callable[[Row], list[Ranking]]
+    write: Callable[[Sequence[Ranking]], list[dict[str, Any]]]
+    cells: tuple[str, ...] | None = None
+    table: bool = True
+    token_ids: bool = False
+
+
+def known_pairs(ranking: Ranking) -> list[Ranking]:
+    """Return a comparison of two for each pair whose order is known: ranks 0 and 1, or 0 and 0 for a tie.
+
+    Raises:
+        TextEnvError: It has a margin and more than two completions: the margin tells of the best and the worst alone.
+    """
+    if ranking.margin is not None and len(ranking.ranks) > 2:
+        raise TextEnvError(
+            f"{describe(ranking)} has a margin, between the best and the worst of {len(ranking.ranks)}, which its "
+            "pairs cannot hold. Drop 'margins', or use the format 'native'."
+        )
+    found = []
+    for better, worse, tied in ranking.pairs():
+        places = (min(better, worse), max(better, worse))
+        ranks = (0, 0) if tied else tuple(int(place == worse) for place in places)
+        texts = tuple(ranking.completions[place] for place in places)
+        found.append(replace(ranking, completions=texts, ranks=ranks))
+    return found
+
+
+def untied_pairs(rankings: Iterable[Ranking], format: str) -> Iterator[Ranking]:
+    """Yield the pairs of ``known_pairs``, none of them a tie.
+
+    Raises:
+        TextEnvError: One of them is a tie.
+    """
+    for ranking in rankings:
+        for pair in known_pairs(ranking):
+            if pair.ranks[0] == pair.ranks[1]:
+                raise cannot_hold(
+                    ranking, format, "it has a tie", "Drop 'ties', or use the format 'native' or 'arena'."
+                )
+            yield pair
+
+
+def whole_or_pairs(rankings: Iterable[Ranking], format: str) -> Iterator[Ranking]:
+    """Yield the rankings that order all their completions as they are, and the others as ``untied_pairs``."""
+    for ranking in rankings:
+        whole = None not in ranking.ranks and len(set(ranking.ranks)) == len(ranking.ranks)
+        yield from [ranking] if whole else untied_pairs([ranking], format)
+
+
+def same_completions(rankings: Iterable[Ranking]) -> Iterator[list[Ranking]]:
+    """Yield rankings of the same completions that follow each other together."""
+    for _, group in itertools.groupby(rankings, key=lambda ranking: (ranking.prompt, ranking.completions)):
+        yield list(group)
+
+
+def text_prompt(ranking: Ranking, format: str) -> str:
+    """Return the prompt of a format that has texts alone.
+
+    Raises:
+        TextEnvError: It is a conversation.
+    """
+    if not isinstance(ranking.prompt, str):
+        raise cannot_hold(ranking, format, "its prompt is a conversation, and the format has texts", "Use 'trl'.")
+    return ranking.prompt
+
+
+def refuse_margin(ranking: Ranking, format: str) -> None:
+    """Check that a ranking has no margin, for formats that have no place for one.
+
+    Raises:
+        TextEnvError: It has one.
+    """
+    if ranking.margin is not None:
+        raise cannot_hold(ranking, format, "it has a margin", "Drop 'margins', or use the format 'native' or 'trl'.")
+
+
+def cannot_hold(ranking: Ranking, format: str, why: str, advice: str) -> TextEnvError:
+    """Return the error that says why a format cannot hold a ranking, and what to do about it."""
+    return TextEnvError(f"{describe(ranking)} cannot be written as {format!r}: {why}. {advice}")
+
+
+def describe(ranking: Ranking) -> str:
+    """Return how a ranking is named in a message."""
+    return f"The ranking of {short(ranking.prompt)} by {ranking.annotator!r}"
+
+
+def extras(row: Row) -> dict[str, Any]:
+    """Return the annotator and the margin of a record that has them under our names, as keywords of ``Ranking``."""
+    return {"annotator": as_annotator(row.get("annotator")), "margin": as_margin(row.get("margin"))}
+
+
+def prompt_name(fields: Row, others: Sequence[str]) -> str:
+    """Return which field is the prompt: ``prompt``, or the only one that is none of the others.
+
+    Raises:
+        TextEnvError: There is no such field, or more than one.
+    """
+    rest = [name for name in fields if name not in others]
+    if "prompt" in rest:
+        return "prompt"
+    if len(rest) != 1:
+        raise TextEnvError(f"which of {rest} is the prompt? Expected one that is called 'prompt', or only one.")
+    return rest[0]
+
+
+def plain_prompt(prompt: str | Conversation) -> Any:
+    """Return a prompt as JSON holds it: a text, or a list of messages."""
+    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+
+def assistant_text(messages: Conversation) -> str:
+    """Return what the assistant says in the one message that follows a prompt.
+
+    Raises:
+        TextEnvError: There are more messages, or it is not the assistant's.
+    """
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise TextEnvError(
+            f"one side ends with {short([dict(message) for message in messages])}, which the other has not. Expected "
+            "one message of the assistant: a ranking compares answers to one prompt."
+        )
+    return str(messages[0]["content"])
+
+
+def common_messages(one: Conversation, other: Conversation) -> tuple[Conversation, Conversation, Conversation]:
+    """Return the messages that both begin with, and what each goes on with: one message at least.
+
+    Raises:
+        TextEnvError: They begin with different messages.
+    """
+    longest = min(len(one), len(other)) - 1
+    cut = next((place for place in range(longest) if one[place] != other[place]), longest)
+    if not cut:
+        raise TextEnvError("its two sides share no message; expected both to begin with the prompt.")
+    return one[:cut], one[cut:], other[cut:]
+
+
+def without_empty(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records without our own columns where no record has anything in them."""
+    empty = {
+        name
+        for name, nothing in (("annotator", ""), ("margin", None), ("score_A", None), ("score_B", None))
+        if all(row.get(name, nothing) == nothing for row in rows)
+    }
+    return [{name: value for name, value in row.items() if name not in empty} for row in rows]

@@ -1,0 +1,49 @@
+"""The best of K samples, as Ziegler et al. (2019) at OpenAI have published them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from textenv.data.values import as_text, as_whole_number
+from textenv.feedback.formats.shared import Format, Row, extras, text_prompt, untied_pairs, without_empty
+from textenv.types import Ranking, TextEnvError
+
+__all__ = ["FORMAT"]
+
+
+def read(row: Row) -> list[Ranking]:
+    """Read a best-of-K of Ziegler et al. (2019), ``PickBest`` in https://github.com/openai/lm-human-preferences.
+
+    ``best`` is the number of the best of ``sample0``, ``sample1``, ... (four in their labels), which go on from
+    ``query``. Of the others nothing is known: they have no rank, unless there are only two. Their files hold token ids.
+    ``annotator`` and ``margin`` are our own.
+    """
+    names = list(itertools.takewhile(lambda name: name in row, (f"sample{place}" for place in itertools.count())))
+    if any(isinstance(row[name], list) for name in ("query", *names)):
+        raise TextEnvError(
+            "query and samples are token ids, GPT-2's in the published labels. Name the tokenizer that made them: "
+            "decode=... here, --tokenizer on the command line."
+        )
+    if len(names) < 2:
+        raise TextEnvError(f"it has {names}; expected two samples or more.")
+    best, last = as_whole_number(row["best"], "best", len(names)), 1 if len(names) == 2 else None
+    texts = tuple(as_text(row[name], name) for name in names)
+    ranks = tuple(0 if place == best else last for place in range(len(names)))
+    return [Ranking(as_text(row["query"], "query"), texts, ranks, **extras(row))]
+
+
+def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """Write each as it is if all are a choice of the best of K, with one K; else all their pairs, the best of two."""
+    bests = all(sorted(r.ranks, key=str) == [0] + [None] * (len(r.ranks) - 1) for r in rankings)
+    whole = bests and len({len(ranking.ranks) for ranking in rankings}) == 1
+    rows = []
+    for ranking in rankings if whole else untied_pairs(rankings, "ziegler"):
+        samples = {f"sample{place}": text for place, text in enumerate(ranking.completions)}
+        row = {"query": text_prompt(ranking, "ziegler"), **samples, "best": ranking.ranks.index(0)}
+        rows.append(row | {"margin": ranking.margin, "annotator": ranking.annotator})
+    return without_empty(rows)
+
+
+FORMAT = Format(("query", "sample0", "sample1", "best"), read, write, ("best", "margin"), token_ids=True)
