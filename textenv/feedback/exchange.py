@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 
 from textenv.feedback.formats import Droppable, read_rankings, read_records, write_rankings
 from textenv.feedback.store import FeedbackStore
+from textenv.models.codec import TextCodec
 from textenv.prompts import read_conversation
-from textenv.types import Conversation, Ranking, TextEnvError
+from textenv.types import Conversation, Prompt, Ranking, TextEnvError
 
 __all__ = [
     "ExportFeedback",
@@ -258,16 +259,13 @@ def _mapping(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def _decoder(name: str) -> Callable[[list[int]], str]:
+def _decoder(name: str) -> Callable[[list[int], list[int]], str]:
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        codec = TextCodec(AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise TextEnvError(f"--tokenizer {name}: cannot be loaded ({error}).") from error
-    special = {*tokenizer.all_special_ids}
 
-    def decode(ids: list[int]) -> str:
-        # Padding is no token of the vocabulary in Ziegler's labels: 50259 of 50257.
-        kept = [token for token in ids if 0 <= token < len(tokenizer) and token not in special]
-        return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+    def decode(ids: list[int], before: list[int]) -> str:
+        return codec.completion_text(Prompt(codec.decode(before), tuple(before)), ids)
 
     return decode

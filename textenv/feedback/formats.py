@@ -55,7 +55,7 @@ def read_rankings(
     path: str | Path,
     format: str = "auto",
     *,
-    decode: Callable[[list[int]], str] | None = None,
+    decode: Callable[[list[int], list[int]], str] | None = None,
     refused: Callable[[TextEnvError], None] | None = None,
 ) -> list[Ranking]:
     """Read the comparisons and rankings of a file.
@@ -63,7 +63,8 @@ def read_rankings(
     Args:
         path: A ``.jsonl``, ``.json`` (a list, or an object a line), ``.csv`` or ``.parquet`` file.
         format: One of ``FORMATS``, or ``"auto"`` for the one whose keys the first record has.
-        decode: Makes a text of token ids, for Ziegler's published labels; they are GPT-2's, padded with 50259.
+        decode: Given token ids and those that precede them, returns what the first add to the text, for Ziegler's
+            published labels; they are GPT-2's, padded with 50259.
         refused: Called with the reason for each record that cannot be read, and reading goes on; by default the first
             such record ends it.
 
@@ -972,8 +973,13 @@ def _cells(row: Row, cells: Collection[str]) -> dict[str, Any]:
     return values
 
 
-def _decoded(row: Row, decode: Callable[[list[int]], str]) -> dict[str, Any]:
-    return {name: decode(value) if isinstance(value, list) else value for name, value in row.items()}
+def _decoded(row: Row, decode: Callable[[list[int], list[int]], str]) -> dict[str, Any]:
+    """Return a record of Ziegler's with texts for token ids: those of samples go on from those of the query."""
+    query = row["query"] if isinstance(row["query"], list) else []
+    return {
+        name: decode(value, [] if name == "query" else query) if isinstance(value, list) else value
+        for name, value in row.items()
+    }
 
 
 def _read_parquet(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
