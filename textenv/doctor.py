@@ -118,16 +118,20 @@ def _log_probs(
 def _texts(base: TextVectorEnv, episodes: Sequence[Episode]) -> Finding:
     """What a reward and people read must be what the model has read and written."""
     lm = base.reference
-    prompts = {} if base.settings.chat else {prompt.text: prompt.ids for prompt in base.prompts if prompt.given is None}
-    for text, ids in prompts.items():
-        if lm.decode(ids) != text:
-            return Finding(_TEXTS, False, f"the prompt {text[-60:]!r} is read as {lm.decode(ids)[-60:]!r}")
+    read: list[tuple[str, str]] = []  # what the model reads or writes, and what others read of it
+    for prompt in base.prompts:
+        whole, begun = lm.decode(prompt.ids), lm.prompt(prompt.ids[:-1])
+        read.append((whole, begun.text + lm.completion_text(begun, prompt.ids[-1:])))
+        if prompt.given is None:  # a chat template's special tokens are decoded to nothing
+            read.append((whole, prompt.text))
     for episode in episodes:
-        begun, whole = (lm.decode(ids) for ids in (episode.prompt_ids, (*episode.prompt_ids, *episode.completion_ids)))
-        read = begun + episode.completion
-        if not (whole.startswith(read) if episode.stop_reason == "stop" else whole == read):
-            return Finding(_TEXTS, False, f"{whole[-60:]!r} was written and is scored as {read[-60:]!r}")
-    return Finding(_TEXTS, True, f"{len(prompts)} prompts, {len(episodes)} completions")
+        whole = lm.decode((*episode.prompt_ids, *episode.completion_ids))
+        text = lm.decode(episode.prompt_ids) + episode.completion
+        read.append((whole[: len(text)] if episode.stop_reason == "stop" else whole, text))
+    for model, others in read:
+        if model != others:
+            return Finding(_TEXTS, False, f"{model[-60:]!r} of the model is {others[-60:]!r} to the reward")
+    return Finding(_TEXTS, True, f"{len(base.prompts)} prompts, {len(episodes)} completions")
 
 
 def _ends(lm: Any) -> Finding:
