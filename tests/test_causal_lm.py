@@ -705,7 +705,9 @@ def test_the_longest_text_is_found_by_reading(kind: str) -> None:
         RobertaForCausalLM,
     )  # fmt: skip
 
-    shape = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2
+    }  # fmt: skip
     wide = {**shape, "intermediate_size": 16, "max_position_embeddings": 34}
     made: dict[str, Callable[[], Any]] = {
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=34)),

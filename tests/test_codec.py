@@ -48,8 +48,8 @@ def make_tokenizer(kind: str) -> Any:
         return train_tokenizer(iter(WORDS * 5), 300)
     if kind == "wordpiece":  # as BERT
         tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
-        trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-        trained(tokenizer, trainer, pre_tokenizers.BertPreTokenizer())
+        pieces = trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
+        trained(tokenizer, pieces, pre_tokenizers.BertPreTokenizer())
         tokenizer.decoder = decoders.WordPiece(cleanup=False)
         return wrapped(tokenizer, **names)
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -78,7 +78,8 @@ def make_tokenizer(kind: str) -> Any:
 def make_lm(kind: str) -> CausalLM:
     tokenizer = make_tokenizer(kind)
     eos = tokenizer.eos_token_id
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size"), 16)
+    shape |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(
         **shape, vocab_size=len(tokenizer) + 3, max_position_embeddings=128, bos_token_id=eos, eos_token_id=eos
     )
@@ -195,7 +196,8 @@ def test_a_long_prompt_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_reward_and_people_read(kind: str) -> None:
-    lm, read = make_lm(kind), []
+    lm = make_lm(kind)
+    read: list[str] = []
 
     def reward(*, prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         read.extend(prompt + completion for prompt, completion in zip(prompts, completions, strict=True))

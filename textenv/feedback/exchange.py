@@ -16,7 +16,7 @@ from textenv.feedback.formats import Droppable, read_rankings, read_records, wri
 from textenv.feedback.store import FeedbackStore
 from textenv.models.codec import TextCodec
 from textenv.prompts import read_conversation
-from textenv.types import Conversation, Prompt, Ranking, TextEnvError
+from textenv.types import Conversation, Ranking, TextEnvError
 
 __all__ = [
     "ExportFeedback",
@@ -259,13 +259,8 @@ def _mapping(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def _decoder(name: str) -> Callable[[list[int], list[int]], str]:
+def _decoder(name: str) -> Callable[[list[int]], str]:
     try:
-        codec = TextCodec(AutoTokenizer.from_pretrained(name))
+        return TextCodec(AutoTokenizer.from_pretrained(name)).decode
     except (OSError, ValueError) as error:
         raise TextEnvError(f"--tokenizer {name}: cannot be loaded ({error}).") from error
-
-    def decode(ids: list[int], before: list[int]) -> str:
-        return codec.completion_text(Prompt(codec.decode(before), tuple(before)), ids)
-
-    return decode

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from textenv.files import write_atomically
+from textenv.models.codec import shared_length
 from textenv.prompts import read_conversation
 from textenv.types import Conversation, Ranking, TextEnvError
 
@@ -55,7 +56,7 @@ def read_rankings(
     path: str | Path,
     format: str = "auto",
     *,
-    decode: Callable[[list[int], list[int]], str] | None = None,
+    decode: Callable[[list[int]], str] | None = None,
     refused: Callable[[TextEnvError], None] | None = None,
 ) -> list[Ranking]:
     """Read the comparisons and rankings of a file.
@@ -63,8 +64,8 @@ def read_rankings(
     Args:
         path: A ``.jsonl``, ``.json`` (a list, or an object a line), ``.csv`` or ``.parquet`` file.
         format: One of ``FORMATS``, or ``"auto"`` for the one whose keys the first record has.
-        decode: Given token ids and those that precede them, returns what the first add to the text, for Ziegler's
-            published labels; they are GPT-2's, padded with 50259.
+        decode: Makes a text of token ids, for Ziegler's published labels; they are GPT-2's, padded with 50259. A sample
+            is decoded with its query.
         refused: Called with the reason for each record that cannot be read, and reading goes on; by default the first
             such record ends it.
 
@@ -973,13 +974,16 @@ def _cells(row: Row, cells: Collection[str]) -> dict[str, Any]:
     return values
 
 
-def _decoded(row: Row, decode: Callable[[list[int], list[int]], str]) -> dict[str, Any]:
-    """Return a record of Ziegler's with texts for token ids: those of samples go on from those of the query."""
+def _decoded(row: Row, decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """Return a record of Ziegler's with texts for token ids; a sample is what it adds to its query."""
     query = row["query"] if isinstance(row["query"], list) else []
-    return {
-        name: decode(value, [] if name == "query" else query) if isinstance(value, list) else value
-        for name, value in row.items()
-    }
+    before = decode(query) if query else ""
+    texts = {"query": before} if query else {}
+    for name, value in row.items():
+        if isinstance(value, list) and name not in texts:
+            whole = decode([*query, *value])
+            texts[name] = whole[shared_length(before, whole) :]
+    return {**row, **texts}
 
 
 def _read_parquet(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from textenv.types import IntArray, Prompt, TextEnvError
 
-__all__ = ["TextCodec"]
+__all__ = ["TextCodec", "shared_length"]
 
 _REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not yet
 _FEWEST = 8  # tokens of a prompt that are decoded with a completion, where that is exact
@@ -77,7 +77,7 @@ class TextCodec:
         """
         front = self._front(prompt)
         text = self.decode((*front.ids, *ids))
-        return text[_shared(front.text, text) :].removeprefix(front.surplus)
+        return text[shared_length(front.text, text) :].removeprefix(front.surplus)
 
     def token_texts(self, ids: Sequence[int] | IntArray, prompt: Prompt | None = None) -> tuple[str, ...]:
         """Return the text that each token of a completion adds.
@@ -222,12 +222,12 @@ class TextCodec:
         ends = [0]
         for place in range(1, len(tokens)):
             begun = self.completion_text(prompt, tokens[:place])
-            ends.append(max(ends[-1], _shared(begun, whole)))
+            ends.append(max(ends[-1], shared_length(begun, whole)))
         ends.append(len(whole))
         return [whole[begin:end] for begin, end in pairwise(ends)] if tokens else []
 
 
-def _shared(first: str, second: str) -> int:
+def shared_length(first: str, second: str) -> int:
     """Return how many characters two texts have in common at their beginning."""
     if second.startswith(first):
         return len(first)

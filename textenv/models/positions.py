@@ -43,7 +43,7 @@ class _Tables(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.limits: list[int] = []
 
     def __torch_dispatch__(
