@@ -158,7 +158,7 @@ class BestOfN:
             if plan == state:  # it is written; a row that is over waits here for the others, whatever it is given
                 continue
             if state in known or plan[: len(state)] != state:
-                prompt = known.get(state) or Prompt(self.policy.lm.decode(state), state)
+                prompt = known.get(state) or self.policy.lm.prompt(state)
                 plan = self._plans[row] = state + self._best(prompt, self._source(state, deterministic)).completion_ids
             actions[row] = plan[len(state)]
         return actions[0] if single else actions

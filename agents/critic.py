@@ -138,7 +138,7 @@ def score_next(
     base: TextVectorEnv, prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]]
 ) -> tuple[_Floats, NDArray[np.bool_]]:
     """Score completions that may not be finished, and tell which are, ``(n,)`` each."""
-    texts = [base.completion_text(each) for each in ids]
+    texts = [base.completion_text(prompt, each) for prompt, each in zip(prompts, ids, strict=True)]
     reasons: list[StopReason] = []
     over = np.zeros(len(ids), dtype=bool)
     for place, (each, (_, stopped)) in enumerate(zip(ids, texts, strict=True)):

@@ -247,7 +247,7 @@ class _Steered(TextPolicy):
 
     def prompt(self, ids: tuple[int, ...]) -> Prompt:
         """Return the environment's prompt of some tokens, with its columns, or else one of the tokens alone."""
-        return self._prompts.get(ids) or Prompt(self.lm.decode(ids), ids)
+        return self._prompts.get(ids) or self.lm.prompt(ids)
 
     def forget(self) -> None:
         super().forget()

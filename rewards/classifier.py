@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from textenv.models.positions import longest_input
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
 
@@ -68,7 +69,7 @@ class Classifier:
         self.batch_size = batch_size
         self.model, self.tokenizer = _load(model, dtype)
         self.label = _label_index(label, self.model.config, model)
-        longest = _longest_input(self.tokenizer, self.model.config)
+        longest = _longest_input(self.tokenizer, self.model)
         if max_length and longest and max_length > longest:
             raise TextEnvError(f"Classifier(max_length={max_length}): {model!r} reads {longest} tokens at most.")
         self.max_length = max_length or longest
@@ -189,8 +190,8 @@ def _label_index(label: str | int | None, config: Any, model: str) -> int:
     )
 
 
-def _longest_input(tokenizer: Any, config: Any) -> int | None:
+def _longest_input(tokenizer: Any, model: Any) -> int | None:
     """Return the most tokens that both can take, ``None`` if neither has a limit."""
-    limits = (tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None))
+    limits = (tokenizer.model_max_length, longest_input(model))
     # A tokenizer without a limit gives one of 1e30.
     return min((int(limit) for limit in limits if limit and limit < 10**9), default=None)

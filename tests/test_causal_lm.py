@@ -44,6 +44,7 @@ from tests.conftest import Forwards, build_lm
 from textenv import CausalLM, TextEnvError
 from textenv.models import causal_lm
 from textenv.models.causal_lm import quiet
+from textenv.models.positions import longest_input
 from textenv.models.training import train_tokenizer
 
 VOCABULARY = 300
@@ -689,3 +690,42 @@ def test_copies_share_nothing(make_lm: Callable[..., CausalLM]) -> None:
 def test_the_model_is_in_evaluation_mode() -> None:
     lm = build_lm("gpt2")  # whose configuration has dropout 0.1
     assert not any(module.training for module in lm.model.modules())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "biogpt", "roberta", "bloom"])
+def test_the_longest_text_is_found_by_reading(kind: str) -> None:
+    from transformers import (
+        BioGptConfig,
+        BioGptForCausalLM,
+        BloomConfig,
+        BloomForCausalLM,
+        OPTConfig,
+        OPTForCausalLM,
+        RobertaConfig,
+        RobertaForCausalLM,
+    )  # fmt: skip
+
+    shape: dict[str, Any] = {
+        "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2
+    }  # fmt: skip
+    wide = {**shape, "intermediate_size": 16, "max_position_embeddings": 34}
+    made: dict[str, Callable[[], Any]] = {
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=34)),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**wide)),
+        "opt": lambda: OPTForCausalLM(
+            OPTConfig(**shape, ffn_dim=16, word_embed_proj_dim=16, max_position_embeddings=34)
+        ),
+        "biogpt": lambda: BioGptForCausalLM(BioGptConfig(**wide)),
+        "roberta": lambda: RobertaForCausalLM(RobertaConfig(**wide, is_decoder=True, pad_token_id=1)),
+        "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2)),
+    }
+    model = made[kind]().eval()
+    longest = longest_input(model)
+    assert longest == {"roberta": 32, "bloom": None}.get(kind, 34)
+    if longest is None:
+        return
+    with torch.no_grad():
+        assert model(input_ids=torch.full((1, longest), 5)).logits.isfinite().all()
+        if kind != "llama":  # whose positions go on
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, longest + 1), 5))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.families import save_family
 from textenv.cli import main
@@ -185,6 +186,29 @@ def test_doctor_finds_a_healthy_environment(arguments: list[str], capsys: pytest
     out = capsys.readouterr().out
     assert out.count("ok") >= 8
     assert "FAILS" not in out
+
+
+def test_doctor_reads_no_more_rows_at_once_than_an_episode_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    from textenv.doctor import examine
+    from textenv.models.causal_lm import CausalLM
+
+    rows: list[int] = []
+    written: list[int] = []
+    head, read = CausalLM.head, CausalLM._read
+
+    def counted(self: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
+        written.append(hidden[..., 0].numel())
+        return head(self, hidden)
+
+    def counted_read(self: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return read(self, hidden)
+
+    monkeypatch.setattr(CausalLM, "head", counted)
+    monkeypatch.setattr(CausalLM, "_read", counted_read)
+    keywords = {"reward": {"name": "length", "target": 3}, "max_new_tokens": 6, "prompts": ["The film"]}
+    assert all(finding.ok for finding in examine("textenv/Text-v0", keywords, num_envs=4))
+    assert (max(rows), max(written)) == (4, 6), "rows that act, tokens that are trained on"
 
 
 def test_doctor_tells_what_is_wrong(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

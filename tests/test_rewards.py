@@ -23,6 +23,7 @@ from transformers import (
     BertConfig,
     GPT2Config,
     PreTrainedTokenizerFast,
+    RobertaConfig,
 )
 
 from tests.contracts import COMPLETIONS, RewardContract
@@ -508,6 +509,19 @@ class TestClassifierHeads:
 
     def test_reads_no_more_than_the_model_has_positions_for(self, bert: Path, gpt2: Path) -> None:
         assert (Classifier(str(bert), label=0).max_length, Classifier(str(gpt2)).max_length) == (16, 64)
+
+    def test_positions_that_no_token_gets_are_not_counted(self, tmp_path: Path) -> None:
+        config = RobertaConfig(
+            vocab_size=4 + len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            max_position_embeddings=34, pad_token_id=1, id2label={0: "score"},
+        )  # fmt: skip
+        names = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *WORDS]
+        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 0))
+        reward = Classifier(str(save(config, tokenizer, {"pad_token": "[PAD]", "unk_token": "[UNK]"}, tmp_path)))
+        assert reward.max_length == 32
+        assert run(reward, "great " * 100) == run(reward, "great " * 30)
 
     def test_other_precisions(self, bert: Path) -> None:
         (exact,) = run(Classifier(str(bert), label=0), "great")

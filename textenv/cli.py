@@ -459,14 +459,13 @@ def _typed() -> Any:
 def _doctor(command: Doctor) -> int:
     check_counts(command, "num_envs")
     given = {"model": command.model, "reward": command.reward}
-    title = ", ".join([command.env, *(f"{name} {value}" for name, value in given.items() if value is not None)])
-    table = Table("check", "", "figures", title=title)
+    console.print(escape(", ".join([command.env, *(f"{name} {value}" for name, value in given.items() if value)])))
     keywords = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
     healthy = True
     for finding in examine(command.env, keywords, num_envs=command.num_envs, seed=command.seed):
         healthy &= finding.ok
-        table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[bold red]FAILS[/]", finding.detail)
-    console.print(table)
+        told = "[green]ok   [/]" if finding.ok else "[bold red]FAILS[/]"
+        console.print(f"{told} {escape(finding.name)}: {escape(finding.detail)}")  # at once: a check may take minutes
     return 0 if healthy else 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from textenv.models.policy import TextPolicy
 from textenv.rollouts import collect, text_env
-from textenv.types import TextEnvError
+from textenv.types import Episode, TextEnvError
+from textenv.vector import TextVectorEnv
 
 __all__ = ["Finding", "examine"]
 
 _DRAWS = 4000
+_TEXTS = "prompt and completion are the text of all tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,12 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
         masks = torch.from_numpy(bits.astype(bool)).to(policy.lm.device)
     columns = (rollout.input_ids, rollout.lengths, rollout.starts)
     ids, lengths, starts = (torch.from_numpy(column).to(policy.lm.device) for column in columns)
-    with torch.no_grad():
-        now = policy.evaluate(ids, lengths, starts, masks)
-    ratio = (now.log_probs.cpu() - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()
+    now = _log_probs(policy, ids, lengths, starts, masks)
+    ratio = (now - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()
     off = float((ratio - 1).abs().max())
     yield Finding("training forward agrees with the sampler (ratio 1)", off <= 1e-4, f"largest |ratio - 1| {off:.1e}")
 
+    yield _texts(base, rollout.finished)
     yield _ends(base.reference)
     yield _draws(policy, envs, generator, seed)
     speed = rollout.tokens / seconds
@@ -94,6 +96,42 @@ def _checker(name: str, check: Callable[[], object]) -> Finding:
         return Finding(name, True, "no warnings")
     except Exception as error:
         return Finding(name, False, f"{type(error).__name__}: {error}")
+
+
+def _log_probs(
+    policy: TextPolicy, ids: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor, masks: torch.Tensor | None
+) -> torch.Tensor:
+    """Return log pi of every token written, ``(tokens,)``; a text at a time, so that few logits are in memory."""
+    found: list[torch.Tensor] = []
+    done = 0
+    for row, written in enumerate((lengths - starts).tolist()):
+        mine = slice(row, row + 1)
+        allowed = None if masks is None else masks[done : done + written]
+        width = int(lengths[row])
+        with torch.no_grad():
+            now = policy.evaluate(ids[mine, :width], lengths[mine], starts[mine], allowed, entropy=False)
+        found.append(now.log_probs.cpu())
+        done += written
+    return torch.cat(found)
+
+
+def _texts(base: TextVectorEnv, episodes: Sequence[Episode]) -> Finding:
+    """What a reward and people read must be what the model has read and written."""
+    lm = base.reference
+    read: list[tuple[str, str]] = []  # what the model reads or writes, and what others read of it
+    for prompt in base.prompts:
+        whole, begun = lm.decode(prompt.ids), lm.prompt(prompt.ids[:-1])
+        read.append((whole, begun.text + lm.completion_text(begun, prompt.ids[-1:])))
+        if prompt.given is None:  # a chat template's special tokens are decoded to nothing
+            read.append((whole, prompt.text))
+    for episode in episodes:
+        whole = lm.decode((*episode.prompt_ids, *episode.completion_ids))
+        text = lm.decode(episode.prompt_ids) + episode.completion
+        read.append((whole[: len(text)] if episode.stop_reason == "stop" else whole, text))
+    for model, others in read:
+        if model != others:
+            return Finding(_TEXTS, False, f"{model[-60:]!r} of the model is {others[-60:]!r} to the reward")
+    return Finding(_TEXTS, True, f"{len(base.prompts)} prompts, {len(episodes)} completions")
 
 
 def _ends(lm: Any) -> Finding:
@@ -116,10 +154,12 @@ def _draws(policy: TextPolicy, envs: Any, generator: torch.Generator, seed: int)
     row = np.zeros(1, dtype=np.int64)
     masks = infos["action_mask"].astype(bool) if "action_mask" in infos else None
     counts = np.zeros(policy.lm.vocab_size)
-    repeated = {name: np.repeat(values[:1], _DRAWS, axis=0) for name, values in obs.items()}
-    allowed = None if masks is None else np.repeat(masks[:1], _DRAWS, axis=0)
     policy.forget()
-    np.add.at(counts, policy.act(repeated, generator=generator, masks=allowed)[0], 1)
+    for begin in range(0, _DRAWS, envs.num_envs):  # as many rows at once as in an episode, so as much memory
+        size = min(envs.num_envs, _DRAWS - begin)
+        repeated = {name: np.repeat(values[:1], size, axis=0) for name, values in obs.items()}
+        allowed = None if masks is None else np.repeat(masks[:1], size, axis=0)
+        np.add.at(counts, policy.act(repeated, generator=generator, masks=allowed)[0], 1)
     policy.act(obs, generator=None, rows=row, masks=masks)
     expected = np.exp(policy.action_log_probs()[0].astype(np.float64)) * _DRAWS
     common = expected >= 5

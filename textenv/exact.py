@@ -264,8 +264,9 @@ def model_log_probs(lm: CausalLM, temperature: float = 1.0) -> LogProbs:
     @torch.no_grad()
     def log_probs(ids: IntArray) -> NDArray[Any]:
         found = []
-        for begin in range(0, len(ids), _AT_ONCE):
-            part = torch.from_numpy(ids[begin : begin + _AT_ONCE]).to(lm.device)
+        size = max(1, min(_AT_ONCE, _MOST // lm.vocab_size))
+        for begin in range(0, len(ids), size):
+            part = torch.from_numpy(ids[begin : begin + size]).to(lm.device)
             lengths = torch.full((len(part),), part.shape[1], device=lm.device)
             last = lengths.cumsum(dim=0) - 1
             logits = lm.head(lm.hidden_states(part, lengths, last)).double() / temperature
@@ -333,11 +334,11 @@ def _endings(
     written: list[list[int]] = ids[:, len(prompt.ids) :].tolist()
     stopped = np.zeros(len(ids), dtype=bool)
     if base.settings.stop:
-        stopped[:] = [base.completion_text(tokens)[1] for tokens in written]
+        stopped[:] = [base.completion_text(prompt, tokens)[1] for tokens in written]
     ended = said_so | stopped | last
     over = np.flatnonzero(ended).tolist()
     reasons: list[StopReason] = ["eos" if said_so[row] else "stop" if stopped[row] else "length" for row in over]
-    completions = [base.completion_text(written[row])[0] for row in over]
+    completions = [base.completion_text(prompt, written[row])[0] for row in over]
     scores = np.zeros(len(ids))
     scores[over] = base.score_completions([prompt] * len(over), completions, [written[row] for row in over], reasons)
     return ended, scores

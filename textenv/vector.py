@@ -448,7 +448,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         kl = np.where(self._written(sizes), kl, 0.0)
         lines = zip(ended.ids, ended.starts.tolist(), ended.lengths.tolist(), strict=True)
         ids = [line[start:length].tolist() for line, start, length in lines]
-        completions = [self.completion_text(each)[0] for each in ids]
+        completions = [self.completion_text(*pair)[0] for pair in zip(ended.prompts, ids, strict=True)]
         scores = self.score_completions(ended.prompts, completions, ids, ended.reasons)
         last = np.arange(len(sizes)), sizes - 1
         rewards = -ended.coefs[:, None] * kl
@@ -586,9 +586,14 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         unfinished = np.array([reason == "length" for reason in reasons], dtype=bool)
         return np.asarray(scores - self.settings.missing_eos_penalty * unfinished)
 
-    def completion_text(self, ids: Sequence[int]) -> tuple[str, bool]:
-        """Return the text of a completion's tokens, cut before the first stop string, and whether there was one."""
-        text = self.reference.decode(ids)
+    def completion_text(self, prompt: Prompt, ids: Sequence[int]) -> tuple[str, bool]:
+        """Return what a completion's tokens add to its prompt, cut before the first stop string; and if there is one.
+
+        Args:
+            prompt: What the tokens follow.
+            ids: Token ids of the completion.
+        """
+        text = self.reference.completion_text(prompt, ids)
         found = [place for place in (text.find(string) for string in self.settings.stop) if place >= 0]
         return text[: min(found, default=None)], bool(found)
 
@@ -604,7 +609,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         over = said_so | (written == self.settings.max_new_tokens)
         stopped = np.zeros(len(rows), dtype=bool)
         if self.settings.stop:
-            stopped[:] = [self.completion_text(self._completion_ids(row))[1] for row in rows.tolist()]
+            stopped[:] = [
+                self.completion_text(self._row_prompts[row], self._completion_ids(row))[1] for row in rows.tolist()
+            ]
             over |= stopped
         return {
             int(rows[place]): "eos" if said_so[place] else "stop" if stopped[place] else "length"
@@ -621,8 +628,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.settings.kl_mode == "dense":
             kl = self._token_kl[row]
         rewards = -self._coefs[row] * kl
-        text = self.completion_text(ids)[0]
-        return self._episode(self._row_prompts[row], text, ids, kl.tolist(), rewards.tolist(), 0.0, "length")
+        prompt = self._row_prompts[row]
+        text = self.completion_text(prompt, ids)[0]
+        return self._episode(prompt, text, ids, kl.tolist(), rewards.tolist(), 0.0, "length")
 
     def _episode(  # noqa: PLR0917
         self,
@@ -641,7 +649,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             completion=completion,
             prompt_ids=prompt.ids,
             completion_ids=tuple(ids),
-            completion_tokens=self.reference.token_texts(ids),
+            completion_tokens=self.reference.token_texts(ids, prompt),
             kl=tuple(kl[:size]),
             token_rewards=tuple(rewards[:size]),
             score=value,

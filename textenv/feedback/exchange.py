@@ -16,6 +16,7 @@ from textenv.data.values import MOST_COMPLETIONS, as_completions, as_prompt
 from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_rankings
 from textenv.feedback.store import FeedbackStore
 from textenv.files import to_json
+from textenv.models.codec import TextCodec
 from textenv.types import Conversation, Ranking, TextEnvError
 
 __all__ = [
@@ -262,14 +263,6 @@ def _mapping(value: Any) -> Any:
 
 def _decoder(name: str) -> Callable[[list[int]], str]:
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return TextCodec(AutoTokenizer.from_pretrained(name, trust_remote_code=False)).decode
     except (OSError, ValueError) as error:
         raise TextEnvError(f"--tokenizer {name}: cannot be loaded ({error}).") from error
-    special = {*tokenizer.all_special_ids}
-
-    def decode(ids: list[int]) -> str:
-        # Padding is no token of the vocabulary in Ziegler's labels: 50259 of 50257.
-        kept = [token for token in ids if 0 <= token < len(tokenizer) and token not in special]
-        return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
-
-    return decode

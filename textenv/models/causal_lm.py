@@ -29,11 +29,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from textenv.models.chat import end_of_turn, render_conversation
+from textenv.models.codec import TextCodec
 from textenv.models.families import build_network, hooks_of
 from textenv.models.graphs import SCRATCH, Graphs, graphs_run_on
 from textenv.models.key_values import KeyValues
 from textenv.models.network import Network
-from textenv.types import Conversation, IntArray, TextEnvError
+from textenv.models.positions import longest_input
+from textenv.types import Conversation, IntArray, Prompt, TextEnvError
 
 __all__ = ["BUNDLED", "CausalLM", "bundled_folder", "find_device", "quiet"]
 
@@ -129,8 +131,7 @@ class CausalLM:
         self.eos_ids = _eos_ids(model, tokenizer, self.vocab_size)
         pad = tokenizer.pad_token_id
         self.pad_id = int((self.eos_ids or (0,))[0] if pad is None or pad >= self.vocab_size else pad)
-        limit = getattr(config, "max_position_embeddings", None)
-        self.max_positions = None if limit is None else int(limit)
+        self.max_positions = longest_input(model)
         self._window = _window(config)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
@@ -139,9 +140,7 @@ class CausalLM:
         self._still = 0  # how many contexts promise that nothing changes
         self._network: Network | None = None
         self._cache = _PrefixCache(model)
-        self._token_texts: dict[int, str] = {}
-        # not all that end turns are marked special
-        self._unspoken = frozenset((*self.eos_ids, *range(len(tokenizer), self.vocab_size)))
+        self._codec = TextCodec(tokenizer, ends=self.eos_ids)  # not all that end turns are marked special
         self._appends_eos = tokenizer("a")["input_ids"][-1:] in [[i] for i in self.eos_ids]
         self._check_head()
 
@@ -236,23 +235,45 @@ class CausalLM:
             )
         return tokens
 
-    def decode(self, ids: Sequence[int] | IntArray) -> str:
-        """Return the text of token ids, less special tokens, those that end a text, and those the tokenizer lacks."""
-        kept = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        if not self._unspoken.isdisjoint(kept):
-            kept = [i for i in kept if i not in self._unspoken]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=True))
+    def encode_completions(
+        self, prompts: Sequence[str], completions: Sequence[str]
+    ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Return the token ids of each prompt, as ``encode`` gives them, and those that continue it.
 
-    def token_texts(self, ids: Sequence[int] | IntArray) -> tuple[str, ...]:
-        """Return the text of each token by itself, for display; special tokens are shown by name."""
-        tokens = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        texts = tuple(map(self._token_texts.get, tokens))
-        if None not in texts:
-            return cast(tuple[str, ...], texts)
-        for new in set(tokens).difference(self._token_texts):
-            known = new < len(self.tokenizer)
-            self._token_texts[new] = str(self.tokenizer.decode([new])) if known else f"<{new}>"
-        return tuple(map(self._token_texts.__getitem__, tokens))
+        Both together decode to what the tokenizer makes of the whole text, as where a policy writes the completion, and
+        no token spans the two.
+
+        Raises:
+            TextEnvError: As ``encode``; or no tokens continue a prompt so.
+        """
+        starts = self.encode_many(prompts)
+        wholes = self.encode_many([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
+        return list(zip(starts, self._codec.continuations(prompts, starts, completions, wholes), strict=True))
+
+    def decode(self, ids: Sequence[int] | IntArray) -> str:
+        """Return the text of token ids, less special tokens, those that end a text, and those the tokenizer lacks.
+
+        The ids are a whole text: what a completion says depends on its prompt, see ``completion_text``.
+        """
+        return self._codec.decode(ids)
+
+    def prompt(self, ids: Sequence[int]) -> Prompt:
+        """Return token ids as a prompt; a character whose bytes are not all there is left to what follows."""
+        return self._codec.prompt(ids)
+
+    def completion_text(self, prompt: Prompt, ids: Sequence[int]) -> str:
+        """Return what a completion's tokens add to its prompt.
+
+        Both texts together are the decoding of all token ids; see ``textenv.models.codec``.
+        """
+        return self._codec.completion_text(prompt, ids)
+
+    def token_texts(self, ids: Sequence[int] | IntArray, prompt: Prompt | None = None) -> tuple[str, ...]:
+        """Return the text that each token adds to its prompt and the tokens before it, for display.
+
+        Special tokens are shown by name. The others together are ``completion_text``.
+        """
+        return self._codec.token_texts(ids, prompt)
 
     def next_token_logits(
         self, input_ids: IntArray, lengths: IntArray, *, rows: IntArray | None = None

@@ -10,6 +10,7 @@ from rich.progress import track
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textenv.models.positions import longest_input
 from textenv.types import TextEnvError
 
 __all__ = ["bits_per_character"]
@@ -79,7 +80,7 @@ def bits_per_character(
 
 
 def _check_context(model: PreTrainedModel, longest: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_input(model)
     if limit is not None and longest > limit:
         raise TextEnvError(
             f"The longest text takes {longest} tokens, its beginning included; the model's context is {limit}. Cut the "

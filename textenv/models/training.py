@@ -300,8 +300,8 @@ def _pretrain(config: PretrainConfig, begun: bool) -> Path:
 def sft(config: SftConfig) -> Path:
     """Fine-tune a causal language model on prompt/completion pairs, with the loss on the completion only.
 
-    The completion is followed by the end-of-sequence token, which is learnt too. Prompt and completion are encoded
-    apart, as the environment does, so that no token spans the two.
+    The completion is followed by the end-of-sequence token, which is learnt too. It is encoded as a policy writes it:
+    as tokens that continue those of its prompt, of which none spans the two.
 
     Returns:
         The model's folder, ``config.out``.
@@ -333,7 +333,8 @@ def _sft(config: SftConfig) -> Path:
     def after(step: int) -> str:
         if not held_out or step % per_epoch:
             return ""
-        batches = [_collate(held_out[i : i + 64], pad) for i in range(0, len(held_out), 64)]
+        size = config.batch_size  # which fits in memory
+        batches = [_collate(held_out[i : i + size], pad) for i in range(0, len(held_out), size)]
         return f"validation {_mean_loss(model, batches):.4f}"
 
     loss = _on_batches(model, batch)
@@ -417,10 +418,8 @@ def _encode_pairs(lm: CausalLM, files: Sequence[Path], max_tokens: int) -> list[
     encoded = []
     for path in files:
         pairs = read_pairs(path)
-        starts = lm.encode_many([prompt for prompt, _ in pairs])
-        completions = [completion for _, completion in pairs]
-        rests = lm.tokenizer(completions, add_special_tokens=False)["input_ids"] if pairs else []
-        for (prompt, _), start, rest in zip(pairs, starts, rests, strict=True):
+        prompts, completions = [prompt for prompt, _ in pairs], [completion for _, completion in pairs]
+        for prompt, (start, rest) in zip(prompts, lm.encode_completions(prompts, completions), strict=True):
             if len(start) >= max_tokens:
                 raise TextEnvError(
                     f"{path}: the prompt {prompt[:80]!r} takes {len(start)} tokens, which leaves none of {max_tokens} "

@@ -49,7 +49,8 @@ def read_rankings(
     Args:
         path: A file of records, see ``textenv.data.records``.
         format: One of ``FORMATS``, or ``"auto"`` for the one whose keys the first record has.
-        decode: Makes a text of token ids, for Ziegler's published labels; they are GPT-2's, padded with 50259.
+        decode: Makes a text of token ids, for Ziegler's published labels; they are GPT-2's, padded with 50259. A sample
+            is decoded with its query in front.
         refused: Called with the reason for each record that cannot be read, and reading goes on; by default the first
             such record ends it.
 
@@ -117,8 +118,8 @@ def _read(chosen: Format, row: Row, decode: Callable[[list[int]], str] | None, *
     missing = [key for key in chosen.keys if key not in given]
     if missing:
         raise TextEnvError(f"{missing} missing; it has {sorted(map(str, given))}.")
-    if decode is not None and chosen.token_ids:
-        given = {name: decode(value) if isinstance(value, list) else value for name, value in given.items()}
+    if decode is not None and chosen.decode_row is not None:
+        given = chosen.decode_row(given, decode)
     rankings = chosen.read(given)
     for ranking in rankings:
         check_count(len(ranking.completions))

@@ -11,6 +11,7 @@ from textenv.data.values import as_annotator, as_margin, short
 from textenv.types import Conversation, Ranking, TextEnvError
 
 __all__ = [
+    "Decoder",
     "Format",
     "Row",
     "assistant_text",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 Row: TypeAlias = Mapping[str, Any]
+Decoder: TypeAlias = Callable[[list[int]], str]
+"""Makes a text of token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Format:
         write: Takes all rankings; returns the records.
         cells: In CSV, the columns that hold JSON (numbers, lists); the others hold texts. None: not for CSV.
         table: Whether all records have the same columns, as parquet needs them.
-        token_ids: Whether texts may be lists of token ids, which are decoded before the record is read.
+        decode_row: Where texts may be lists of token ids: takes a record and a decoder, returns the record with texts.
     """
 
     keys: tuple[str, ...]
@@ -50,7 +53,7 @@ class Format:
     write: Callable[[Sequence[Ranking]], list[dict[str, Any]]]
     cells: tuple[str, ...] | None = None
     table: bool = True
-    token_ids: bool = False
+    decode_row: Callable[[Row, Decoder], Row] | None = None
 
 
 def known_pairs(ranking: Ranking) -> list[Ranking]:

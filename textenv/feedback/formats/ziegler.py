@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from textenv.data.values import as_text, as_whole_number
-from textenv.feedback.formats.shared import Format, Row, extras, text_prompt, untied_pairs, without_empty
+from textenv.feedback.formats.shared import Decoder, Format, Row, extras, text_prompt, untied_pairs, without_empty
+from textenv.models.codec import shared_length
 from textenv.types import Ranking, TextEnvError
 
 __all__ = ["FORMAT"]
@@ -46,4 +47,16 @@ def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
     return without_empty(rows)
 
 
-FORMAT = Format(("query", "sample0", "sample1", "best"), read, write, ("best", "margin"), token_ids=True)
+def decode_row(row: Row, decode: Decoder) -> Row:
+    """Return a record with texts in the place of token ids; a sample is what it adds to its query."""
+    query = row["query"] if isinstance(row["query"], list) else []
+    before = decode(query) if query else ""
+    texts = {"query": before} if query else {}
+    for name, value in row.items():
+        if isinstance(value, list) and name not in texts:
+            whole = decode([*query, *value])
+            texts[name] = whole[shared_length(before, whole) :]
+    return {**row, **texts}
+
+
+FORMAT = Format(("query", "sample0", "sample1", "best"), read, write, ("best", "margin"), decode_row=decode_row)
