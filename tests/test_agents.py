@@ -105,9 +105,10 @@ class TestLearnerContract:
 
     def test_it_learns(self, name: str, tiny_lm: CausalLM) -> None:
         rate = {"soft_q": 1e-2, "online_dpo": 2e-2}.get(name, 1e-2)
+        value = {"value_learning_rate": 3e-3} if hasattr(find(name).Config(), "value_learning_rate") else {}
         agent = make(
             name, tiny_lm, rows=32, env={"kl_coef": 0.02}, learning_rate=rate, lr_schedule="constant", seed=1,
-            embedding_learning_rate=rate,
+            embedding_learning_rate=rate, **value,
         )  # fmt: skip
         scores: list[float] = []
         agent.learn(8000, progress=lambda _, metrics: scores.append(metrics["objective/score"]))
