@@ -24,11 +24,12 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
+from textenv import acting
 from textenv.agents.losses import approximate_kl
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.distributed import World, connect, full
 from textenv.files import to_json, write_json
-from textenv.models.policy import Evaluation, Lora, TextPolicy
+from textenv.models.policy import Evaluation, Lora, TextPolicy, observation_arrays
 from textenv.rollouts import ActionMask, Rollout, collect, sample_episodes, text_env, vectorise
 from textenv.scoring import unscored
 from textenv.types import Episode, FloatArray, IntArray, Observation, TextEnvError
@@ -65,7 +66,7 @@ def check(
     whole: Iterable[str] = (),
     **choices: Sequence[str],
 ) -> None:
-    """Check settings by name; one that is None passes where that is a choice of its own, with ``| None``.
+    """Check settings by name; None and ``"auto"`` pass where they are a choice of their own, with ``| None``, say.
 
     Args:
         config: A dataclass.
@@ -78,15 +79,19 @@ def check(
     Raises:
         TextEnvError: A setting is not what is expected.
     """
-    optional = {field.name for field in dataclasses.fields(config) if "None" in str(field.type)}
+    others: dict[str, list[Any]] = {
+        field.name: [other for other, word in (("auto", "'auto'"), (None, "None")) if word in _quoted(field.type)]
+        for field in dataclasses.fields(config)
+    }
 
     def demand(names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
         for name in names:
             value = getattr(config, name)
-            if value is None and name in optional:
+            if any(value is other or value == other for other in others[name]):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
-                raise TextEnvError(f"{name}={value!r}: expected {expected}{', or None' if name in optional else ''}.")
+                besides = "".join(f", or {other!r}" for other in others[name])
+                raise TextEnvError(f"{name}={value!r}: expected {expected}{besides}.")
 
     demand(positive, lambda value: 0 < value < math.inf, "a finite number above 0")
     demand(not_negative, lambda value: 0 <= value < math.inf, "a finite number of at least 0")
@@ -97,6 +102,10 @@ def check(
             raise TextEnvError(f"{name}={getattr(config, name)!r}: expected one of {list(values)}.")
 
 
+def _quoted(annotation: Any) -> str:
+    return str(annotation).replace('"', "'")
+
+
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
     """Settings of every agent that learns; the defaults suit models of a few million parameters.
@@ -104,8 +113,8 @@ class AgentConfig:
     Attributes:
         learning_rate: Of Adam, at its peak.
         embedding_learning_rate: That of the token embeddings and of the head tied to them. They say which words are
-            likelier everywhere, which is what pays first; the same step in the trunk costs far more KL. None for
-            ``learning_rate``.
+            likelier everywhere, which is what pays first; the same step in the trunk costs far more KL. ``"auto"`` for
+            8 times ``learning_rate``, None for ``learning_rate``.
         lr_schedule: How it falls to zero over ``learn``'s steps: ``"constant"`` (not), ``"linear"`` or ``"cosine"``.
         lr_warmup: Share of the steps over which it first rises from zero. Adam's first steps are as long as its rate
             whatever the gradient, so without it the policy leaves the reference before it knows where to go.
@@ -127,7 +136,7 @@ class AgentConfig:
     """
 
     learning_rate: float = 1e-4
-    embedding_learning_rate: float | None = 8e-4
+    embedding_learning_rate: float | Literal["auto"] | None = "auto"
     lr_schedule: Schedule = "linear"
     lr_warmup: float = 0.1
     adam_epsilon: float = 1e-5
@@ -163,14 +172,14 @@ class ValueConfig(AgentConfig):
 
     Attributes:
         value: Where values come from: a ``"head"`` on the policy's trunk, a ``"model"`` of its own, or ``"none"``.
-        value_learning_rate: That of the value head, which starts at zero.
+        value_learning_rate: That of the value head, which starts at zero; ``"auto"`` for 30 times ``learning_rate``.
         value_coef: Weight of the value loss.
         gamma: Discount.
         whiten_advantages: Shift and scale an iteration's advantages to mean 0 and variance 1.
     """
 
     value: Literal["head", "model", "none"] = "head"
-    value_learning_rate: float = 3e-3
+    value_learning_rate: float | Literal["auto"] = "auto"
     value_coef: float = 0.1
     gamma: float = 1.0
     whiten_advantages: bool = True
@@ -483,12 +492,19 @@ class Agent(ABC, Generic[ConfigT]):
             deterministic: Take the likeliest token instead of drawing one.
 
         Returns:
-            Actions, shape ``(batch,)``, or ``()`` for a single observation.
+            Actions, shape ``(batch,)``, or ``()`` for a single observation. They are drawn within the masks of the
+            agent's environment, those of its ``top_k`` and ``top_p`` at this observation.
+
+        Raises:
+            TextEnvError: The environment has taken the actions before these without their log-probabilities.
         """
         single = np.asarray(obs["input_ids"]).ndim == 1
         batch = {name: np.asarray(values)[None] for name, values in obs.items()} if single else obs
+        acting.refuse_unseen(*observation_arrays(batch))
         with self.whole():
-            masks = None if self.mask is None else self.mask(batch, np.arange(len(batch["input_ids"])), None)
+            masks = text_env(self.envs).action_masks_at(batch)
+            if self.mask is not None:
+                masks = self.mask(batch, np.arange(len(batch["input_ids"])), masks)
             generator = None if deterministic else self._generator
             actions, _ = self.policy.act(batch, generator=generator, masks=masks)
         return actions[0] if single else actions
@@ -554,7 +570,7 @@ class Agent(ABC, Generic[ConfigT]):
             state={
                 "iterations": self.iterations,
                 "total_steps": total_steps,
-                "config": dataclasses.asdict(self.config),
+                "config": _settled(self.config),
                 "env": {**states[0], "generators": rows},
             },
             write=self.world.first,
@@ -576,7 +592,7 @@ class Agent(ABC, Generic[ConfigT]):
         if path is None:
             return False
         before = json.loads((path / "state.json").read_text("utf-8"))
-        settings = json.loads(to_json({"total_steps": total_steps, **dataclasses.asdict(self.config)}))
+        settings = {"total_steps": total_steps, **_settled(self.config)}
         earlier = {"total_steps": before["total_steps"], **before["config"]}
         if changed := sorted(name for name in settings if settings[name] != earlier.get(name)):
             raise TextEnvError(
@@ -740,16 +756,27 @@ def describe(rollout: Rollout) -> dict[str, float]:
     return means
 
 
+_RATES = {"embedding_learning_rate": 8.0, "value_learning_rate": 30.0}
+"""What ``"auto"`` stands for, as multiples of ``learning_rate``."""
+
+
+def _settled(config: AgentConfig) -> dict[str, Any]:
+    """Return settings as JSON values, learning rates that follow another as the numbers that they are."""
+    settings = json.loads(to_json(dataclasses.asdict(config)))
+    follow = {name: multiple * config.learning_rate for name, multiple in _RATES.items()}
+    return {name: follow[name] if value == "auto" and name in follow else value for name, value in settings.items()}
+
+
 def _optimizer(policy: TextPolicy, config: AgentConfig) -> torch.optim.Optimizer:
     """Return Adam, with learning rates of their own for embeddings and value head."""
     peaks = dict.fromkeys(policy.learned.parameters(), config.learning_rate)
-    if config.embedding_learning_rate is not None:
+    rates = _settled(config)
+    if rates["embedding_learning_rate"] is not None:
         for module in (policy.model.get_input_embeddings(), policy.model.get_output_embeddings()):
             if module is not None and config.lora_rank is None:
-                peaks |= dict.fromkeys(module.parameters(), config.embedding_learning_rate)
-    if policy.value_head is not None:
-        value_rate: float = getattr(config, "value_learning_rate")  # noqa: B009 (agents with a value head have it)
-        peaks |= dict.fromkeys(policy.value_head.parameters(), value_rate)
+                peaks |= dict.fromkeys(module.parameters(), rates["embedding_learning_rate"])
+    if policy.value_head is not None:  # agents with one have a rate for it
+        peaks |= dict.fromkeys(policy.value_head.parameters(), rates["value_learning_rate"])
     groups = [{"params": [p for p in peaks if peaks[p] == peak], "peak": peak} for peak in sorted(set(peaks.values()))]
     return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
 

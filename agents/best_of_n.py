@@ -136,7 +136,8 @@ class BestOfN:
     def predict(self, obs: Observation, *, deterministic: bool = True) -> IntArray:
         """Choose the next token: that of the completion a row is writing, or of the best of n new ones.
 
-        An observation that the row's completion does not lead to is taken as a prompt.
+        An observation that the row's completion does not lead to is taken as a prompt. The environment takes the tokens
+        as deterministic, log pi = 0: what best-of-n comes to is ``sample``'s scores, at the KL of the choice.
 
         Args:
             obs: An observation, single or batched.
@@ -150,15 +151,16 @@ class BestOfN:
         """
         single = np.asarray(obs["input_ids"]).ndim == 1
         ids, masks = (np.atleast_2d(np.asarray(obs[name])) for name in ("input_ids", "attention_mask"))
-        known = {prompt.ids: prompt for prompt in text_env(self.envs).prompts}
+        base = text_env(self.envs)
         actions = np.zeros(len(ids), dtype=np.int64)
         for row, (line, mask) in enumerate(zip(ids, masks, strict=True)):
             state = tuple(line[mask.astype(bool)].tolist())
             plan = self._plans.get(row, ())
             if plan == state:  # it is written; a row that is over waits here for the others, whatever it is given
                 continue
-            if state in known or plan[: len(state)] != state:
-                prompt = known.get(state) or self.policy.lm.prompt(state)
+            if base.has_prompt(state) or plan[: len(state)] != state:
+                here = base.prompt_at(row, state)
+                prompt = here if here is not None and here.ids == state else base.prompt_of(state)
                 plan = self._plans[row] = state + self._best(prompt, self._source(state, deterministic)).completion_ids
             actions[row] = plan[len(state)]
         return actions[0] if single else actions

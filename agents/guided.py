@@ -26,12 +26,13 @@ import torch
 from gymnasium.vector import VectorEnv
 from safetensors import SafetensorError
 
+from textenv import acting
 from textenv.agents.agent import Progress, check, describe, read_saved, refuse_unscored
 from textenv.agents.critic import refuse_statistics, score_next
 from textenv.agents.soft_values import Choices, SoftValues, join
 from textenv.distributed import ALONE, World
 from textenv.files import write_json
-from textenv.models.policy import TextPolicy
+from textenv.models.policy import TextPolicy, observation_arrays
 from textenv.rollouts import collect, sample_episodes, text_env, vectorise
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
 from textenv.vector import TextVectorEnv
@@ -160,11 +161,18 @@ class Guided:
             deterministic: Take the likeliest token instead of drawing one.
 
         Returns:
-            Actions, shape ``(batch,)``, or ``()`` for a single observation.
+            Actions, shape ``(batch,)``, or ``()`` for a single observation, drawn within the environment's masks.
+
+        Raises:
+            TextEnvError: The environment has taken the actions before these without their log-probabilities.
         """
         single = np.asarray(obs["input_ids"]).ndim == 1
-        self.actor.act_in(text_env(self.envs))
-        actions, _ = self.actor.act(obs, generator=None if deterministic else self._generator)
+        base = text_env(self.envs)
+        self.actor.act_in(base)
+        batch = {name: np.asarray(values)[None] for name, values in obs.items()} if single else obs
+        acting.refuse_unseen(*observation_arrays(batch))
+        masks = base.action_masks_at(batch)
+        actions, _ = self.actor.act(batch, generator=None if deterministic else self._generator, masks=masks)
         return actions[0] if single else actions
 
     def sample(
@@ -226,7 +234,7 @@ class _Steered(TextPolicy):
     def __init__(self, base: TextVectorEnv, values: SoftValues, candidates: int) -> None:
         super().__init__(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
         self._values, self._candidates = values, candidates
-        self._texts: dict[int, tuple[int, tuple[int, ...]]] = {}  # of each row: where its completion begins, its tokens
+        self._texts: dict[int, tuple[Prompt, tuple[int, ...]]] = {}  # of each row: its prompt, all its tokens
         self._memory: list[Choices] | None = None
         self.act_in(base)
 
@@ -243,11 +251,21 @@ class _Steered(TextPolicy):
     def act_in(self, base: TextVectorEnv) -> None:
         """Take prompts, scores and the weight of the KL from an environment."""
         self._base = base
-        self._prompts = {prompt.ids: prompt for prompt in base.prompts}
 
-    def prompt(self, ids: tuple[int, ...]) -> Prompt:
-        """Return the environment's prompt of some tokens, with its columns, or else one of the tokens alone."""
-        return self._prompts.get(ids) or self.lm.prompt(ids)
+    def prompt(self, row: int, state: tuple[int, ...]) -> Prompt:
+        """Return what a row that has come to ``state`` began with.
+
+        That is what the environment's row began with, if it is there. Else a text that goes on from the row's last one
+        has the prompt of that, and any other is a prompt.
+        """
+        prompt = self._base.prompt_at(row, state)
+        if prompt is None and row in self._texts:
+            begun, before = self._texts[row]
+            goes_on = state[: len(before)] == before and len(state) - len(before) <= 1
+            prompt = begun if goes_on and not self._base.has_prompt(state) else None
+        prompt = prompt or self._base.prompt_of(state)
+        self._texts[row] = prompt, state
+        return prompt
 
     def forget(self) -> None:
         super().forget()
@@ -275,10 +293,10 @@ class _Steered(TextPolicy):
         texts: list[tuple[int, ...]] = []
         for row, line, length, more in zip(rows.tolist(), ids, lengths.tolist(), tokens.tolist(), strict=True):
             state = tuple(line[:length].tolist())
-            start = self._start(row, state)
-            begun = state[start:]
+            prompt = self.prompt(row, state)
+            begun = state[len(prompt.ids) :]
             texts += [begun, *((*begun, token) for token in more)]
-            prompts += [self.prompt(state[:start])] * (1 + len(more))
+            prompts += [prompt] * (1 + len(more))
         found, ended = score_next(self._base, prompts, texts)
         scores, over = found.reshape(len(rows), -1), ended.reshape(len(rows), -1)
         return Choices(
@@ -290,11 +308,3 @@ class _Steered(TextPolicy):
             next_scores=scores[:, 1:].astype(np.float32),
             over=over[:, 1:],
         )
-
-    def _start(self, row: int, state: tuple[int, ...]) -> int:
-        """Return where the completion of a row begins that has come to ``state``."""
-        start, before = self._texts.get(row, (0, ()))
-        if not before or state in self._prompts or state[: len(before)] != before or len(state) - len(before) > 1:
-            start = len(state)
-        self._texts[row] = start, state
-        return start

@@ -30,7 +30,7 @@ from textenv.agents.losses import clip_fraction, clipped_policy_loss, gae
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import Evaluation
 from textenv.rollouts import Rollout, text_env
-from textenv.types import IntArray, Prompt
+from textenv.types import IntArray
 from textenv.vector import TextVectorEnv
 
 __all__ = ["MAC", "MACConfig"]
@@ -75,7 +75,6 @@ class MAC(Agent[MACConfig]):
         super().__init__(env, config, **keywords)
         base = text_env(self.envs)
         refuse_statistics(base)
-        self._prompts = {prompt.ids: prompt for prompt in base.prompts}
         self.kept["critic"] = self._critic = Critic(self.config.replay * self.episodes, base.settings.max_new_tokens)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
@@ -85,10 +84,7 @@ class MAC(Agent[MACConfig]):
         kl, _ = paid(base, rollout)
         with self.whole():
             tokens, reference = self._likeliest(base, rollout)
-        asked = [
-            (self._prompts.get(e.prompt_ids) or Prompt(e.prompt, e.prompt_ids), e.completion_ids)
-            for e in rollout.finished
-        ]
+        asked = [(p, e.completion_ids) for p, e in zip(rollout.prompts, rollout.finished, strict=True)]
         scores, ended = ask(base, asked, tokens)
         before = ask(base, asked, None, time=rollout.mask.shape[1])[0][..., 0]  # of the texts so far
         self._critic.add(before, rollout)

@@ -86,10 +86,9 @@ class _Nucleus:
         self._policy.forget()
 
     def __call__(self, obs: Observation, rows: IntArray, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        self._policy.act(obs, rows=rows, masks=allowed)
-        log_probs = self._policy.action_log_probs()
-        masks = np.zeros(log_probs.shape, dtype=bool)
-        masks[rows] = likeliest(log_probs[rows], None, self._top_p)
+        log_probs = self._policy.next_log_probs(obs, rows, masks=allowed)
+        masks = np.zeros((len(obs["input_ids"]), log_probs.shape[1]), dtype=bool)
+        masks[rows] = likeliest(log_probs, None, self._top_p)
         if allowed is not None:
             masks &= allowed
         return masks

@@ -7,9 +7,11 @@
     agent = PPO(CausalLMPolicy, envs, rollout_buffer_class=EpisodeBuffer, n_steps=24, batch_size=768)
     agent.learn(50_000)
 
-The logits of the language model's head are the action logits, and a head on its trunk gives the values. ``TextVecEnv``
-hands the environment the policy that acts in it, so that the reward holds the KL. Acting costs one token a row (the
-prefix cache), and ``EpisodeBuffer`` has an update read each episode once instead of every prefix of it.
+The logits of the language model's head are the action logits, and a head on its trunk gives the values. The environment
+recognizes the policy that acts in it, so that the reward holds the KL, whether SB3 steps through ``TextVecEnv`` or
+through its own ``DummyVecEnv``; in other processes (``SubprocVecEnv``) it cannot, and the policy refuses to go on.
+Acting costs one token a row (the prefix cache), and ``EpisodeBuffer`` has an update read each episode once instead of
+every prefix of it.
 
 ``agent.save`` writes SB3's own zip: settings (in part pickled, so load only what you trust), the policy's weights and
 the optimizer's state. Neither the reference nor the reward is in it. What other programs read is
@@ -20,8 +22,6 @@ For sb3-contrib's ``MaskablePPO`` see ``textenv.agents.sb3_contrib``.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +38,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from textenv import acting
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy, observation_arrays
 from textenv.rollouts import text_env
@@ -119,8 +120,6 @@ class TextActorCritic(BasePolicy):
         lm = CausalLM.from_pretrained(model)
         _check_spaces(observation_space, action_space, lm, model)
         self.text = TextPolicy(lm, temperature=temperature)
-        self.masked = False  # whether the last actions were drawn within masks
-        self._read: Observation | None = None  # the observations that it acted on last
         self.optimizer = self._new_optimizer(lr_schedule(1), embedding_rate, value_rate)
 
     def _new_optimizer(self, rate: float, embedding_rate: float, value_rate: float) -> torch.optim.Optimizer:
@@ -175,16 +174,18 @@ class TextActorCritic(BasePolicy):
 
         Returns:
             Actions ``(batch,)``, values ``(batch, 1)`` and log-probabilities of the actions in nats ``(batch,)``.
+
+        Raises:
+            TextEnvError: The environment has taken the actions before these without their log-probabilities.
         """
         read = _arrays(obs)
+        acting.refuse_unseen(*observation_arrays(read))
         masks = None if action_masks is None else np.asarray(action_masks).reshape(len(read["input_ids"]), -1) > 0
         uniform = None  # SB3 seeds torch's global generator
         if not deterministic:
             uniform = torch.rand(len(read["input_ids"]), 1, device=self.device)
         actions, values = self.text.act(read, masks=masks, uniform=uniform)
         log_probs = self.text.action_log_prob(actions)
-        self._read, self.masked = read, masks is not None
-        _last.policy = weakref.ref(self)
         tensors = (torch.from_numpy(array).to(self.device) for array in (actions, values[:, None], log_probs))
         return next(tensors), next(tensors), next(tensors)
 
@@ -199,9 +200,10 @@ class TextActorCritic(BasePolicy):
         values = self.text.values(read, np.arange(len(read["input_ids"])))
         return torch.from_numpy(values).to(self.device)[:, None]
 
-    def acted_on(self, obs: Observation) -> bool:
-        """Tell whether the actions that it chose last were chosen for these observations."""
-        return self._read is not None and all(np.array_equal(self._read[name], obs[name]) for name in self._read)
+    @property
+    def acted(self) -> acting.Act | None:
+        """What it has read and drawn last; None before it has acted."""
+        return self.text.acted
 
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` in nats at the states it has just acted in, shape ``(batch,)``."""
@@ -297,8 +299,7 @@ class EpisodeBuffer(WholeEpisodes, DictRolloutBuffer):
 class TextVecEnv(VecEnv):
     """A native vector environment in the form that SB3 steps through.
 
-    The environment is told which policy acts in it: the ``CausalLMPolicy`` that was last asked for actions, if it was
-    asked about the observations that the environment handed out. With any other agent the behaviour is taken as
+    The environment recognizes the actions of a ``CausalLMPolicy``. With any other agent the behaviour is taken as
     deterministic, log pi = 0, unless its policy is attached: ``text_vec_env.text_env.attach_policy(policy)``.
 
     Attributes:
@@ -326,7 +327,6 @@ class TextVecEnv(VecEnv):
         self.text_env = text_env(envs)
         self._actions: IntArray = np.zeros(0, dtype=np.int64)
         self._shown: Observation = {}
-        self._attached = False
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> VecEnvObs:
@@ -359,7 +359,6 @@ class TextVecEnv(VecEnv):
             Observations, rewards (float32), whether each row's episode is over, and a dict for each row: its ``info``,
             ``TimeLimit.truncated``, and of a finished episode ``terminal_observation``.
         """
-        self._attach()
         self._shown, rewards, terminations, truncations, infos = self.envs.step(self._actions)
         rows = []
         for row in range(self.num_envs):
@@ -420,29 +419,6 @@ class TextVecEnv(VecEnv):
     def _observations(self) -> VecEnvObs:
         return {name: values.copy() for name, values in self._shown.items()}
 
-    def _attach(self) -> None:
-        """Tell the environment which policy has chosen the actions."""
-        last = getattr(_last, "policy", None)
-        policy = None if last is None else last()
-        if policy is None or not policy.acted_on(self._shown):
-            if self._attached:
-                self.text_env.attach_policy(None)
-            self._attached = False
-            return
-        settings = self.text_env.settings
-        if policy.text.temperature != settings.temperature:
-            raise TextEnvError(
-                f"The policy has temperature={policy.text.temperature}, the environment {settings.temperature}: give "
-                "both the same, policy_kwargs={'temperature': ...}."
-            )
-        if self.text_env.has_action_masks and not policy.masked:
-            raise TextEnvError(
-                "The environment masks tokens (top_k, top_p) and the policy drew from all of them: use sb3-contrib's "
-                "MaskablePPO with textenv.agents.sb3_contrib.MaskableCausalLMPolicy, or leave top_k and top_p out."
-            )
-        self.text_env.attach_policy(policy)
-        self._attached = True
-
 
 class TokenFeatures(BaseFeaturesExtractor):
     """Token ids one by one as one-hot vectors, for SB3's own networks: they would read ids as quantities.
@@ -465,11 +441,6 @@ class TokenFeatures(BaseFeaturesExtractor):
         """Return features ``(batch, time * vocab_size)``; those of padding are 0."""
         ones = torch.nn.functional.one_hot(observations["input_ids"].long(), self._vocab_size)
         return (ones * observations["attention_mask"].long()[..., None]).flatten(1).float()
-
-
-_last = (
-    threading.local()
-)  # .policy: the CausalLMPolicy that acted last in this thread, for SB3 shows no policy its envs
 
 
 def _arrays(obs: Mapping[str, torch.Tensor]) -> Observation:

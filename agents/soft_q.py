@@ -35,7 +35,7 @@ class SoftQConfig(AgentConfig):
 
     Attributes:
         value: Where V comes from: a ``"head"`` on the policy's trunk, or a ``"model"`` of its own.
-        value_learning_rate: That of the value head, which starts at zero.
+        value_learning_rate: That of the value head, which starts at zero; ``"auto"`` for 30 times ``learning_rate``.
         value_coef: Weight of the residual's gradient in V, against that in the policy.
         n_steps: Tokens that a residual spans before V stands in for the rest; None for all.
         replay: Iterations whose episodes are kept.
@@ -43,7 +43,7 @@ class SoftQConfig(AgentConfig):
     """
 
     value: Literal["head", "model"] = "head"
-    value_learning_rate: float = 3e-3
+    value_learning_rate: float | Literal["auto"] = "auto"
     value_coef: float = 0.1
     n_steps: int | None = None
     replay: int = 4
@@ -162,6 +162,7 @@ class _Replay(nn.Module):
             bootstrap=np.zeros(number, dtype=np.float32),
             action_masks=rows["action_masks"][:, :time].numpy() if "action_masks" in rows else None,
             episodes=(None,) * number,
+            prompts=(),
             kl_coef=0.0,
         )
         return replayed, {name: rows[name][:, :time] for name in ("rewards", "reference")}

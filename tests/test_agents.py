@@ -18,6 +18,8 @@ from textenv.agents.agent import Agent, AgentConfig, paid
 from textenv.agents.best_of_n import BestOfN, BestOfNConfig
 from textenv.agents.expert_iteration import ExpertIteration, ExpertIterationConfig
 from textenv.agents.grpo import GRPO, GRPOConfig
+from textenv.agents.guided import Guided, GuidedConfig
+from textenv.agents.mac import MAC, MACConfig
 from textenv.agents.nlpo import NLPO, NLPOConfig
 from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig
 from textenv.agents.reinforce import REINFORCE, REINFORCEConfig
@@ -78,7 +80,9 @@ def test_it_reaches_the_optimum(name: str, family: str, letters: int) -> None:
     task = Task("", "textenv/Exact-v0", {"reward": family, "vocab_size": letters, "max_new_tokens": 3})
     ruler = Ruler(task, Budget(total_steps=16_000, seconds=None, evaluations=1, eval_episodes=1, num_envs=64))
     agent = find(name)
-    learner = agent(ruler.envs, config_of(agent, {**TUNED, **OWN.get(name, {})})).learn(16_000)
+    tuned = {**TUNED, "value_learning_rate": 3e-3}
+    shared = {setting: value for setting, value in tuned.items() if setting in agent.Config.__dataclass_fields__}
+    learner = agent(ruler.envs, config_of(agent, {**shared, **OWN.get(name, {})})).learn(16_000)
     found = ruler.measure(learner)
     assert ruler.tree is not None
     regret = ruler.tree.regret_of(Outcome(found.score, found.kl, found.value))
@@ -101,9 +105,10 @@ class TestLearnerContract:
 
     def test_it_learns(self, name: str, tiny_lm: CausalLM) -> None:
         rate = {"soft_q": 1e-2, "online_dpo": 2e-2}.get(name, 1e-2)
+        value = {"value_learning_rate": 3e-3} if hasattr(find(name).Config(), "value_learning_rate") else {}
         agent = make(
             name, tiny_lm, rows=32, env={"kl_coef": 0.02}, learning_rate=rate, lr_schedule="constant", seed=1,
-            embedding_learning_rate=rate,
+            embedding_learning_rate=rate, **value,
         )  # fmt: skip
         scores: list[float] = []
         agent.learn(8000, progress=lambda _, metrics: scores.append(metrics["objective/score"]))
@@ -388,3 +393,125 @@ def test_an_agent_of_another_kind_is_not_loaded(tiny_lm: CausalLM, tmp_path: Pat
         GRPO.load(tmp_path, make_envs(tiny_lm))
     with pytest.raises(TextEnvError, match="expected a GRPOConfig"):
         GRPO(make_envs(tiny_lm), RLOOConfig())  # type: ignore[arg-type]
+
+
+# -- masks, columns and rates --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "guided", "nlpo", "ppo"])
+@pytest.mark.parametrize("settings", [{"top_k": 5}, {"top_p": 0.4, "temperature": 0.7}], ids=["top_k", "top_p"])
+def test_predictions_are_within_the_environments_mask(name: str, settings: dict[str, Any], tiny_lm: CausalLM) -> None:
+    envs = make_envs(tiny_lm, 3, kl_mode="dense", **settings)
+    agent = find(name)(envs, config_of(find(name), {"samples": 2} if name == "best_of_n" else {}))
+    if name == "guided":
+        agent.learn(1)
+    obs, _ = envs.reset(seed=0)
+    for _ in range(3):
+        masks = envs.unwrapped.action_masks()
+        assert (masks.sum(axis=1) < 100).all()
+        for _ in range(30):
+            assert masks[np.arange(3), agent.predict(obs, deterministic=False)].all()
+        actions = agent.predict(obs)
+        assert masks[np.arange(3), actions].all()
+        if name != "best_of_n":  # which takes a row out of its place for a prompt
+            assert masks[1, agent.predict({key: values[1] for key, values in obs.items()})]
+        obs, *_ = envs.step(actions)
+
+
+def test_masks_of_texts_from_elsewhere(tiny_lm: CausalLM) -> None:
+    envs = make_envs(tiny_lm, 3, top_k=5, top_p=0.8)
+    base = text_env(envs)
+    obs, infos = envs.reset(options={"prompt": PROMPTS})
+    for batch, masks in (
+        (obs, infos["action_mask"]),
+        ({k: v[::-1] for k, v in obs.items()}, infos["action_mask"][::-1]),
+    ):
+        np.testing.assert_array_equal(base.action_masks_at(batch), masks)
+    assert text_env(make_envs(tiny_lm)).action_masks_at(obs) is None
+
+
+class Wants:
+    """A reward that notes the column ``want`` of what it is asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def __call__(self, *, completions: Any, want: Any, **_: Any) -> list[float]:
+        self.calls.append(list(want))
+        return [float(text.count("e")) for text in completions]
+
+
+def two_of_one_text(lm: CausalLM, rows: int) -> tuple[Any, Wants, list[str]]:
+    """Return an environment whose prompts are one text with two columns, the reward, and what each row is to want."""
+    reward = Wants()
+    prompts = [{"prompt": "it", "want": "first"}, {"prompt": "it", "want": "second"}]
+    envs = make_envs(lm, rows, prompts=prompts, reward=reward, kl_coef=0.3)
+    return envs, reward, ["first", "second"] * (rows // 2)
+
+
+def test_mac_asks_with_the_columns_of_the_row(tiny_lm: CausalLM) -> None:
+    envs, reward, _ = two_of_one_text(tiny_lm, 8)
+    agent = MAC(envs, MACConfig(candidates=2))
+    rollout = agent.collect()
+    wanted = [prompt.columns["want"] for prompt in rollout.prompts]
+    assert set(wanted) == {"first", "second"}
+    reward.calls.clear()
+    agent.update(rollout)
+    assert [call[0] for call in reward.calls] == wanted * 2  # with candidates, and without
+    assert all(len(set(call)) == 1 for call in reward.calls)
+    picked = rollout.rows(np.array([3, 1]))
+    assert [prompt.columns["want"] for prompt in picked.prompts] == [wanted[3], wanted[1]]
+
+
+def test_guided_asks_with_the_columns_of_the_row(tiny_lm: CausalLM) -> None:
+    envs, reward, wanted = two_of_one_text(tiny_lm, 4)
+    agent = Guided(envs, GuidedConfig(candidates=2)).learn(1)
+    obs, _ = envs.reset(options={"prompt_index": [0, 1, 0, 1]})
+    for _ in range(2):
+        reward.calls.clear()
+        actions = agent.predict(obs)
+        assert reward.calls == [[want for want in wanted for _ in range(3)]]
+        obs, *_ = envs.step(actions)
+    agent.sample(envs, text_env(envs).prompts * 2)
+    assert {tuple(call[::3]) for call in reward.calls if len(call) == 12} == {tuple(wanted)}
+    alone, _ = make_envs(tiny_lm, 1, prompts=["it"]).reset()
+    with pytest.raises(TextEnvError, match="2 prompts of the environment are 'it', with other columns"):
+        agent.predict(alone)
+
+
+def test_best_of_n_asks_with_the_columns_of_the_row(tiny_lm: CausalLM) -> None:
+    envs, reward, wanted = two_of_one_text(tiny_lm, 4)
+    agent = BestOfN(envs, BestOfNConfig(samples=2))
+    obs, _ = envs.reset(options={"prompt_index": [0, 1, 0, 1]})
+    reward.calls.clear()
+    agent.predict(obs)
+    asked = list(dict.fromkeys((place, call[0]) for place, call in enumerate(reward.calls)))
+    per_row = [want for _, want in asked]
+    assert sorted(per_row) == sorted(wanted * (len(per_row) // 4))
+    assert len(per_row) >= 4
+
+
+@pytest.mark.parametrize("name", ["a2c", "grpo", "nlpo", "ppo", "soft_q"])
+def test_learning_rates_follow_the_one_that_is_set(name: str, tiny_lm: CausalLM) -> None:
+    def peaks(**settings: Any) -> list[float]:
+        return [group["peak"] for group in make(name, tiny_lm, **settings).optimizer.param_groups]
+
+    valued = hasattr(find(name).Config(), "value_learning_rate")
+    assert peaks() == [1e-4, 8e-4, 3e-3][: 2 + valued]
+    assert peaks(learning_rate=1e-6) == pytest.approx([1e-6, 8e-6, 3e-5][: 2 + valued], rel=1e-12)
+    assert peaks(learning_rate=1e-6, embedding_learning_rate=None)[:1] == [1e-6]
+    assert 2e-3 in peaks(learning_rate=1e-6, embedding_learning_rate=2e-3)
+    if valued:
+        assert 2e-3 in peaks(learning_rate=1e-6, value_learning_rate=2e-3)
+        with pytest.raises(
+            TextEnvError, match="value_learning_rate='half': expected a finite number above 0, or 'auto'"
+        ):
+            peaks(value_learning_rate="half")
+
+
+def test_a_run_goes_on_whether_a_rate_was_said_or_followed(tiny_lm: CausalLM, tmp_path: Path) -> None:
+    make("reinforce", tiny_lm).learn(60, checkpoints=tmp_path)
+    again = make("reinforce", tiny_lm, embedding_learning_rate=8e-4)
+    assert again.resume(tmp_path, 60)
+    with pytest.raises(TextEnvError, match=r"embedding_learning_rate was 0\.0008, is 0\.001"):
+        make("reinforce", tiny_lm, embedding_learning_rate=1e-3).resume(tmp_path, 60)

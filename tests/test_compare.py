@@ -28,10 +28,10 @@ from textenv.compare import statistics
 from textenv.compare.command import compare
 from textenv.compare.plan import Budget, Compare, Plan, Run, Task, make_plan
 from textenv.compare.report import write_report
-from textenv.compare.results import read_results
-from textenv.compare.runs import Ruler, finished, run_folder, train_run
+from textenv.compare.results import read_results, write_tables
+from textenv.compare.runs import Ruler, finished, measure_task, run_folder, train_run
 from textenv.models.policy import TextPolicy
-from textenv.rollouts import text_env
+from textenv.rollouts import sample_episodes, text_env
 from textenv.types import TextEnvError
 
 SMALL = {"id": "textenv/Exact-v0", "settings": {"vocab_size": 3, "max_new_tokens": 3}}
@@ -296,6 +296,40 @@ def test_a_masked_policy_is_measured_as_it_acts() -> None:
     table = [[np.where(np.arange(3) == 1, 0.0, -np.inf) + 0 * at.ref_log_probs for at in t] for t in ruler.tree.states]
     expected = ruler.tree.evaluate(table)
     assert (found.score, found.kl) == pytest.approx((expected.score, expected.kl))
+
+
+def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
+    asked = command(tmp_path, agents=("best_of_n", "guided", "reinforce"), seeds=1, total_steps=300)
+    plan = make_plan(asked)
+    ruler = Ruler(plan.tasks[0], plan.budget)
+
+    class Own:
+        """An agent that samples from a policy derived from ours, and so from something else."""
+
+        policy = type("Derived", (TextPolicy,), {})(text_env(ruler.envs).reference, value="none", trainable=False)
+
+        @staticmethod
+        def sample(envs: Any, prompts: Any, *, generator: Any = None) -> Any:
+            return sample_episodes(envs, Own.policy, generator, prompts)
+
+    found = ruler.measure(Own())
+    assert not found.exact
+    assert found.stderr > 0
+    measure_task(plan.tasks[0], plan.budget, tmp_path, 1)
+    for run in plan.runs:
+        train_run(run, plan.budget, tmp_path, 1)
+    results = read_results(plan, tmp_path)
+    assert results.sampled(plan.tasks[0].label) == ["guided"]
+    write_tables(results, tmp_path)
+    for name in ("results", "curves"):
+        rows = table(tmp_path / f"{name}.csv")
+        assert {row["exact"] for row in rows if row["agent"] == "guided"} == {"False"}
+        assert {row["exact"] for row in rows if row["agent"] != "guided"} == {"True"}
+    write_report(results, (), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    many = plan.budget.eval_episodes
+    assert f"The figures of guided are of {many:,} fresh completions, those of all others exact." in page
+    assert "All figures here are exact" not in page
 
 
 # -- the whole -----------------------------------------------------------------------------------------------------

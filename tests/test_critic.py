@@ -130,7 +130,7 @@ def test_guided_tilts_the_reference_by_what_every_token_is_worth(tiny_lm: Causal
         for row in range(4):
             state = tuple(ids[row, : lengths[row]].tolist())
             begun = state[len(state) - written :]
-            prompt = agent.actor.prompt(state[: len(state) - written])
+            prompt = base.prompt_of(state[: len(state) - written])
             texts = [(*begun, token) for token in range(vocab)]
             scores, over = score_next(base, [prompt] * vocab, texts)
             going_on = agent.values.worth(scores, written + 1) + agent.values.promise

@@ -26,6 +26,7 @@ from textenv.rollouts import collect, sample_episodes
 from textenv.types import TextEnvError
 
 PROMPTS = ["the film", "a plot", "it"]
+RATES: dict[str, Any] = {"embedding_learning_rate": 8e-4, "value_learning_rate": 3e-3}
 
 
 def count_e(completions: Sequence[str], **_: Any) -> list[float]:
@@ -59,7 +60,7 @@ class TestPPOContract(AgentContract):
 
 def test_learns(tiny_lm: CausalLM) -> None:
     envs = make_envs(tiny_lm, 32, kl_coef=0.0)
-    agent = PPO(envs, PPOConfig(learning_rate=1e-2, seed=1, lr_schedule="constant"))
+    agent = PPO(envs, PPOConfig(learning_rate=1e-2, seed=1, lr_schedule="constant", **RATES))
     history: list[dict[str, float]] = []
     agent.learn(6000, progress=lambda steps, metrics: history.append(dict(metrics)))
     scores = [row["objective/score"] for row in history]
@@ -70,7 +71,9 @@ def test_learns(tiny_lm: CausalLM) -> None:
 def test_the_kl_penalty_holds_it_back(tiny_lm: CausalLM) -> None:
     reached = {}
     for coef in (0.0, 0.5):
-        agent = PPO(make_envs(tiny_lm, 32, kl_coef=coef), PPOConfig(learning_rate=3e-3, lr_schedule="constant"))
+        agent = PPO(
+            make_envs(tiny_lm, 32, kl_coef=coef), PPOConfig(learning_rate=3e-3, lr_schedule="constant", **RATES)
+        )
         history: list[float] = []
         agent.learn(3000, progress=lambda steps, metrics, h=history: h.append(metrics["objective/kl"]))  # type: ignore[misc]
         reached[coef] = history[-1]
@@ -166,7 +169,8 @@ def test_lora_learns_and_leaves_the_reference_alone(make_lm: Callable[..., Causa
     lm = make_lm()
     before = {name: p.clone() for name, p in lm.model.named_parameters()}
     agent = PPO(
-        make_envs(lm, 32, kl_coef=0.0), PPOConfig(learning_rate=3e-2, lora_rank=4, seed=1, lr_schedule="constant")
+        make_envs(lm, 32, kl_coef=0.0),
+        PPOConfig(learning_rate=3e-2, lora_rank=4, seed=1, lr_schedule="constant", **RATES),
     )
     history: list[dict[str, float]] = []
     agent.learn(5000, progress=lambda steps, metrics: history.append(dict(metrics)))

@@ -24,9 +24,11 @@ from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
 from benchmarks import sb3_agreement
 from tests.conftest import Forwards, build_lm
@@ -444,17 +446,18 @@ def test_the_reward_holds_the_kl_of_the_policy(folder: str, settings: dict[str, 
     assert scores > 4
 
 
-def test_the_policy_that_acts_is_the_one_attached(folder: str) -> None:
+def test_the_policy_that_acts_is_recognized(folder: str) -> None:
     envs, others = TextVecEnv(native(folder)), TextVecEnv(native(folder))
     agent = make_agent(folder, envs)
     obs, elsewhere = envs.reset(), others.reset()
     agent.predict(elsewhere)  # as EvalCallback does within a rollout
-    for acting in (True, False, True):
+    for its_own in (True, False, True):
         actions, _ = agent.predict(obs)
-        if not acting:
-            agent.predict(elsewhere)  # and another agent acts here
+        agent.predict(elsewhere)
+        if not its_own:  # another agent acts here
+            actions = (actions + 1) % 300
         obs, _, _, infos = envs.step(actions)
-        assert all((info["logprob"] < 0) == acting for info in infos)
+        assert all((info["logprob"] < 0) == its_own for info in infos)
 
     class Own:
         def action_log_prob(self, actions: Any) -> Any:
@@ -463,6 +466,78 @@ def test_the_policy_that_acts_is_the_one_attached(folder: str) -> None:
     others.text_env.attach_policy(Own())
     _, _, _, infos = others.step(actions)
     assert all(info["logprob"] == -0.5 for info in infos)
+
+
+def single(folder: str, **settings: Any) -> Any:
+    keywords = {"model": folder, "prompts": PROMPTS, "reward": zero, "kl_coef": 1.0, "max_new_tokens": 6, **settings}
+    return gym.make("textenv/Text-v0", **keywords)
+
+
+def zero(completions: Sequence[str], **_: Any) -> list[float]:
+    """Pays nothing, so that what is left of a reward is the KL."""
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C, MaskablePPO])
+@pytest.mark.parametrize("settings", [{}, {"kl_estimator": "full"}, {"kl_mode": "lump"}], ids=["k1", "full", "lump"])
+def test_an_environment_in_sb3s_own_wrappers_knows_the_policy_too(
+    folder: str, kind: Any, settings: dict[str, Any]
+) -> None:
+    settings |= {"top_k": 9} if kind is MaskablePPO else {}
+    for env in (single(folder, **settings), make_vec_env(lambda: single(folder, **settings), n_envs=3)):
+        agent = make_agent(folder, env, kind, **({} if kind is A2C else {"batch_size": 16}))
+        kl = [info["token_kl"] for infos in collected(agent)["infos"] for info in infos if "token_kl" in info]
+        assert len(kl) > 1
+        assert all(abs(each) < 1e-5 for row in kl for each in row)  # the policy is the reference
+        with torch.no_grad():
+            agent.policy.text.model.get_output_embeddings().weight.mul_(1.1)
+        rollout = collected(agent)
+        for step, infos in enumerate(rollout["infos"]):
+            for row, info in enumerate(infos):
+                if "logprob" in info:
+                    assert info["logprob"] == pytest.approx(rollout["log_probs"][step, row], abs=1e-6)
+        assert max(abs(info.get("kl", 0.0)) for infos in rollout["infos"] for info in infos) > 1e-3
+
+
+def test_kl_in_evaluations_of_environments_in_sb3s_own_wrappers(folder: str, tmp_path: Path) -> None:
+    agent = make_agent(folder)
+    for env in (Monitor(single(folder)), make_vec_env(lambda: single(folder), n_envs=3)):
+        rewards, _ = evaluate_policy(agent, env, 4, deterministic=False, return_episode_rewards=True)
+        assert np.abs(rewards).max() < 1e-4
+    evaluation = EvalCallback(
+        make_vec_env(lambda: single(folder), n_envs=2),
+        n_eval_episodes=4, eval_freq=4, log_path=str(tmp_path), deterministic=False, verbose=0,
+    )  # fmt: skip
+    learner = make_agent(folder, single(folder), batch_size=16, learning_rate=1e-12)
+    watch = Watch()
+    learner.learn(16, callback=[evaluation, watch])  # evaluations between the steps of a rollout
+    assert np.abs(np.load(tmp_path / "evaluations.npz")["results"]).max() < 1e-4
+    kl = [each for infos in watch.infos for info in infos for each in info.get("token_kl", ())]
+    assert len(kl) > 4
+    assert max(map(abs, kl)) < 1e-5
+    masked = make_agent(folder, single(folder, top_k=5), MaskablePPO, batch_size=16)
+    rewards, _ = evaluate_masked(
+        masked, Monitor(single(folder, top_k=5)), 4, deterministic=False, return_episode_rewards=True
+    )
+    assert np.abs(rewards).max() < 1e-4
+    with pytest.raises(TextEnvError, match="MaskablePPO"):
+        evaluate_policy(agent, Monitor(single(folder, top_k=5)), 1)
+    with pytest.raises(TextEnvError, match=r"temperature=1\.0, the environment 0\.7"):
+        evaluate_policy(agent, Monitor(single(folder, temperature=0.7)), 1)
+
+
+def test_an_environment_in_another_process_is_refused(folder: str) -> None:
+    envs = make_vec_env(
+        lambda: single(folder), n_envs=2, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"}
+    )
+    try:
+        agent = make_agent(folder, envs)
+        with pytest.raises(TextEnvError, match=r"another process or thread.*DummyVecEnv instead of SubprocVecEnv"):
+            agent.learn(32)
+        with pytest.raises(TextEnvError, match="another process"):
+            evaluate_policy(agent, envs, 1)
+    finally:
+        envs.close()
 
 
 def test_kl_in_an_evaluation(folder: str) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from textenv.distributed import ALONE, World
 from textenv.kl import AdaptiveKL
 from textenv.models.policy import TextPolicy, observation_arrays
-from textenv.types import Episode, FloatArray, IntArray, Observation, TextEnvError
+from textenv.types import Episode, FloatArray, IntArray, Observation, Prompt, TextEnvError
 from textenv.vector import TextVectorEnv
 
 __all__ = ["ActionMask", "Rollout", "collect", "sample_episodes", "text_env", "vectorise"]
@@ -57,6 +57,7 @@ class Rollout:
         bootstrap: ``V`` of the last state where an outer wrapper truncated the episode, else 0, ``(batch,)``.
         action_masks: Which tokens could be drawn, packed bits, ``(batch, time, ceil(vocab_size / 8))``; or None.
         episodes: Each episode as the environment tells it; None where a wrapper truncated it before it was scored.
+        prompts: What each began with, its columns included; several may have the same text and other columns.
         kl_coef: Weight of the KL in the rewards.
     """
 
@@ -70,13 +71,17 @@ class Rollout:
     bootstrap: FloatArray
     action_masks: NDArray[np.uint8] | None
     episodes: tuple[Episode | None, ...]
+    prompts: tuple[Prompt, ...]
     kl_coef: float
 
     def rows(self, picks: IntArray) -> Rollout:
         """Return the episodes of some rows, in the order of ``picks``."""
         arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         chosen: dict[str, Any] = {name: array[picks] for name, array in arrays.items() if isinstance(array, np.ndarray)}
-        return dataclasses.replace(self, **chosen, episodes=tuple(self.episodes[row] for row in picks.tolist()))
+        episodes, prompts = (
+            tuple(column[row] for row in picks.tolist() if column) for column in (self.episodes, self.prompts)
+        )
+        return dataclasses.replace(self, **chosen, episodes=episodes, prompts=prompts)
 
     @property
     def finished(self) -> list[Episode]:
@@ -138,7 +143,7 @@ def collect(
     episodes than rows, one process would hand them out in another order.)
 
     Args:
-        envs: From ``vectorise``; the policy is attached to it.
+        envs: From ``vectorise``; the policy is attached to it while it writes, and whatever was before is afterwards.
         policy: Acts; its caches are emptied first.
         generator: Source of randomness, in the same state in every process; None for the likeliest tokens.
         episodes: How many this process writes, at least one a row; None for one a row. So many are begun and all are
@@ -156,7 +161,6 @@ def collect(
             them from being paid.
     """
     base = text_env(envs)
-    base.attach_policy(policy)
     policy.forget()
     if mask is not None:
         mask.forget()
@@ -171,6 +175,7 @@ def collect(
     desk.begin(obs)
     allowed = _allowed(infos, None)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(base.attached(policy))
         stack.enter_context(policy.unchanged())
         stack.enter_context(base.reference.unchanged())
         # where no wrapper looks at the rewards
@@ -242,6 +247,7 @@ class _Desk:
         self._ids = np.full((total, width), base.reference.pad_id, dtype=np.int64)
         self._starts, self._lengths = np.zeros((2, total), dtype=np.int64)
         self._finished: list[Episode | None] = [None] * total
+        self._prompts: list[Prompt] = [base.prompts[0]] * total
         self._ended: list[int] = []  # the episodes, in the order in which they did
         self._columns: dict[str, list[NDArray[Any]]] = {}
 
@@ -263,6 +269,8 @@ class _Desk:
     def begin(self, obs: Observation) -> None:
         """Take down the prompts of the rows that have taken an episode."""
         self._starts[self.episode[self.taken]] = observation_arrays(obs)[1][self.taken]
+        for row in np.flatnonzero(self.taken).tolist():
+            self._prompts[self.episode[row]] = self._base.row_prompts[row]
         self.alive |= self.taken
         self.taken = np.zeros_like(self.taken)
 
@@ -307,6 +315,7 @@ class _Desk:
             starts=self._starts,
             bootstrap=self.bootstrap,
             episodes=tuple(self._finished),
+            prompts=tuple(self._prompts),
             kl_coef=kl_coef,
             **laid_out,
         )
@@ -365,9 +374,11 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
             arrays = [np.pad(array, [(0, 0), (0, width - array.shape[1]), *around]) for array in arrays]
         return np.concatenate(arrays)
 
-    names = {field.name for field in dataclasses.fields(Rollout)} - {"episodes", "kl_coef"}
+    names = {field.name for field in dataclasses.fields(Rollout)} - {"episodes", "prompts", "kl_coef"}
     episodes = tuple(episode for part in parts for episode in part.episodes)
-    return Rollout(**{name: stacked(name) for name in names}, episodes=episodes, kl_coef=parts[0].kl_coef)
+    prompts = tuple(prompt for part in parts for prompt in part.prompts)
+    columns = {name: stacked(name) for name in names}
+    return Rollout(**columns, episodes=episodes, prompts=prompts, kl_coef=parts[0].kl_coef)
 
 
 def _adapt(controller: AdaptiveKL, episodes: Sequence[Episode]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from textenv import acting
 from textenv import kl as kl_module
 from textenv.data.values import as_prompt
 from textenv.handle import unwrap, with_handles
@@ -58,10 +60,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     ``V`` is the width of the model's logits, ``L`` is ``max_prompt_tokens + max_new_tokens``.
 
-    The KL needs log pi of the action, which ``step`` does not see: attach the policy that acts
-    (``attach_policy``). Without one the behaviour is taken as deterministic, log pi = 0, and the reward is
-    ``score + kl_coef * log pi_ref``, a function of state and action alone; an agent with an entropy bonus of
-    ``kl_coef`` then optimises the same objective.
+    The KL needs log pi of the action, which ``step`` does not see. Policies of ours are recognized: an action that one
+    of them has just chosen for this very state, in this thread, is paid by the log pi that it was drawn with, in
+    whatever form another library has carried the two. Any other policy is to be attached (``attach_policy``); without
+    one its behaviour is taken as deterministic, log pi = 0, and the reward is ``score + kl_coef * log pi_ref``, a
+    function of state and action alone; an agent with an entropy bonus of ``kl_coef`` then optimises the same objective.
 
     ``info`` holds, a step, ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` not before
     the end), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the model reads.
@@ -146,6 +149,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._coefs = np.zeros(n)  # kl_coef as it was when the row's episode began
         self._token_kl, self._log_probs, self._ref_log_probs = (np.zeros((n, budget)) for _ in range(3))
         self._policy: ActionLogProb | None = None
+        self._key = object()  # by which the records of acts tell environments apart
         self._unpaid: list[_Ended] | None = None  # where they are paid later
         self._next_ref: NDArray[np.float32] | None = None  # the reference's log-probabilities at this state, (n, V)
         self._next_mask: NDArray[np.bool_] | None = None
@@ -174,7 +178,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Args:
             policy: Its ``action_log_prob(actions)`` is asked in every ``step`` for log pi of the actions it has just
                 chosen, in nats, shape ``(num_envs,)``; with ``kl_estimator="full"`` also ``action_log_probs()``. None
-                goes back to a behaviour taken as deterministic.
+                goes back to recognizing policies of ours, and taking any other behaviour as deterministic.
+
+        Until it is detached all actions are taken to be its own. One that says where it has ``acted``, as ours do, has
+        to have acted last on the state that ``step`` finds the environment in.
 
         Raises:
             TextEnvError: The policy lacks the method.
@@ -190,11 +197,48 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             )
         self._policy = policy
 
+    @contextlib.contextmanager
+    def attached(self, policy: ActionLogProb) -> Iterator[None]:
+        """Attach a policy; on leaving, the one that was attached before is again.
+
+        Raises:
+            TextEnvError: As ``attach_policy``.
+        """
+        before = self._policy
+        self.attach_policy(policy)
+        try:
+            yield
+        finally:
+            self._policy = before
+
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which tokens ``top_k``/``top_p`` leave, shape ``(num_envs, V)``; all of them without either."""
         if self._next_mask is None:
             return np.ones((self.num_envs, self.reference.vocab_size), dtype=bool)
         return self._next_mask.copy()
+
+    def action_masks_at(self, obs: Observation) -> NDArray[np.bool_] | None:
+        """Return which tokens ``top_k``/``top_p`` leave after some texts, shape ``(batch, V)``; None without either.
+
+        They are those that ``step`` and ``reset`` have told where the texts are the environment's own, row by row.
+
+        Args:
+            obs: Observations, batched, not necessarily of this environment's present state.
+        """
+        if not self.has_action_masks:
+            return None
+        ids, mask = np.asarray(obs["input_ids"], dtype=_INT64), np.asarray(obs["attention_mask"])
+        lengths = mask.sum(axis=1, dtype=_INT64)
+        masks = np.zeros((len(ids), self.reference.vocab_size), dtype=bool)
+        own = np.zeros(len(ids), dtype=bool)
+        if self._next_mask is not None and ids.shape == self._ids.shape:
+            own = (ids == self._ids).all(axis=1) & (lengths == self._lengths) & ~self._done
+            masks[own] = self._next_mask[own]
+        if len(rows := np.flatnonzero(~own)):
+            logits = self.reference.next_token_logits(ids[rows], lengths[rows], rows=rows)
+            log_probs = log_softmax(logits, self.settings.temperature)
+            masks[rows] = likeliest(log_probs, self.settings.top_k, self.settings.top_p)
+        return masks
 
     def use_generator(self, row: int, generator: np.random.Generator) -> None:
         """Draw the prompts of ``row`` from ``generator``."""
@@ -246,6 +290,43 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def last_episodes(self) -> tuple[Episode | None, ...]:
         """Of each row, the episode that ended in the last ``step``, or after which it waits for a reset; else None."""
         return tuple(self._finished)
+
+    @property
+    def row_prompts(self) -> tuple[Prompt, ...]:
+        """What each row's episode began with."""
+        return tuple(self._row_prompts)
+
+    def prompt_at(self, row: int, state: Sequence[int]) -> Prompt | None:
+        """Return what a row began with, if it writes and has come to the token ids ``state``; else None."""
+        if row >= self.num_envs or self._done[row] or self._lengths[row] != len(state):
+            return None
+        return self._row_prompts[row] if np.array_equal(self._ids[row, : len(state)], state) else None
+
+    def has_prompt(self, ids: tuple[int, ...]) -> bool:
+        """Tell whether one of the environment's prompts has these token ids."""
+        return ids in self._prompts_by_ids
+
+    def prompt_of(self, ids: tuple[int, ...]) -> Prompt:
+        """Return the environment's prompt of some token ids, or a new one without columns if there is none.
+
+        Raises:
+            TextEnvError: Several prompts have these ids and other columns, so that it is not known which is meant.
+        """
+        found = self._prompts_by_ids.get(ids, [])
+        if any(not _same(prompt, found[0]) for prompt in found[1:]):
+            raise TextEnvError(
+                f"{len(found)} prompts of the environment are {found[0].text!r}, with other columns for the reward: an "
+                "observation does not tell which is meant. Act on the environment's own observations, row by row, or "
+                "give sample() the prompts."
+            )
+        return found[0] if found else self.reference.prompt(ids)
+
+    @functools.cached_property
+    def _prompts_by_ids(self) -> dict[tuple[int, ...], list[Prompt]]:
+        found: dict[tuple[int, ...], list[Prompt]] = {}
+        for prompt in self.prompts:
+            found.setdefault(prompt.ids, []).append(prompt)
+        return found
 
     # -- the process ---------------------------------------------------------------------------------------------
 
@@ -349,10 +430,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Append ``tokens`` to ``rows``; return their rewards, and the infos of those whose episode ends."""
         lengths = self._lengths[rows]
         at = lengths - self._starts[rows]
-        self._log_probs[rows, at] = self._behaviour(rows, all_tokens)
+        behaviour = self._behaviour(rows, all_tokens)
+        self._log_probs[rows, at] = behaviour.log_probs
         if self._each_step:
             self._ref_log_probs[rows, at] = self._reference_log_prob(rows, tokens)
-            self._token_kl[rows, at] = self._divergence(rows, at)
+            self._token_kl[rows, at] = self._divergence(rows, at, behaviour.whole)
         self._ids[rows, lengths] = tokens
         self._mask[rows, lengths] = 1
         self._lengths[rows] = lengths + 1
@@ -475,34 +557,69 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.has_action_masks:
             self._look_ahead(rows)
 
-    def _behaviour(self, rows: IntArray, tokens: IntArray) -> NDArray[np.float64]:
-        """Return log pi of the rows' actions: the attached policy's, or 0 for a behaviour taken as deterministic."""
+    def _behaviour(self, rows: IntArray, tokens: IntArray) -> _Behaviour:
+        """Return log pi of the rows' actions: the attached policy's, or of the policies that are recognized, or 0."""
+        full = self.settings.kl_estimator == "full"
         if self._policy is None:
-            return np.zeros(len(rows))
-        given = np.asarray(self._policy.action_log_prob(tokens), dtype=np.float64)
+            return self._recognized(rows, tokens[rows], full=full)
         name = type(self._policy).__name__
+        if isinstance(self._policy, acting.Recorded):
+            act = self._policy.acted
+            if act is None or not act.read(rows, self._ids[rows], self._lengths[rows]):
+                raise TextEnvError(
+                    f"The attached policy, {name}, has not acted last on the environment's present state: its log pi "
+                    "is that of another one. Expected its own actions; detach it, attach_policy(None), before others "
+                    "act, and have it act on the observation that was returned last."
+                )
+            act.used = True
+        given = np.asarray(self._policy.action_log_prob(tokens), dtype=np.float64)
         if given.shape != (self.num_envs,):
             raise TextEnvError(f"{name}.action_log_prob returned shape {given.shape}; expected ({self.num_envs},).")
         found: NDArray[np.float64] = given[rows]
         if not math.isfinite(sum(found.tolist())):  # which it is if they all are
             raise TextEnvError(f"{name}.action_log_prob returned {found.tolist()}; expected finite numbers.")
-        return found
+        if not full:
+            return _Behaviour(found)
+        assert isinstance(self._policy, FullDistribution)
+        whole, expected = np.asarray(self._policy.action_log_probs()), (self.num_envs, self.reference.vocab_size)
+        if whole.shape != expected:
+            raise TextEnvError(f"{name}.action_log_probs returned shape {whole.shape}; expected {expected}.")
+        return _Behaviour(found, whole[rows])
 
-    def _divergence(self, rows: IntArray, at: IntArray) -> NDArray[np.float64]:
+    def _recognized(self, rows: IntArray, tokens: IntArray, *, full: bool) -> _Behaviour:
+        """Return log pi of actions that policies have chosen for the present states, and 0 of all others."""
+        log_probs = np.zeros(len(rows))
+        matches = acting.recognize(self._ids[rows], self._lengths[rows], tokens, self._key)
+        for match in matches:
+            if match.act.temperature != self.settings.temperature:
+                raise TextEnvError(
+                    f"The policy has temperature={match.act.temperature}, the environment {self.settings.temperature}: "
+                    "give both the same (of SB3's policies, policy_kwargs={'temperature': ...})."
+                )
+            if self.has_action_masks and not match.act.masked:
+                raise TextEnvError(
+                    "The environment masks tokens (top_k, top_p) and the policy drew from all of them: give it "
+                    "action_masks(), as sb3-contrib's MaskablePPO with "
+                    "textenv.agents.sb3_contrib.MaskableCausalLMPolicy does, or leave top_k and top_p out."
+                )
+            log_probs[match.at] = match.act.log_probs[match.places]
+        if not full or not matches:
+            return _Behaviour(log_probs)
+        # where nobody is recognized all mass is on the action
+        whole = np.full((len(rows), self.reference.vocab_size), -np.inf, dtype=np.float32)
+        whole[np.arange(len(rows)), tokens] = 0.0
+        for match in matches:
+            whole[match.at] = match.log_probs(self.reference.vocab_size)
+        return _Behaviour(log_probs, whole)
+
+    def _divergence(self, rows: IntArray, at: IntArray, whole: NDArray[Any] | None) -> NDArray[np.float64]:
         log_probs, ref = self._log_probs[rows, at], self._ref_log_probs[rows, at]
         if self.settings.kl_estimator != "full":
             return kl_module.kl_estimate(log_probs, ref, self.settings.kl_estimator)
-        if self._policy is None:  # all mass on the action: the sum has one term
+        if whole is None:  # all mass on the action: the sum has one term
             return kl_module.kl_estimate(log_probs, ref, "k1")
-        assert isinstance(self._policy, FullDistribution)
         assert self._next_ref is not None
-        whole = np.asarray(self._policy.action_log_probs())
-        if whole.shape != self._next_ref.shape:
-            raise TextEnvError(
-                f"{type(self._policy).__name__}.action_log_probs returned shape {whole.shape}; expected "
-                f"{self._next_ref.shape}."
-            )
-        return kl_module.full_kl(whole[rows], self._next_ref[rows])
+        return kl_module.full_kl(whole, self._next_ref[rows])
 
     def _reference_log_prob(self, rows: IntArray, tokens: IntArray) -> NDArray[np.float32]:
         """Return the reference's log-probability of each of the ``rows``'s tokens at their present state."""
@@ -844,6 +961,18 @@ class _Ended:
         )
 
 
+class _Behaviour(NamedTuple):
+    """log pi of ``n`` actions.
+
+    Attributes:
+        log_probs: In nats, shape ``(n,)``.
+        whole: Of the whole vocabulary, shape ``(n, V)``; None where nothing needs it, or all actions are deterministic.
+    """
+
+    log_probs: NDArray[np.float64]
+    whole: NDArray[Any] | None = None
+
+
 class _Paid(NamedTuple):
     """What episodes were paid.
 
@@ -858,6 +987,13 @@ class _Paid(NamedTuple):
     scores: NDArray[np.float64]
     totals: NDArray[np.float64]
     last: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _same(one: Prompt, other: Prompt) -> bool:
+    try:
+        return bool(one.columns == other.columns and one.given == other.given)
+    except ValueError:  # of columns that hold arrays, which do not compare as one
+        return False
 
 
 def _split(places: IntArray, size: int) -> list[IntArray]:

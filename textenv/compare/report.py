@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from textenv.compare.figures import draw_aggregates, draw_curves, draw_frontier, draw_profiles, picture
 from textenv.compare.results import Results
+from textenv.compare.runs import SAMPLES
 from textenv.compare.statistics import AGGREGATES, improvement, mean_interval, stratified_bootstrap
 from textenv.files import to_json, write_atomically
 from textenv.render import visible
@@ -161,10 +162,20 @@ def _task(results: Results, task: str) -> str:
         best = about["optimum"]
         known += (
             f" The optimum, by enumeration of all texts, is {best['value']:.4f}: a score of {best['score']:.4f} at "
-            f"{best['kl']:.3f} nats. All figures here are exact."
+            f"{best['kl']:.3f} nats. "
+        )
+        sampled = results.sampled(task)
+        many = f"{results.plan.budget.eval_episodes:,} fresh completions"
+        known += (
+            f"The figures of {_text(', '.join(sampled))} are of {many}, those of all others exact."
+            if sampled
+            else "All figures here are exact."
         )
     else:
-        known += f" Figures are of {results.plan.budget.eval_episodes:,} fresh completions."
+        known += (
+            f" The agents' figures are of {results.plan.budget.eval_episodes:,} fresh completions, the reference's and "
+            f"those of best-of-n's frontier of {SAMPLES:,} of each prompt."
+        )
     points = zip(*(frontier[column] for column in ("n", "score", "kl")), strict=True)
     bons = ", ".join(f"{n}: {score:.3f} at {kl:.2f} nats" for n, score, kl in points)
     parts = [

@@ -119,6 +119,15 @@ class Results:
             found[name] = np.stack(rows_at)
         return Curves(at, **found)
 
+    def sampled(self, task: str) -> list[str]:
+        """Return the agents whose figures on a task are of completions, not computed from all texts."""
+        rows = {
+            agent: [row for run in self.runs[agent, t].values() for row in run["curve"]]
+            for agent, t in self.pairs
+            if t == task
+        }
+        return [agent for agent in rows if not all(map(is_exact, rows[agent]))]
+
     def shared_seconds(self, task: str) -> float:
         """Return the seconds that every run of a task took at least, those that train nothing aside."""
         times = [run["seconds"] for (_, t), runs in self.runs.items() if t == task for run in runs.values()]
@@ -149,6 +158,11 @@ class Results:
             return None
         best = frontier["score"][frontier["n"].index(32)]
         return price_in_nats(curves.kl.mean(axis=0), curves.score.mean(axis=0), best)
+
+
+def is_exact(row: Mapping[str, Any]) -> bool:
+    """Tell whether a measurement was computed from all texts; early runs say so by a standard error of 0."""
+    return bool(row.get("exact", row["stderr"] == 0))
 
 
 def _column(rows: list[Mapping[str, float]], name: str, start: float) -> Values:
@@ -183,8 +197,9 @@ def write_tables(results: Results, out: Path) -> list[Path]:
                 for row in rows:
                     figures = {name: row[name] for name in ("steps", "seconds", "score", "stderr", "kl", "value")}
                     share = float(results.normalised(task, row["value"]))
-                    exact = results.tasks[task]["optimum"] is not None
-                    table.append({**key, **figures, "normalised": share, "regret": 1 - share if exact else None})
+                    known = results.tasks[task]["optimum"] is not None
+                    shares = {"normalised": share, "regret": 1 - share if known else None}
+                    table.append({**key, **figures, **shares, "exact": is_exact(row)})
     written = []
     for name, table in (("results", final), ("curves", curves)):
         text = io.StringIO()

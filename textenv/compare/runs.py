@@ -31,10 +31,21 @@ from textenv.models.policy import TextPolicy
 from textenv.rollouts import sample_episodes, text_env
 from textenv.types import Episode, IntArray
 
-__all__ = ["Figures", "Ruler", "finished", "measure_task", "run_folder", "task_file", "train_run", "versions"]
+__all__ = [
+    "SAMPLES",
+    "Figures",
+    "Ruler",
+    "finished",
+    "measure_task",
+    "run_folder",
+    "task_file",
+    "train_run",
+    "versions",
+]
 
 _PROMPTS = 64  # held-out ones that a task is measured on, at most: its frontier takes many completions of each
-_SAMPLES = 256  # of each, for that
+SAMPLES = 256
+"""Completions of each prompt that the reference and best-of-n are measured on, where texts cannot be enumerated."""
 _SHOWN = 8  # completions kept for the report
 _AT_ONCE = 4096  # states that a mask is asked for
 
@@ -43,17 +54,22 @@ _AT_ONCE = 4096  # states that a mask is asked for
 class Figures:
     """What a policy comes to: mean score, KL from the reference in nats, ``value = score - kl_coef * kl``.
 
-    ``stderr`` is the standard error of the score; 0 where the figures are exact, None where it is not known.
+    ``stderr`` is the standard error of the score: 0 where the figures are ``exact``, computed from all texts and not
+    sampled, None where it is not known.
     """
 
     score: float
     kl: float
     value: float
-    stderr: float | None = 0.0
+    stderr: float | None
+    exact: bool
 
 
 class Ruler:
-    """Measures agents on a task: exactly where its texts can be enumerated, else on fresh completions.
+    """Measures agents on a task, exactly or on fresh completions.
+
+    It is exact where the task's texts can be enumerated and the agent writes by a language model's probabilities, or by
+    best-of-n.
 
     Attributes:
         tree: All texts of the task; None where they are too many.
@@ -82,15 +98,15 @@ class Ruler:
         policy = getattr(agent, "policy", None)
         if self.tree is not None and isinstance(agent, BestOfN):
             outcome = self.tree.best_of_n(agent.config.samples)
-            return Figures(outcome.score, outcome.kl, outcome.value)
-        if self.tree is not None and isinstance(policy, TextPolicy):
+            return Figures(outcome.score, outcome.kl, outcome.value, stderr=0.0, exact=True)
+        if self.tree is not None and type(policy) is TextPolicy:  # one derived from it may draw from something else
             outcome = self.tree.evaluate(_masked(policy, getattr(agent, "mask", None), self.tree))
-            return Figures(outcome.score, outcome.kl, outcome.value)
+            return Figures(outcome.score, outcome.kl, outcome.value, stderr=0.0, exact=True)
         about = summary(self.sample(agent))
         score, stderr = about["score"]["mean"], about["score"]["stderr"]
         # What best-of-n writes has the log-probabilities of the reference; its divergence is in the choice.
         kl = float(best_of_n_kl(agent.config.samples)) if isinstance(agent, BestOfN) else about["kl"]["mean"]
-        return Figures(score, kl, score - self.kl_coef * kl, stderr)
+        return Figures(score, kl, score - self.kl_coef * kl, stderr, exact=False)
 
     def sample(self, agent: Any, episodes: int | None = None) -> list[Episode]:
         """Return completions by an agent, the same random numbers every time."""
@@ -120,7 +136,7 @@ def measure_task(task: Task, budget: Budget, out: Path, threads: int) -> None:
         found["optimum"] = dataclasses.asdict(tree.optimum)
         found["frontier"] = {"n": COUNTS, "kl": [b.kl for b in best], "score": [b.score for b in best]}
     else:
-        frontier = sample_frontier(ruler.envs, _SAMPLES, prompts=ruler.prompts)
+        frontier = sample_frontier(ruler.envs, SAMPLES, prompts=ruler.prompts)
         score = frontier.score_at(1)
         found["reference"] = {"score": score, "kl": 0.0, "value": score}
         found["frontier"] = {name: getattr(frontier, name).tolist() for name in ("n", "kl", "score")}

@@ -19,6 +19,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from textenv import acting
 from textenv.models.causal_lm import CausalLM, log_softmax, quiet
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
@@ -46,17 +47,13 @@ class _Acted(NamedTuple):
 
     Attributes:
         batch: Number of rows.
-        rows: Those it acted in, shape ``(n,)``.
+        act: What it has read, drawn and said of it; None before it has acted.
         logits: What it drew from, shape ``(n, vocab_size)``.
-        tokens: That it drew, shape ``(n,)``.
-        log_probs: Their log pi, shape ``(n,)``.
     """
 
     batch: int
-    rows: IntArray
+    act: acting.Act | None
     logits: torch.Tensor
-    tokens: IntArray
-    log_probs: NDArray[Any]
 
 
 def observation_arrays(obs: Observation) -> tuple[IntArray, IntArray]:
@@ -135,8 +132,7 @@ class TextPolicy(nn.Module):
             for each in (self.lm, self.value_lm):
                 if each is not None:
                     each.enable_gradient_checkpointing()
-        none = np.zeros(0, dtype=np.int64)
-        self._acted = _Acted(0, none, torch.zeros(0), none, none.astype(np.float32))
+        self._acted = _Acted(0, None, torch.zeros(0))
 
     @property
     def learned(self) -> nn.Module:
@@ -180,6 +176,25 @@ class TextPolicy(nn.Module):
         ids, lengths = observation_arrays(obs)
         rows = np.arange(len(lengths)) if rows is None else rows
         batch, ids, lengths = len(lengths), ids[rows], lengths[rows]
+        logits, hidden = self._next(ids, lengths, rows, masks)
+        probabilities = torch.softmax(logits, dim=-1)
+        if uniform is None and generator is not None:
+            uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
+        tokens = probabilities.argmax(dim=-1) if uniform is None else _draw(probabilities, uniform)
+        chosen = probabilities.gather(1, tokens[:, None])[:, 0].log()
+        found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
+        actions, values = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=np.float32)
+        actions[rows], values[rows] = found[0], found[2]
+        log_probs = np.asarray(found[1], dtype=np.float32)
+        act = acting.Act(rows, ids, lengths, actions[rows], log_probs, self.temperature, masks is not None)
+        self._acted = _Acted(batch, act, logits)
+        acting.record(act, self)
+        return actions, values
+
+    def _next(
+        self, ids: IntArray, lengths: IntArray, rows: IntArray, masks: NDArray[np.bool_] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits it draws from, ``(n, vocab_size)``, and the hidden states that they were read off."""
         logits, hidden = self.lm.next_token(ids, lengths, rows=rows)
         if masks is not None:
             allowed = masks[rows].astype(bool)
@@ -189,16 +204,23 @@ class TextPolicy(nn.Module):
         if self.temperature != 1.0:
             logits = logits / self.temperature
         logits = self.steer(logits, ids, lengths, rows)
-        probabilities = torch.softmax(logits, dim=-1)
-        if uniform is None and generator is not None:
-            uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
-        tokens = probabilities.argmax(dim=-1) if uniform is None else _draw(probabilities, uniform)
-        chosen = probabilities.gather(1, tokens[:, None])[:, 0].log()
-        found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
-        actions, values = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=np.float32)
-        actions[rows], values[rows] = found[0], found[2]
-        self._acted = _Acted(batch, rows, logits, actions[rows], found[1])
-        return actions, values
+        return logits, hidden
+
+    @torch.no_grad()
+    def next_log_probs(self, obs: Observation, rows: IntArray, *, masks: NDArray[np.bool_] | None = None) -> FloatArray:
+        """Return log pi of the whole vocabulary in ``rows``, shape ``(len(rows), vocab_size)``, without acting.
+
+        Args:
+            obs: Observations, batched.
+            rows: Which of them.
+            masks: Which tokens may be drawn, shape ``(batch, vocab_size)``; the rest is renormalised.
+
+        Raises:
+            TextEnvError: A mask allows no token.
+        """
+        ids, lengths = observation_arrays(obs)
+        logits, _ = self._next(ids[rows], lengths[rows], rows, masks)
+        return log_softmax(logits)
 
     def steer(self, logits: torch.Tensor, ids: IntArray, lengths: IntArray, rows: IntArray) -> torch.Tensor:
         """Return the logits it draws from: those of its language model; a subclass may return others.
@@ -214,19 +236,27 @@ class TextPolicy(nn.Module):
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
         acted = self._acted
-        tokens, chosen = np.asarray(actions, dtype=np.int64)[acted.rows], acted.log_probs
-        if (tokens != acted.tokens).any():
+        result = np.zeros(acted.batch, dtype=np.float32)
+        if acted.act is None:
+            return result
+        tokens, chosen = np.asarray(actions, dtype=np.int64)[acted.act.rows], acted.act.log_probs
+        if (tokens != acted.act.tokens).any():
             there = torch.from_numpy(tokens).to(acted.logits.device)
             chosen = torch.log_softmax(acted.logits, dim=-1).gather(1, there[:, None])[:, 0].cpu().numpy()
-        result = np.zeros(acted.batch, dtype=np.float32)
-        result[acted.rows] = chosen
+        result[acted.act.rows] = chosen
         return result
 
     def action_log_probs(self) -> FloatArray:
         """Return log pi of the whole vocabulary at those states, shape ``(batch, vocab_size)``."""
         result = np.zeros((self._acted.batch, self.lm.vocab_size), dtype=np.float32)
-        result[self._acted.rows] = log_softmax(self._acted.logits)
+        if self._acted.act is not None:
+            result[self._acted.act.rows] = log_softmax(self._acted.logits)
         return result
+
+    @property
+    def acted(self) -> acting.Act | None:
+        """What it has read and drawn last; None before it has acted."""
+        return self._acted.act
 
     @torch.no_grad()
     def values(self, obs: Observation, rows: IntArray) -> FloatArray:
