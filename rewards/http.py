@@ -128,6 +128,7 @@ class Http:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[str],
         completions: Sequence[str],

@@ -124,12 +124,14 @@ class Serve:
         host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
         port: Port to listen at; 0 for one that is free.
         max_megabytes: Size of a request, at most.
+        allow_host: Other names that the server answers by, such as a proxy's.
     """
 
     reward: str
     host: str = "127.0.0.1"
     port: int = 8900
-    max_megabytes: int = 64
+    max_megabytes: int = 8
+    allow_host: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,14 @@ def _serve(command: Serve) -> None:
     def announce(url: str) -> None:
         console.print(f"{reward_name(reward)} answers at {url}", markup=False, highlight=False, soft_wrap=True)
 
-    serve(reward, host=command.host, port=command.port, max_bytes=command.max_megabytes * 10**6, announce=announce)
+    serve(
+        reward,
+        host=command.host,
+        port=command.port,
+        max_bytes=command.max_megabytes * 10**6,
+        hosts=command.allow_host,
+        announce=announce,
+    )
 
 
 def _tell(lines: Sequence[str]) -> None:
