@@ -36,6 +36,7 @@ def check_reward(user: str, reward: object) -> None:
 
 def inner_scores(
     reward: Reward,
+    /,
     *,
     prompts: Sequence[Any],
     completions: Sequence[Any],

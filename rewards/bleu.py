@@ -45,6 +45,7 @@ class Bleu:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

@@ -79,6 +79,7 @@ class Classifier:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

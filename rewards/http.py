@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import json
 import logging
@@ -11,13 +12,12 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ _LARGEST = float(np.finfo(np.float32).max)  # the environment keeps scores in fl
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _jitter = random.SystemRandom()  # neither the global generator, which people seed, nor a state that forks share
 
@@ -77,7 +78,7 @@ class Http:
         protocol: ``"textenv"`` or ``"openrlhf"``.
         batch_size: Texts in a request.
         concurrency: Requests at once.
-        timeout: Seconds to wait: for a connection, for the server to say anything, and for its whole answer.
+        timeout: Seconds that a try may take in all, from looking up the server's name to the end of its answer.
         retries: Tries after the first.
         backoff: Seconds before the first of them, at most.
         max_wait: Seconds between two tries, at most. A server that asks for more with ``Retry-After`` is given up.
@@ -128,6 +129,7 @@ class Http:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[str],
         completions: Sequence[str],
@@ -142,20 +144,9 @@ class Http:
             cells = {name: values[rows] for name, values in sent.items()}
             body = self._body(prompts[rows], completions[rows], completion_ids[rows], cells)
             requests.append(_Request(body, len(completions[rows])))
-        client = _client(os.getpid())
-        stop = threading.Event()
-        if len(requests) <= 1 or self.concurrency == 1:
-            return [score for request in requests for score in self._ask(client, request, stop)]
-        pool = ThreadPoolExecutor(min(self.concurrency, len(requests)), thread_name_prefix="textenv-reward")
-        try:
-            answers = [pool.submit(self._ask, client, request, stop) for request in requests]
-            done, _ = wait(answers, return_when=FIRST_EXCEPTION)
-            for answer in done:
-                answer.result()  # raises, where one failed, without waiting for the others
-            return [score for answer in answers for score in answer.result()]
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        connections = _connections(os.getpid())
+        answers = connections.run(self._ask_all(connections.client, requests))
+        return [score for answer in answers for score in answer]
 
     def _sent_columns(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
         if self.columns is None:
@@ -190,66 +181,77 @@ class Http:
                 "turn their values into texts, finite numbers or lists of these."
             ) from error
 
-    def _ask(self, client: Any, request: _Request, stop: threading.Event) -> list[float]:
-        """Send a request until it is answered, or ``stop`` is set because its answer is of no use any more."""
+    async def _ask_all(self, client: Any, requests: Sequence[_Request]) -> list[list[float]]:
+        """Send requests, ``concurrency`` at once; where one fails, the others are given up."""
+        slots = asyncio.Semaphore(self.concurrency)
+
+        async def ask(request: _Request) -> list[float]:
+            async with slots:
+                return await self._ask(client, request)
+
+        asked = [asyncio.create_task(ask(request)) for request in requests]
+        try:
+            return await asyncio.gather(*asked)
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _ask(self, client: Any, request: _Request) -> list[float]:
+        """Send a request until it is answered."""
         headers, secrets = self._filled_headers()
         began = time.monotonic()
-        for tried in range(1, self.retries + 2):
-            if stop.is_set():
-                break
-            outcome = self._try(client, request, headers, secrets)
+        tried = 0
+        while True:
+            tried += 1
+            outcome = await self._try(client, request, headers, secrets)
             if not isinstance(outcome, _Failure):
                 return outcome
-            if stop.is_set():
-                break
             if outcome.least_wait > self.max_wait:
                 raise TextEnvError(
                     f"{self!r} was told to wait {outcome.least_wait:.0f} s ({outcome.reason}), longer than "
                     f"max_wait={self.max_wait:g}. Try later, raise max_wait, or send less at once: "
                     f"concurrency={self.concurrency}, batch_size={self.batch_size}."
                 )
-            if tried <= self.retries:
-                most = min(self.max_wait, self.backoff * 2.0 ** min(tried - 1, 60))
-                seconds = max(outcome.least_wait, most * (1 - _jitter.random() / 2))
-                _log.warning(
-                    "%r: %s; try %d of %d in %.1f s", self, outcome.reason, tried + 1, self.retries + 1, seconds
+            if tried > self.retries:
+                raise TextEnvError(
+                    f"{self!r} gave no scores in {tried} tries and {time.monotonic() - began:.1f} s. The last one: "
+                    f"{outcome.reason}. Is the server up, and is this its address? ('textenv reward serve' starts one.)"
+                    f" If it needs longer, raise timeout={self.timeout:g} or retries={self.retries}, or send less at "
+                    f"once: batch_size={self.batch_size}, concurrency={self.concurrency}."
                 )
-                _pause(stop, seconds)
-                continue
-            raise TextEnvError(
-                f"{self!r} gave no scores in {tried} tries and {time.monotonic() - began:.1f} s. The last one: "
-                f"{outcome.reason}. Is the server up, and is this its address? ('textenv reward serve' starts one.) "
-                f"If it needs longer, raise timeout={self.timeout:g} or retries={self.retries}, or send less at once: "
-                f"batch_size={self.batch_size}, concurrency={self.concurrency}."
-            )
-        raise TextEnvError(f"{self!r} was stopped.")
+            most = min(self.max_wait, self.backoff * 2.0 ** min(tried - 1, 60))
+            seconds = max(outcome.least_wait, most * (1 - _jitter.random() / 2))
+            _log.warning("%r: %s; try %d of %d in %.1f s", self, outcome.reason, tried + 1, self.retries + 1, seconds)
+            await _pause(seconds)
 
-    def _try(
+    async def _try(
         self, client: Any, request: _Request, headers: Mapping[str, str], secrets: Sequence[str]
     ) -> list[float] | _Failure:
-        """Send a request once; return its scores, or why it is to be sent again."""
+        """Send a request once; return its scores, or why it is to be sent again.
+
+        One deadline holds for all of it: a limit on each read would start again with every byte that a server drips.
+        """
         httpx = _httpx()
-        deadline = time.monotonic() + self.timeout
         content = bytearray()
         try:
-            with client.stream(
-                "POST", self.url, content=request.body, headers=headers, timeout=self.timeout
-            ) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if len(content) > _MOST_BYTES:
-                        break
-                    if time.monotonic() > deadline:
-                        return _Failure(f"no whole answer within timeout={self.timeout:g} s")
+            async with (
+                asyncio.timeout(self.timeout),
+                client.stream("POST", self.url, content=request.body, headers=headers, timeout=None) as response,
+            ):
+                encoding = response.headers.get("content-encoding", "").strip().lower()
+                if is_plain := encoding in ("", "identity"):  # else it is not read: a few bytes may hold gigabytes
+                    async for chunk in response.aiter_raw():
+                        content += chunk
+                        if len(content) > _MOST_BYTES:
+                            break
+        except TimeoutError:
+            return _Failure(f"no whole answer within timeout={self.timeout:g} s")
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
             # Not the reason itself, which may quote a header.
             raise TextEnvError(f"{self!r} cannot send its request. Look at url and headers.") from None
-        except httpx.TimeoutException as error:
-            return _Failure(f"{type(error).__name__}, nothing within timeout={self.timeout:g} s")
         except httpx.TransportError as error:
             return _Failure(_excerpt(f"{type(error).__name__}: {error}", secrets))
-        except httpx.DecodingError as error:
-            raise self._nonsense(f"a body that cannot be decoded ({error})", request) from error
         status = f"HTTP {response.status_code} {response.reason_phrase}".strip()
 
         def said() -> str:
@@ -265,6 +267,8 @@ class Http:
                 f"{self!r} refused the request: {said()}. Look at its address, headers and columns; a request that was "
                 "refused is not sent again."
             )
+        if not is_plain:
+            raise self._nonsense(f"a body in the encoding {_excerpt(encoding, secrets)!r}, not asked for", request)
         if len(content) > _MOST_BYTES:
             raise self._nonsense(f"more than {_MOST_BYTES // 2**20} MiB", request)
         return self._scores(bytes(content), request, said)
@@ -336,17 +340,46 @@ def _httpx() -> Any:
     return require("httpx", user="http", install="textenv[web]")
 
 
-@cache
-def _client(process: int) -> Any:
-    """Return the client that all rewards of a process share: a connection is no use to both sides of a fork.
+class _Connections:
+    """The connections that all rewards of a process share, and a thread with the event loop that they live in.
 
-    It follows no redirects, and proxies that the environment names, but never to this machine itself.
+    In an event loop, whatever a request waits for can be given up at once: at its deadline, or when the program is
+    interrupted. No redirects are followed, and proxies that the environment names, but never to this machine itself.
     """
-    httpx = _httpx()
-    own = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
-    client = httpx.Client(mounts=own, limits=httpx.Limits(max_connections=None, max_keepalive_connections=None))
-    atexit.register(client.close)
-    return client
+
+    def __init__(self) -> None:
+        httpx = _httpx()
+        own = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self.client = httpx.AsyncClient(mounts=own, limits=limits)
+        self._process = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="textenv-reward", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Return what a coroutine returns; where this is interrupted, so is the coroutine."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # does nothing if it is done
+
+    def close(self) -> None:
+        if self._process != os.getpid() or self._loop.is_closed():  # after a fork, the thread is the parent's alone
+            return
+        self.run(self.client.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@cache
+def _connections(process: int) -> _Connections:
+    """Return the connections of a process: they are no use to both sides of a fork."""
+    connections = _Connections()
+    atexit.register(connections.close)
+    return connections
 
 
 def _check_url(url: object) -> None:
@@ -412,6 +445,5 @@ def _retry_after(value: str) -> float:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
-def _pause(stop: threading.Event, seconds: float) -> None:
-    """Sleep, unless the answer is of no use any more."""
-    stop.wait(seconds)
+async def _pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)

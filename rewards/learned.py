@@ -55,6 +55,7 @@ class Learned:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

@@ -40,6 +40,7 @@ class Length:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

@@ -52,6 +52,7 @@ class Normalize:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

@@ -46,6 +46,7 @@ class Pattern:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

@@ -51,6 +51,7 @@ class Rouge:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

@@ -44,6 +44,7 @@ class WeightedSum:
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

@@ -56,7 +56,7 @@ class RewardContract:
     def reward(self) -> Reward:
         return self.make_reward()
 
-    def score(self, reward: Reward, rows: slice = slice(None), **extra: list[Any]) -> list[float]:
+    def score(self, reward: Reward, rows: slice = slice(None), /, **extra: list[Any]) -> list[float]:
         """Score some rows of the batch that all tests share."""
         completions = COMPLETIONS[rows]
         columns = {name: values[rows] for name, values in self.columns(len(COMPLETIONS)).items()}
@@ -85,7 +85,8 @@ class RewardContract:
             assert first == self.near(self.score(reward))
 
     def test_takes_columns_it_does_not_know(self, reward: Reward) -> None:
-        extra = self.score(reward, unknown_column=[None] * len(COMPLETIONS))
+        names = ("unknown_column", "self", "reward", "cls", "args", "columns", "class", "two words", "")
+        extra = self.score(reward, **{name: [None] * len(COMPLETIONS) for name in names})
         assert extra == self.near(self.score(self.make_reward()))
 
     def test_leaves_its_arguments_alone(self, reward: Reward) -> None:

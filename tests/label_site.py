@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from textenv.feedback.server import create_app
 from textenv.feedback.store import FeedbackStore
+from textenv.web_server import Limits, make_server
 
 KEY = bytes(range(32))
 
@@ -33,7 +32,7 @@ def serving(path: Path, **settings: Any) -> Iterator[Site]:
     """Serve a store until the block ends."""
     with FeedbackStore(path) as store, socket.create_server(("127.0.0.1", 0)) as listener:
         app = create_app(store, key=KEY, **settings)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        server = make_server(app, Limits(grace_seconds=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import email.utils
+import gzip
 import json
 import logging
 import os
 import pickle
 import random
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -141,11 +144,8 @@ def start() -> Iterator[Callable[[Answer], Server]]:
     yield started
     for server, _ in servers:
         server.over.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("textenv-reward"):  # one that still asks, though its answer is of no use any more
-            thread.join()
-    http._client(os.getpid()).close()  # or its connections would keep the servers' threads
-    http._client.cache_clear()
+    http._connections(os.getpid()).close()  # or its connections would keep the servers' threads
+    http._connections.cache_clear()
     for server, thread in servers:
         server.shutdown()
         thread.join()
@@ -157,7 +157,11 @@ def start() -> Iterator[Callable[[Answer], Server]]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds it would have waited; it doesn't, and the jitter is the same every time."""
     waited: list[float] = []
-    monkeypatch.setattr(http, "_pause", lambda stop, seconds: waited.append(seconds))
+
+    async def pause(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(http, "_pause", pause)
     monkeypatch.setattr(http, "_jitter", random.Random(0))
     return waited
 
@@ -331,20 +335,68 @@ class TestRetries:
             handler.close_connection = True
 
         server = start(stall)
-        with pytest.raises(TextEnvError, match=r"in 2 tries .* ReadTimeout, nothing within timeout=0.1 s"):
+        with pytest.raises(TextEnvError, match=r"in 2 tries .* no whole answer within timeout=0.1 s"):
             run(Http(server.url, timeout=0.1, retries=1), "x")
         assert len(pauses) == 1
 
-    def test_a_server_that_drips(self, start: Callable[[Answer], Server]) -> None:
+    @pytest.mark.parametrize(
+        ("begin", "drop"),
+        [
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+            (b"HTTP/1.1 200 OK\r\nX-Name: ", b"a"),
+            (b"HTTP/1.1 200 OK\r\n", b"X-Name: a\r\n"),
+            (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000),
+            (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 100000\r\n\r\n", b" "),
+        ],
+        ids=["body", "chunks", "a header", "headers", "continue", "a flood of continue", "another encoding"],
+    )
+    def test_a_server_that_drips(self, begin: bytes, drop: bytes, start: Callable[[Answer], Server]) -> None:
+        closed = threading.Event()
+
         def drip(handler: Handler, batch: dict[str, Any]) -> None:
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
             handler.close_connection = True
-            while not handler.server.over.wait(0.01):
-                handler.wfile.write(b" ")
+            try:
+                handler.wfile.write(begin)
+                while not handler.server.over.wait(0.01):
+                    handler.wfile.write(drop)
+            except ConnectionError:
+                closed.set()
+                raise
 
         server = start(drip)
-        with pytest.raises(TextEnvError, match=r"no whole answer within timeout=0.2 s"):
-            run(Http(server.url, timeout=0.2, retries=0), "x")
+        if b"gzip" in begin:  # it need not be read to know that it is of no use
+            with pytest.raises(TextEnvError, match="answered with a body in the encoding 'gzip'"):
+                run(Http(server.url, retries=0), "x")
+        else:
+            with pytest.raises(TextEnvError, match=r"no whole answer within timeout=0.2 s|RemoteProtocolError"):
+                run(Http(server.url, timeout=0.2, retries=0), "x")
+        assert closed.wait(60), "the connection is still open"
+
+    def test_an_interrupt_gives_up_what_is_asked(self, start: Callable[[Answer], Server]) -> None:
+        begun, closed = threading.Barrier(3, timeout=60), threading.Event()
+
+        def stall(handler: Handler, batch: dict[str, Any]) -> None:
+            handler.close_connection = True
+            begun.wait()
+            if handler.connection.recv(1) == b"":
+                closed.set()
+
+        def interrupt() -> None:
+            begun.wait()
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        server = start(stall)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            run(Http(server.url, batch_size=1, concurrency=2, timeout=3600), "a", "b", "c", "d")
+        thread.join()
+        assert closed.wait(60)
+        assert len(server.batches) == 2
 
     def test_nobody_there(self, pauses: list[float]) -> None:
         url = f"http://127.0.0.1:{closed_port()}/score"
@@ -364,16 +416,13 @@ class TestRetries:
         assert "oops" in record.getMessage()
         assert "try 2 of 6" in record.getMessage()
 
-    def test_the_pause_ends_when_the_answer_is_of_no_use(self) -> None:
-        stop = threading.Event()
-        stop.set()
-        http._pause(stop, 3600)
-
     def test_the_global_generator_is_left_alone(self, start: Callable[[Answer], Server]) -> None:
         before = random.getstate()
         run(Http(start(after([status(500)])).url, backoff=0.0), "x")
         assert random.getstate() == before
 
+
+BOMB = gzip.compress(gzip.compress(bytes(2**28)))  # 256 MiB
 
 NONSENSE: dict[str, tuple[Answer, str]] = {
     "empty": (status(200, b""), "no JSON"),
@@ -398,7 +447,9 @@ NONSENSE: dict[str, tuple[Answer, str]] = {
     "bool": (status(200, {"scores": [True]}), "True as number 0"),
     "nested": (status(200, {"scores": [[1.0]]}), "an array or object as number 0"),
     "huge": (status(200, b" " * (16 * 2**20 + 1)), "more than 16 MiB"),
-    "not gzip": (status(200, b'{"scores": [1]}', Content_Encoding="gzip"), "a body that cannot be decoded"),
+    "not gzip": (status(200, b'{"scores": [1]}', Content_Encoding="gzip"), "a body in the encoding 'gzip'"),
+    "bomb": (status(200, BOMB, Content_Encoding="gzip, gzip"), "a body in the encoding 'gzip, gzip'"),
+    "other encoding": (status(200, b'{"scores": [1]}', Content_Encoding="br"), "a body in the encoding 'br'"),
 }
 
 
@@ -412,6 +463,17 @@ class TestNonsense:
         assert server.url in str(caught.value)
         assert len(str(caught.value)) < 1500
         assert (len(server.batches), pauses) == (1, [])
+
+    @pytest.mark.parametrize("code", [200, 400, 500])
+    def test_nothing_is_unpacked(self, code: int, start: Callable[[Answer], Server], pauses: list[float]) -> None:
+        server = start(status(code, BOMB, Content_Encoding="gzip, gzip"))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(TextEnvError):
+            run(Http(server.url, retries=1), "x")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB: half of what the body holds
+
+    def test_an_identity_is_no_encoding(self, start: Callable[[Answer], Server]) -> None:
+        assert run(Http(start(status(200, {"scores": [2]}, Content_Encoding="Identity")).url), "x") == [2.0]
 
     @pytest.mark.parametrize("code", [400, 401, 404, 413, 422])
     def test_a_refusal_is_told_and_not_tried_again(

@@ -565,7 +565,7 @@ def test_what_was_acknowledged_survives_a_kill_under_load(tmp_path: Path) -> Non
             tried.add(note)
     finally:
         again.terminate()
-        assert again.wait(60) == -signal.SIGTERM
+        assert again.wait(60) == 128 + signal.SIGTERM
         again.communicate()
     with FeedbackStore(path, create=False) as store:
         judgements = store.judgements()

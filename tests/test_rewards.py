@@ -571,7 +571,7 @@ class Brevity:
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
 
-    def __call__(self, *, completions: Sequence[str], **columns: Any) -> list[float]:
+    def __call__(self, /, *, completions: Sequence[str], **columns: Any) -> list[float]:
         return [-self.scale * len(completion) for completion in completions]
 
 

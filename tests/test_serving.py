@@ -24,7 +24,7 @@ from fastapi.testclient import TestClient
 from tests.test_http_reward import play
 from tests.waiting import wait_for
 from textenv.cli import main
-from textenv.rewards import Http, Length, Vader
+from textenv.rewards import Http, Length, Vader, WeightedSum
 from textenv.serving import make_app, serve
 from textenv.types import TextEnvError
 
@@ -35,10 +35,11 @@ BATCH: dict[str, Any] = {
     "columns": {"label": ["x", None]},
 }
 LIMIT = 2000
+OURS = "http://127.0.0.1"
 
 
 def client_of(reward: Callable[..., Any]) -> TestClient:
-    return TestClient(make_app(reward, max_bytes=LIMIT))
+    return TestClient(make_app(reward, max_bytes=LIMIT), base_url=OURS, headers={"content-type": "application/json"})
 
 
 def test_answers_with_the_scores_of_the_reward() -> None:
@@ -127,6 +128,77 @@ def test_a_body_that_is_too_large_is_refused(length: str) -> None:
     assert client_of(Vader()).post("/score", content=fits).status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_what_a_page_of_another_site_could_send_is_refused(kind: str) -> None:
+    client = TestClient(make_app(Vader()), base_url=OURS)
+    content = json.dumps(BATCH).encode()
+    answer = client.post("/score", content=content, headers={"content-type": kind} if kind else {})
+    assert answer.status_code == 415
+    assert "application/json" in answer.json()["detail"]
+    for accepted in ("application/json", "Application/JSON; charset=utf-8"):
+        assert client.post("/score", content=content, headers={"content-type": accepted}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/score", "/health", "/openapi.json", "/nowhere"])
+@pytest.mark.parametrize(
+    "headers",
+    [{"host": host} for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "0.0.0.0")]
+    + [{"origin": origin} for origin in ("http://evil.example", "null", "http://127.0.0.1:8902", "http://localhost")],
+    ids=str,
+)
+def test_other_names_and_origins_are_refused(path: str, headers: dict[str, str]) -> None:
+    def never(**batch: Any) -> list[float]:
+        raise AssertionError
+
+    answer = client_of(never).request("POST" if path == "/score" else "GET", path, json=BATCH, headers=headers)
+    assert answer.status_code == 403
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "[::1]:80", "LOCALHOST", "gpu.example:8900"])
+def test_its_own_names_and_origins_are_answered(host: str) -> None:
+    client = TestClient(make_app(Vader(), hosts=["GPU.example"]), base_url=OURS)
+    for headers in ({}, {"origin": f"http://{host}"}):
+        assert client.post("/score", json=BATCH, headers={"host": host, **headers}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_no_page_runs_scripts_of_another_site(path: str) -> None:
+    assert client_of(Vader()).get(path).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["self", "reward", "columns", "cls", "class", "two words", "é", ""])
+def test_a_column_may_have_any_name(name: str) -> None:
+    seen: list[Any] = []
+
+    def spy(**batch: Any) -> list[float]:
+        seen.append(batch[name])
+        return [1.0, 2.0]
+
+    for reward in (spy, Vader(), WeightedSum([Vader(), Length(3)])):
+        answer = client_of(reward).post("/score", json={**BATCH, "columns": {name: ["x", None]}})
+        assert answer.status_code == 200, answer.text
+    assert seen == [["x", None]]
+
+
+def test_columns_that_the_reward_cannot_take_are_refused() -> None:
+    class WithoutASlash:
+        def __call__(self, *, completions: list[str], **columns: Any) -> list[float]:
+            return [0.0] * len(completions)
+
+    def without_columns(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    for reward, name in ((WithoutASlash(), "self"), (WithoutASlash().__call__, "self"), (without_columns, "label")):
+        client = client_of(reward)
+        answer = client.post("/score", json={**BATCH, "columns": {name: ["x", None]}})
+        assert answer.status_code == 422
+        assert f"'{name}'" in answer.json()["detail"]
+        assert "cannot be called" in answer.json()["detail"]
+        assert client.post("/score", json={**BATCH, "columns": {}}).status_code == 200
+
+
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/score", 405), ("POST", "/", 404)])
 def test_another_address_is_refused(method: str, path: str, status: int) -> None:
     assert client_of(Vader()).request(method, path, json=BATCH).status_code == status
@@ -160,7 +232,7 @@ def talk(reward: Callable[..., Any], conversation: Callable[[httpx.AsyncClient],
 
     async def talking() -> None:
         transport = httpx.ASGITransport(make_app(reward))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=OURS) as client:
             await conversation(client)
 
     asyncio.run(talking())
@@ -223,7 +295,15 @@ def test_nothing_is_computed_for_a_client_that_has_gone(whole: bool) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b"", "root_path": ""}
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/score",
+        "headers": headers,
+        "query_string": b"",
+        "root_path": "",
+    }
     asyncio.run(make_app(never)(scope, receive, send))
     assert sent[0]["status"] == 499
 
@@ -322,7 +402,7 @@ def test_the_command_serves_an_environment_and_finishes_what_it_began(tmp_path: 
         (tmp_path / "go on").touch()
         asking.join()
         assert answers[0].json() == {"scores": [0.0]}
-        assert server.wait(60) == -signal.SIGTERM
+        assert server.wait(60) == 128 + signal.SIGTERM
     finally:
         server.kill()
         server.communicate()

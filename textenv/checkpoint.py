@@ -84,14 +84,18 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    safetensors.torch.save_file(dict(tensors), temporary / "tensors.safetensors")
-    (temporary / "state.json").write_text(to_json({"step": step, **state}), "utf-8")
-    for file in temporary.iterdir():  # a machine that loses its power may keep a rename and lose what was renamed
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    try:
+        temporary.mkdir(parents=True)
+        safetensors.torch.save_file(dict(tensors), temporary / "tensors.safetensors")
+        (temporary / "state.json").write_text(to_json({"step": step, **state}), "utf-8")
+        for file in temporary.iterdir():  # a machine that loses its power may keep a rename and lose what was renamed
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for other in _checkpoints(folder):
         if other != final:
             shutil.rmtree(other)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ from textenv.models.reward_evaluation import Evaluation, evaluate, plot_evaluati
 from textenv.models.reward_model import RewardModel
 from textenv.models.reward_training import RewardModelConfig, train_reward_model
 from textenv.models.training import PretrainConfig, SftConfig, pretrain, read_pairs, sft
-from textenv.process import keep_memory
+from textenv.process import keep_memory, stopped_by_signals
 from textenv.render import save_html, to_ansi
 from textenv.reviews import review_rankings
 from textenv.rlhf import Rlhf, rlhf
@@ -133,12 +134,14 @@ class Serve:
         host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
         port: Port to listen at; 0 for one that is free.
         max_megabytes: Size of a request, at most.
+        allow_host: Other names that the server answers by, such as a proxy's.
     """
 
     reward: str
     host: str = "127.0.0.1"
     port: int = 8900
-    max_megabytes: int = 64
+    max_megabytes: int = 8
+    allow_host: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -231,63 +234,83 @@ Command = (
 )
 
 
+_GO_ON = {
+    Compare: "What is finished is kept, and the same command goes on with the rest.",
+    Serve: "The same command serves again.",
+    Label: "Every judgement that was acknowledged is stored; the same command opens the page again.",
+    AnnotateFeedback: "The judgements made so far are stored; the same command goes on with the rest.",
+    **dict.fromkeys(
+        (Train, Rlhf, PretrainConfig, SftConfig, RewardTrain, ClipsConfig),
+        "The same command goes on from the last checkpoint.",
+    ),
+}
+"""How to go on with a command that a signal has ended; the others start anew."""
+
+
 def main(args: list[str] | None = None) -> int:
-    """Run the command line; return its exit status."""
-    keep_memory()
-    command: Any = tyro.cli(Command, args=args, prog="textenv", description=__doc__)
+    """Run the command line; return its exit status: 128 and the signal's number where SIGTERM or SIGINT ended it."""
+    command: Any = None
     try:
-        match command:
-            case Train():
-                world = connect(command.timeout)
-                console.quiet = not world.first
-                with world.watch():
-                    train(command, world)
-                world.close()
-            case Compare():
-                compare(command, console)
-            case Sample():
-                _sample(command)
-            case Doctor():
-                return _doctor(command)
-            case PretrainConfig():
-                console.print(f"The model is in {pretrain(command)}")
-            case SftConfig():
-                console.print(f"The model is in {sft(command)}")
-            case Corpus():
-                sizes = write_general_corpus(command.out / "general.jsonl")
-                console.print(f"{command.out / 'general.jsonl'}: characters {sizes}")
-                console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
-            case Rlhf():
-                rlhf(command)
-            case Serve():
-                _serve(command)
-            case RewardTrain():
-                _reward_train(command)
-            case RewardEval():
-                _reward_eval(command)
-            case RewardData():
-                _reward_data(command)
-            case AddTasks():
-                _tell(add_tasks(command))
-            case ImportFeedback():
-                _tell(import_feedback(command))
-            case ExportFeedback():
-                _tell(export_feedback(command))
-            case AnnotateFeedback():
-                _tell([annotate_feedback(command)])
-            case FeedbackStatus():
-                console.print(*feedback_status(command), sep="\n")
-            case Label():
-                label(command, lambda url: console.print(f"Compare at {url}", highlight=False, soft_wrap=True))
-            case ClipsConfig():
-                _clips(command)
+        with stopped_by_signals():
+            command = tyro.cli(Command, args=args, prog="textenv", description=__doc__)
+            if not isinstance(command, Serve | Label):  # a server would stay as large as its largest request made it
+                keep_memory()
+            return _run(command)
     except TextEnvError as error:
         console.quiet = False
         console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
         return 1
-    except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on from the last checkpoint.")
-        return 130
+    except KeyboardInterrupt as error:
+        console.print("\nStopped.", _GO_ON.get(type(command), "The same command starts anew."), soft_wrap=True)
+        return 128 + getattr(error, "number", int(signal.SIGINT))
+
+
+def _run(command: Any) -> int:
+    match command:
+        case Train():
+            world = connect(command.timeout)
+            console.quiet = not world.first
+            with world.watch():
+                train(command, world)
+            world.close()
+        case Compare():
+            compare(command, console)
+        case Sample():
+            _sample(command)
+        case Doctor():
+            return _doctor(command)
+        case PretrainConfig():
+            console.print(f"The model is in {pretrain(command)}")
+        case SftConfig():
+            console.print(f"The model is in {sft(command)}")
+        case Corpus():
+            sizes = write_general_corpus(command.out / "general.jsonl")
+            console.print(f"{command.out / 'general.jsonl'}: characters {sizes}")
+            console.print(f"{command.out}: movie-review pairs {write_review_pairs(command.out)}")
+        case Rlhf():
+            rlhf(command)
+        case Serve():
+            _serve(command)
+        case RewardTrain():
+            _reward_train(command)
+        case RewardEval():
+            _reward_eval(command)
+        case RewardData():
+            _reward_data(command)
+        case AddTasks():
+            _tell(add_tasks(command))
+        case ImportFeedback():
+            _tell(import_feedback(command))
+        case ExportFeedback():
+            _tell(export_feedback(command))
+        case AnnotateFeedback():
+            _tell([annotate_feedback(command)])
+        case FeedbackStatus():
+            console.print(*feedback_status(command), sep="\n")
+        case Label():
+            label(command, lambda url: console.print(f"Compare at {url}", highlight=False, soft_wrap=True))
+        case ClipsConfig():
+            _clips(command)
     return 0
 
 
@@ -336,7 +359,14 @@ def _serve(command: Serve) -> None:
     def announce(url: str) -> None:
         console.print(f"{reward_name(reward)} answers at {url}", markup=False, highlight=False, soft_wrap=True)
 
-    serve(reward, host=command.host, port=command.port, max_bytes=command.max_megabytes * 10**6, announce=announce)
+    serve(
+        reward,
+        host=command.host,
+        port=command.port,
+        max_bytes=command.max_megabytes * 10**6,
+        hosts=command.allow_host,
+        announce=announce,
+    )
 
 
 def _tell(lines: Sequence[str]) -> None:

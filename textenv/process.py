@@ -1,12 +1,17 @@
-"""What a process that computes asks of its threads and its C library."""
+"""What a process that computes asks of its threads and its C library, and how signals end it."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
 
-__all__ = ["keep_memory", "limit_spinning"]
+__all__ = ["Stopped", "keep_memory", "limit_spinning", "stopped_by_signals"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -34,3 +39,40 @@ def keep_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end.
+
+    Attributes:
+        number: The signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGINT raise ``Stopped`` in the main thread inside the block, so that it cleans up as it ends.
+
+    A signal that is ignored stays so, as under ``nohup``. Libraries that install a handler only where there is none,
+    such as SDL, leave these alone. Does nothing in other threads, which can have no handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

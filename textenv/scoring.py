@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from textenv.types import FloatArray, Reward, TextEnvError
 
-__all__ = ["RewardSpec", "resolve_reward", "reward_name", "score", "unscored"]
+__all__ = ["RewardSpec", "resolve_reward", "reward_name", "score", "signature_mismatch", "unscored"]
 
 RewardSpec: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
 
@@ -90,7 +90,7 @@ def score(
         returned = reward(**arguments)
     except Exception as error:
         raise TextEnvError(
-            _signature_mismatch(reward, arguments)
+            signature_mismatch(reward, columns)
             or f"The reward {reward_name(reward)} raised {type(error).__name__}: {error}. It was scoring "
             f"a batch of {len(completions)}, of which the first {_row(prompts[0], completions[0])}."
         ) from error
@@ -119,21 +119,33 @@ def _as_list(reward: Callable[..., Any], returned: Any, count: int) -> list[Any]
     return [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
 
-def _signature_mismatch(reward: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
-    """Say why the reward cannot be called with these keywords; ``None`` if it can."""
-    try:
-        signature = inspect.signature(reward)
-    except (TypeError, ValueError):  # a builtin without one
-        return None
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        return (
-            f"The reward {reward_name(reward)}{signature} cannot be called with the keywords {', '.join(arguments)}: "
-            f"{error}. Expected (*, prompts, completions, completion_ids, **columns), columns being the prompts' other "
-            "columns. Add **columns to take those that it doesn't use; a column that it needs must be in the prompts."
-        )
+def signature_mismatch(reward: Callable[..., Any], columns: Iterable[str]) -> str | None:
+    """Say why a reward cannot be called with columns of these names; ``None`` if it can."""
+    names = [*_RESERVED, *columns]
+    for call, by_place in _as_called(reward):
+        try:
+            signature = inspect.signature(call)
+        except (TypeError, ValueError):  # a builtin without one
+            continue
+        try:
+            signature.bind(*by_place, **dict.fromkeys(names))
+        except TypeError as error:
+            return (
+                f"The reward {reward_name(reward)}{signature} cannot be called with the keywords {', '.join(names)}: "
+                f"{error}. Expected (*, prompts, completions, completion_ids, **columns), columns being the prompts' "
+                "other columns. Add **columns to take those that it doesn't use; a column that it needs must be in the "
+                "prompts."
+            )
     return None
+
+
+def _as_called(reward: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Yield a reward, and the function behind it with what it is given by position: ``self``, which a column may be."""
+    yield reward, ()
+    if inspect.ismethod(reward):
+        yield reward.__func__, (reward.__self__,)
+    elif inspect.isfunction(type(reward).__call__):
+        yield type(reward).__call__, (reward,)
 
 
 def _row(prompt: Any, completion: Any) -> str:

@@ -7,17 +7,14 @@ the reward named ``http``, whose help describes it; ``/openapi.json`` of the ser
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from textenv.scoring import reward_name, score
+from textenv.scoring import reward_name, score, signature_mismatch
 from textenv.types import Reward, TextEnvError
 
 try:
-    import uvicorn
     from fastapi import FastAPI, HTTPException, Request
     from fastapi.concurrency import run_in_threadpool
     from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,11 +25,14 @@ except ModuleNotFoundError as error:
         "Run: pip install 'textenv[web]'"
     ) from error
 
+from textenv import web_server
+from textenv.web_guard import Guard, is_media_type, known_hosts
+
 __all__ = ["Batch", "Health", "Scores", "make_app", "serve"]
 
 _RESERVED = {"prompts", "completions", "completion_ids"}
 _NOBODY_LISTENS = 499  # nginx's status for a client that has gone; nobody reads it
-_GRACE = 30  # seconds that requests have to finish after a signal
+_MOST_BYTES = 8_000_000
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +59,7 @@ class Health(BaseModel):
     reward: str
 
 
-def make_app(reward: Reward, *, max_bytes: int = 64_000_000) -> FastAPI:
+def make_app(reward: Reward, *, max_bytes: int = _MOST_BYTES, hosts: Sequence[str] = ()) -> FastAPI:
     """Return an application that scores with ``reward``, one batch after the other: rewards need no locks.
 
     Answers with status 4xx if the request is at fault, and with 500 if the reward raises or returns no scores; either
@@ -68,8 +68,11 @@ def make_app(reward: Reward, *, max_bytes: int = 64_000_000) -> FastAPI:
     Args:
         reward: The reward.
         max_bytes: Size of a request's body, at most.
+        hosts: Names that the server answers by, besides ``localhost`` and this machine's own loopback addresses.
     """
-    app = FastAPI(title="textenv reward", summary=reward_name(reward))
+    # No pages of documentation: they would run scripts of another site.
+    app = FastAPI(title="textenv reward", summary=reward_name(reward), docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, hosts=known_hosts(hosts))
     turn = asyncio.Lock()
     body = {"required": True, "content": {"application/json": {"schema": Batch.model_json_schema()}}}
 
@@ -80,8 +83,11 @@ def make_app(reward: Reward, *, max_bytes: int = 64_000_000) -> FastAPI:
     # The body is read by hand: as a parameter it would be read whole, whatever its size.
     @app.post("/score", openapi_extra={"requestBody": body})
     async def score_batch(request: Request) -> Scores:
+        if not is_media_type(request.headers.get("content-type", ""), "application/json"):
+            raise HTTPException(415, "Expected JSON: a header Content-Type: application/json.")
         try:
-            batch = _parsed(await _read(request, max_bytes))
+            # In a thread, as the scoring: a large body takes long, and others ask too.
+            batch = await run_in_threadpool(_parsed, await _read(request, max_bytes), reward)
             async with turn:
                 if await request.is_disconnected():  # it gave up while others had their turn, and may have come again
                     raise ClientDisconnect
@@ -108,7 +114,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8900,
-    max_bytes: int = 64_000_000,
+    max_bytes: int = _MOST_BYTES,
+    hosts: Sequence[str] = (),
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serve ``reward`` until a signal ends it; requests that are being answered then are finished.
@@ -118,6 +125,7 @@ def serve(
         host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
         port: Port to listen at; 0 for one that is free.
         max_bytes: Size of a request's body, at most.
+        hosts: Other names that the server answers by, such as a proxy's.
         announce: Told the address to post to, once it can be.
 
     Raises:
@@ -125,27 +133,8 @@ def serve(
     """
     if max_bytes < 1:
         raise TextEnvError(f"max_bytes={max_bytes}: expected the size of a request, at least 1.")
-    if not 0 <= port < 2**16:  # for these, create_server raises and leaves a socket open
-        raise TextEnvError(f"Cannot listen at port {port}; expected one from 0 to 65535.")
-    config = uvicorn.Config(
-        make_app(reward, max_bytes=max_bytes),
-        log_config=None,  # its own closes the handlers of others, and absl's, which rouge brings, closes stderr with it
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=_GRACE,
-    )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=config.backlog)
-    except OSError as error:
-        raise TextEnvError(
-            f"Cannot listen at host {host!r}, port {port} ({error}). Give another port, or an address of this machine."
-        ) from error
-    with listener:
-        bound = listener.getsockname()[1]
-        announce(f"http://{f'[{host}]' if ':' in host else host}:{bound}/score")
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it is done
-            uvicorn.Server(config).run(sockets=[listener])
+    app = make_app(reward, max_bytes=max_bytes, hosts=[host, *hosts])
+    web_server.serve(app, host=host, port=port, announce=lambda address: announce(f"{address}/score"))
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -157,7 +146,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _parsed(body: bytes) -> Batch:
+def _parsed(body: bytes, reward: Reward) -> Batch:
     try:
         batch = Batch.model_validate_json(body)
     except ValidationError as error:
@@ -175,4 +164,6 @@ def _parsed(body: bytes) -> Batch:
         raise HTTPException(422, f"Expected as many values of each, one for each text; found {lengths}.")
     if clashing := sorted(_RESERVED & batch.columns.keys()):
         raise HTTPException(422, f"columns holds {clashing}, which are not columns; rename them.")
+    if mismatch := signature_mismatch(reward, batch.columns):
+        raise HTTPException(422, mismatch)
     return batch

@@ -169,10 +169,13 @@ class Reward(Protocol):
 
     Prompts come in the form in which they were given. For a text, both it and its completion are texts. For a
     conversation both are lists of messages, the completion being ``[{"role": "assistant", "content": ...}]``.
+
+    A class writes ``def __call__(self, /, *, ...)``: without the ``/``, a column cannot be named ``self``.
     """
 
     def __call__(
         self,
+        /,
         *,
         prompts: Sequence[Any],
         completions: Sequence[Any],

@@ -7,12 +7,16 @@ import importlib
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any
 
+from textenv.process import Stopped
 from textenv.types import TextEnvError
 
 __all__ = ["Job", "Pool", "processes", "ray_cluster"]
@@ -22,24 +26,25 @@ Job = tuple[str, Callable[..., None], tuple[Any, ...]]
 Pool = Callable[[Sequence[Job]], Iterator[tuple[str, str]]]
 """Does jobs; yields, as each ends, its name and why it failed, or ``""``."""
 
+_GRACE = 5.0  # seconds that a job has to end when it is interrupted
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @contextlib.contextmanager
 def processes(workers: int, threads: int) -> Iterator[Pool]:
-    """Return a pool of worker processes, each of ``threads`` threads.
+    """Return a pool of worker processes, each of ``threads`` threads, none of which outlives the block or this process.
 
     Raises:
         TextEnvError: When jobs are done: a worker was killed.
     """
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_the_parent
-    )
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()  # of which nothing is sent: it breaks with the block, or with this process
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_parent, initargs=(theirs,))
 
     def do(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
         before = {name: os.environ.get(name) for name in _THREADS}
         os.environ |= dict.fromkeys(_THREADS, str(threads))  # the workers', which read them as they start
-        futures: dict[Future[None], str] = {pool.submit(function, *given): name for name, function, given in jobs}
+        futures: dict[Future[None], str] = {pool.submit(_do, function, given): name for name, function, given in jobs}
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -57,7 +62,9 @@ def processes(workers: int, threads: int) -> Iterator[Pool]:
     try:
         yield do
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        ours.close()
+        theirs.close()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -98,12 +105,41 @@ def ray_cluster(workers: int, threads: int) -> Iterator[Pool]:
         ray.shutdown()
 
 
-def _end_with_the_parent() -> None:
-    """Have this process end when its parent is killed: else both it and the same command again write to a run."""
-    parent: Any = multiprocessing.parent_process()
+_idle = threading.Event()
+"""Set in a worker process that does no job."""
+
+
+def _do(function: Callable[..., None], given: tuple[Any, ...]) -> None:
+    _idle.clear()
+    try:
+        function(*given)
+    finally:
+        _idle.set()
+
+
+def _end_with_the_parent(parent: Connection) -> None:
+    """Have this process end with the block that made it, or when its parent is killed.
+
+    Else both it and the same command again would write to a run. A job that is being done is interrupted, and has some
+    seconds to clean up.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent gets it too
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # what cleans up is not interrupted again
+        raise Stopped(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    _idle.set()
 
     def wait() -> None:
-        parent.join()
+        with contextlib.suppress(EOFError, OSError):
+            parent.recv_bytes()
+        if not _idle.is_set():
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGTERM)  # which also wakes it up
+            _idle.wait(_GRACE)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

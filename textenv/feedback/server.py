@@ -18,14 +18,13 @@ import math
 import os
 import re
 import secrets
-import socket
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from textenv.feedback.figures import LiveFigures, project_state
 from textenv.feedback.store import Assignment, FeedbackStore, Verdict
@@ -33,18 +32,18 @@ from textenv.types import TextEnvError
 
 try:
     import jinja2
-    import uvicorn
     from fastapi import FastAPI, Request, Response
     from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
-    from starlette.datastructures import Headers, MutableHeaders
+    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
     from starlette.exceptions import HTTPException  # what routing raises too
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ModuleNotFoundError as error:
     raise TextEnvError(
         f"The labelling page needs fastapi, jinja2 and uvicorn, which cannot be imported ({error}). "
         "Run: pip install 'textenv[web]'"
     ) from error
+
+from textenv import web_server
+from textenv.web_guard import HEADERS, Guard, is_media_type, known_hosts
 
 __all__ = ["create_app", "page_key", "serve"]
 
@@ -63,21 +62,6 @@ _LONGEST_NAME = 100
 _LONGEST_NOTE = 4_000
 _MONTH = 30 * 24 * 3600
 _VERDICTS: dict[str, Verdict] = {"ranked": "ranked", "both_bad": "both_bad", "cant_tell": "cant_tell"}
-_GRACE = 30  # seconds that requests have to finish after a signal
-
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; "
-        "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
-        "require-trusted-types-for 'script'; trusted-types 'none'"
-    ),
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",  # with "no-referrer", browsers send forms with the origin "null"
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 _GUIDELINES = """\
 Choose the better one: what a careful reader would rather have been given for this prompt.
@@ -139,48 +123,6 @@ class _Signer:
         return self.sign("session", session.id, session.name)
 
 
-class _Guard:
-    """Turns away what comes from other sites, and tells the browser on every answer how little it may do.
-
-    A page of another site can make this machine's browser ask here; by a name of its own that it points at this machine
-    (DNS rebinding), it could even read the answer. So the name must be one of ours, and an origin must be that name.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
-        self._app = app
-        self._hosts = hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
-                for name in ("etag", "last-modified"):  # by these, a clip shown again could be told
-                    del headers[name]
-            await send(message)
-
-        if scope["type"] == "http" and (refusal := self._refusal(Headers(scope=scope))):
-            await PlainTextResponse(refusal, 403)(scope, receive, sending)
-        else:
-            await self._app(scope, receive, sending)
-
-    def _refusal(self, headers: Headers) -> str | None:
-        host = headers.getlist("host")
-        if len(host) != 1 or _hostname(host[0]) not in self._hosts:
-            return f"This page does not answer by the name {', '.join(host)!r}; --allow-host adds names."
-        for origin in headers.getlist("origin"):
-            if origin.partition("://")[2].lower() != host[0].lower():
-                return f"A page of {origin!r} may not ask here."
-        return None
-
-
-def _hostname(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
-
-
 Form = Mapping[str, list[str]]
 
 
@@ -211,8 +153,7 @@ def create_app(
     figures = LiveFigures(store)
     told = list(_blocks(guidelines.strip() or _GUIDELINES))
     app = FastAPI(title="textenv label", docs_url=None, redoc_url=None, openapi_url=None)
-    known = {"localhost", "127.0.0.1", "::1", *(host.strip("[]").lower() for host in hosts)}
-    app.add_middleware(_Guard, hosts=frozenset(known))
+    app.add_middleware(Guard, hosts=known_hosts(hosts))
 
     def page(session: _Session, template: str, *, status: int = 200, here: str = "", **context: Any) -> Response:
         shown = templates.get_template(template).render(
@@ -239,7 +180,7 @@ def create_app(
         response = error_page(
             request, 500, "Something went wrong", "Nothing was stored. Go back and send it again; the log says more."
         )
-        response.headers.update(_HEADERS)  # this handler is outside of the guard
+        response.headers.update(HEADERS)  # this handler is outside of the guard
         return response
 
     def posted(path: str) -> Callable[[Callable[[_Session, Form], Response]], None]:
@@ -395,30 +336,8 @@ def serve(
     Raises:
         TextEnvError: The address cannot be listened at.
     """
-    if not 0 <= port < 2**16:  # for these, create_server raises and leaves a socket open
-        raise TextEnvError(f"Cannot listen at port {port}; expected one from 0 to 65535.")
     app = create_app(store, key=key, guidelines=guidelines, hosts=[host, *hosts], lease_seconds=lease_seconds)
-    config = uvicorn.Config(
-        app,
-        log_config=None,  # its own closes the handlers of others
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE,
-    )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=config.backlog)
-    except OSError as error:
-        raise TextEnvError(
-            f"Cannot listen at host {host!r}, port {port} ({error}). Give another port, or an address of this machine."
-        ) from error
-    with listener:
-        bound = listener.getsockname()[1]
-        announce(f"http://{f'[{host}]' if ':' in host else host}:{bound}/")
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it is done
-            uvicorn.Server(config).run(sockets=[listener])
+    web_server.serve(app, host=host, port=port, announce=lambda address: announce(f"{address}/"))
 
 
 def page_key(store: str | Path) -> bytes:
@@ -458,7 +377,7 @@ def page_key(store: str | Path) -> bytes:
 
 
 async def _read_form(request: Request) -> Form:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
+    if not is_media_type(request.headers.get("content-type", ""), "application/x-www-form-urlencoded"):
         raise HTTPException(415, "Expected a form (application/x-www-form-urlencoded).")
     body = bytearray()
     async for chunk in request.stream():
