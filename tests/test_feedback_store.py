@@ -160,12 +160,10 @@ def test_undo_goes_back_step_by_step(store: FeedbackStore) -> None:
     assert [row.verdict for row in store.judgements(effective=False)] == ["ranked", "ranked", "undone", "undone"]
     store.judge(further.id, [1, 0])
     assert len(store.judgements()) == 1
-    with pytest.raises(sqlite3.IntegrityError, match="never deleted"):
-        with store.transaction() as connection:
-            connection.execute("DELETE FROM judgements")
-    with pytest.raises(sqlite3.IntegrityError, match="never changed"):
-        with store.transaction() as connection:
-            connection.execute("UPDATE judgements SET note = 'x'")
+    with pytest.raises(sqlite3.IntegrityError, match="never deleted"), store.transaction() as connection:
+        connection.execute("DELETE FROM judgements")
+    with pytest.raises(sqlite3.IntegrityError, match="never changed"), store.transaction() as connection:
+        connection.execute("UPDATE judgements SET note = 'x'")
 
 
 def test_an_undo_that_comes_again_takes_nothing_else_back(store: FeedbackStore) -> None:
@@ -382,9 +380,8 @@ def test_files_that_are_no_store(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(TextEnvError, match="some other database"):
         FeedbackStore(tmp_path / "other.db")
-    with FeedbackStore(tmp_path / "newer.db") as store:
-        with store.transaction() as connection:
-            connection.execute("PRAGMA user_version = 99")
+    with FeedbackStore(tmp_path / "newer.db") as store, store.transaction() as connection:
+        connection.execute("PRAGMA user_version = 99")
     with pytest.raises(TextEnvError, match="version 99"):
         FeedbackStore(tmp_path / "newer.db")
     closed = FeedbackStore(tmp_path / "closed.db")

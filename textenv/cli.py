@@ -269,7 +269,7 @@ def main(args: list[str] | None = None) -> int:
             case FeedbackStatus():
                 console.print(*feedback_status(command), sep="\n")
             case Label():
-                label(command, lambda url: console.print(f"Compare at {url}", highlight=False, soft_wrap=True))
+                label(command, lambda line: _tell([line]))
             case ClipsConfig():
                 _clips(command)
     except TextEnvError as error:

@@ -395,7 +395,7 @@ class FeedbackStore:
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                     raise
                 raise TextEnvError(
-                    f"{self.path}: another program has been writing for {_TIMEOUT:g} seconds. Try again when it is done."
+                    f"{self.path}: another program has been writing for {_TIMEOUT:g} seconds. Try again later."
                 ) from error
             try:
                 yield connection
