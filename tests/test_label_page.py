@@ -305,7 +305,7 @@ def quality(*, completions: Sequence[str], **columns: Any) -> list[float]:
 def test_a_program_at_the_page_records_what_it_would_without(site: Site, visit: Open, size: int) -> None:
     add_tasks(site.store, 4, size, judgements=2)
     page = visit("somebody")
-    page.context.clear_cookies()  # it signs in by itself
+    go(page, lambda: page.get_by_role("button", name="Sign out").click())  # it signs in by itself
     url = f"{site.url}?owner={owner_key(KEY)}"
     assert annotate_page(page, url, site.store, FromReward(quality), "program", limit=1) == 1
     assert annotate_page(page, url, site.store, FromReward(quality), "program") == 3

@@ -18,8 +18,8 @@ import gymnasium as gym
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from textenv.agents import find
 from textenv.clips.settings import ClipsConfig
@@ -274,7 +274,7 @@ def main(args: list[str] | None = None) -> int:
                 _clips(command)
     except TextEnvError as error:
         console.quiet = False
-        console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
+        console.print(Text("error:", style="bold red"), str(error), highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from the last checkpoint.")
@@ -440,7 +440,9 @@ def _doctor(command: Doctor) -> int:
     healthy = True
     for finding in examine(command.env, keywords, num_envs=command.num_envs, seed=command.seed):
         healthy &= finding.ok
-        table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[bold red]FAILS[/]", finding.detail)
+        table.add_row(
+            finding.name, Text("ok", style="green") if finding.ok else Text("FAILS", style="bold red"), finding.detail
+        )
     console.print(table)
     return 0 if healthy else 1
 
