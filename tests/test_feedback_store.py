@@ -226,7 +226,7 @@ def test_signing_out_is_counted(store: FeedbackStore) -> None:
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_clock_that_goes_back_does_not_make_leases_longer(tmp_path: Path, clock: Clock, *, restarted: bool) -> None:
     elapsed = Clock()
-    times = {"clock": clock, "monotonic": elapsed}
+    times: dict[str, Any] = {"clock": clock, "monotonic": elapsed}
     with FeedbackStore(tmp_path / "store.db", **times) as store:
         add_task(store)
         ann, ben = store.annotator("ann"), store.annotator("ben")

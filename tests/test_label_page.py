@@ -256,7 +256,8 @@ def test_a_reload_in_the_middle_loses_nothing(browser: Browser, site: Site, visi
     expect(page.get_by_role("status")).to_have_text("4 = 2. Left below, in no order: 1, 3.")
     expect(page.get_by_label("2 of 5")).to_be_checked()
     expect(page.get_by_label("Note")).to_have_value("half a no")
-    again = browser.new_context(storage_state={"cookies": page.context.cookies(), "origins": []}).new_page()
+    cookies: Any = page.context.cookies()
+    again = browser.new_context(storage_state={"cookies": cookies, "origins": []}).new_page()
     again.goto(site.url)  # in another window: the same comparison, without the draft
     assert texts(again) == shown
     expect(again.locator("#done-text")).to_contain_text("1 of 5")
