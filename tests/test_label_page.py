@@ -400,8 +400,10 @@ def test_nothing_tells_who_wrote_what(site: Site, visit: Open) -> None:
     for _ in range(2):
         html = page.content()
         assert not re.search("secret|gold|repeat|polic", html.replace("repeat-of", ""), re.IGNORECASE)
-        for token in ("assignment", "token"):  # all that stands for something is these
-            html = html.replace(page.locator(f"#judge [name={token}]").get_attribute("value") or "", "")
+        for token in ("#judge [name=assignment]", "#judge [name=token]", "#undo [name=judgement]"):
+            html = html.replace(
+                page.locator(token).get_attribute("value") or "", ""
+            )  # nothing else stands for anything
         pages.append(re.sub(r"text [01]|\d of \d.*?<|value=\"\d\"| open=\"\"", "", html))
         press(page, "1")
         submit(page)
