@@ -398,8 +398,14 @@ def replaced(value: Any, hostile: str) -> Any:
     return hostile if isinstance(value, str) else value
 
 
-def test_nothing_of_a_file_is_markup(done: tuple[Path, Compare], tmp_path: Path) -> None:
+def test_nothing_of_a_file_is_markup(
+    done: tuple[Path, Compare], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, asked = done
+    for drawn in ("draw_aggregates", "draw_curves", "draw_frontier", "draw_profiles"):
+        monkeypatch.setattr(f"textenv.compare.report.{drawn}", lambda *_: None)  # those take long
+    monkeypatch.setattr("textenv.compare.report.picture", lambda *_: b"")
+    monkeypatch.setattr("textenv.compare.report.stratified_bootstrap", lambda *_, **__: (0.0, 1.0))
     plan = make_plan(asked)
     results = read_results(plan, out)
     write_report(results, [], tmp_path / "plain.html")
