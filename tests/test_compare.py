@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from textenv.compare import statistics
 from textenv.compare.command import compare
 from textenv.compare.plan import Budget, Compare, Plan, Run, Task, make_plan
 from textenv.compare.report import write_report
-from textenv.compare.results import read_results, write_tables
+from textenv.compare.results import Results, read_results, write_tables
 from textenv.compare.runs import Ruler, finished, measure_task, run_folder, train_run
 from textenv.models.policy import TextPolicy
 from textenv.rollouts import sample_episodes, text_env
@@ -428,6 +429,78 @@ def test_the_report_in_a_browser(done: tuple[Path, Compare], tmp_path: Path) -> 
         "torch 2",
     ):
         assert words in text
+
+
+def replaced(value: Any, hostile: str) -> Any:
+    """Return a value in which every text is another."""
+    if isinstance(value, dict):
+        return {name: replaced(part, hostile) for name, part in value.items()}
+    if isinstance(value, list):
+        return [replaced(part, hostile) for part in value]
+    return hostile if isinstance(value, str) else value
+
+
+def test_nothing_of_a_file_is_markup(
+    done: tuple[Path, Compare], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = done
+    for drawn in ("draw_aggregates", "draw_curves", "draw_frontier", "draw_profiles"):
+        monkeypatch.setattr(f"textenv.compare.report.{drawn}", lambda *_: None)  # those take long
+    monkeypatch.setattr("textenv.compare.report.picture", lambda *_: b"")
+    monkeypatch.setattr("textenv.compare.report.stratified_bootstrap", lambda *_, **__: (0.0, 1.0))
+    plan = make_plan(asked)
+    results = read_results(plan, out)
+    write_report(results, [], tmp_path / "plain.html")
+    hostile = "</td></table><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;{0}{body}\x1b[31m\u202e"
+    runs = {key: {seed: replaced(run, hostile) for seed, run in each.items()} for key, each in results.runs.items()}
+    changed = Results(plan, replaced(results.tasks, hostile), runs)
+    write_report(changed, [hostile], tmp_path / "hostile.html")
+    tags = [
+        re.findall(r"<[^>]*>", re.sub(r'base64,[^"]*', "", (tmp_path / name).read_text()))
+        for name in ("plain.html", "hostile.html")
+    ]
+    failed = ["<section role='alert'>", "<h2>", "</h2>", "<ul>", "<li>", "</li>", "</ul>", "</section>"]
+    assert sorted(tags[1]) == sorted(tags[0] + failed)
+    text = (tmp_path / "hostile.html").read_text()
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert "&lt;script&gt;alert(1)" in text
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "value"),
+    [
+        ("tasks/Exact-dense.json", ("frontier", "n"), ["<script>alert(1)</script>"]),
+        ("tasks/Exact-dense.json", ("frontier", "n"), [1]),
+        ("tasks/Exact-dense.json", ("frontier",), None),
+        ("tasks/Exact-dense.json", ("kl_coef",), "0.1"),
+        ("tasks/Exact-dense.json", ("kl_coef",), True),
+        ("tasks/Exact-dense.json", ("kl_coef",), float("inf")),
+        ("tasks/Exact-dense.json", ("optimum",), {"score": 1.0}),
+        ("tasks/Exact-dense.json", ("samples",), [{"prompt": "p", "completion": ["x"], "score": 0.0}]),
+        ("runs/rloo/Exact-dense/0/results.json", ("curve",), []),
+        ("runs/rloo/Exact-dense/0/results.json", ("curve",), [[1, 2]]),
+        ("runs/rloo/Exact-dense/0/results.json", ("threads",), 1.5),
+        ("runs/rloo/Exact-dense/0/results.json", ("versions",), {"torch": {}}),
+        ("runs/rloo/Exact-dense/0/results.json", ("value",), float("nan")),
+    ],
+    ids=str,
+)
+def test_results_that_are_none_are_refused(
+    done: tuple[Path, Compare], tmp_path: Path, where: str, what: tuple[str, ...], value: Any
+) -> None:
+    out, asked = done
+    shutil.copytree(out, tmp_path / "copy")
+    changed = json.loads((tmp_path / "copy" / where).read_text())
+    part = changed
+    for name in what[:-1]:
+        part = part[name]
+    part[what[-1]] = value
+    (tmp_path / "copy" / where).write_text(json.dumps(changed))
+    with pytest.raises(TextEnvError, match=re.escape(Path(where).name) + ".*expected"):
+        read_results(make_plan(asked), tmp_path / "copy")
+    (tmp_path / "copy" / where).write_text("{" * 3000)
+    with pytest.raises(TextEnvError, match="expected what 'textenv compare' writes"):
+        read_results(make_plan(asked), tmp_path / "copy")
 
 
 def test_runs_that_fail_leave_the_others(

@@ -299,3 +299,12 @@ def test_from_a_trained_run_to_a_task(prompts: Path, tmp_path: Path) -> None:
         for part in ((), ("policy",))
     ]
     assert texts[0] == texts[1]
+
+
+def test_names_that_look_the_same_are_one_annotator(tmp_path: Path) -> None:
+    composed = Ranking("p", ("a", "b"), (0, 1), "Ren\u00e9e")
+    decomposed = Ranking("p", ("a", "b"), (0, 1), "Rene\u0301e ")
+    with FeedbackStore(tmp_path / "store.db") as store:
+        assert add_rankings(store, [composed]) == 1
+        assert add_rankings(store, [decomposed]) == 0
+        assert [annotator.name for annotator in store.annotators()] == ["Ren\u00e9e"]

@@ -160,10 +160,141 @@ def test_undo_goes_back_step_by_step(store: FeedbackStore) -> None:
     assert [row.verdict for row in store.judgements(effective=False)] == ["ranked", "ranked", "undone", "undone"]
     store.judge(further.id, [1, 0])
     assert len(store.judgements()) == 1
-    with pytest.raises(sqlite3.IntegrityError, match="never deleted"):
-        store._connection().execute("DELETE FROM judgements")
-    with pytest.raises(sqlite3.IntegrityError, match="never changed"):
-        store._connection().execute("UPDATE judgements SET note = 'x'")
+    with pytest.raises(sqlite3.IntegrityError, match="never deleted"), store.transaction() as connection:
+        connection.execute("DELETE FROM judgements")
+    with pytest.raises(sqlite3.IntegrityError, match="never changed"), store.transaction() as connection:
+        connection.execute("UPDATE judgements SET note = 'x'")
+
+
+def test_an_undo_that_comes_again_takes_nothing_else_back(store: FeedbackStore) -> None:
+    for place in range(3):
+        add_task(store, prompt=f"{place}")
+    ann, ben = store.annotator("ann"), store.annotator("ben")
+    assert store.last_judgement(ann) is None
+    made = []
+    for _ in range(2):
+        given = store.lease(ann)
+        assert given is not None
+        made.append(store.judge(given.id, [0, 1]))
+    assert store.last_judgement(ann) == made[1]
+    with pytest.raises(TextEnvError, match="newer ones"):
+        store.undo(ann, judgement=made[0])
+    with pytest.raises(TextEnvError, match="not the last of annotator"):
+        store.undo(ben, judgement=made[1])
+    with pytest.raises(TextEnvError, match="no number 99"):
+        store.undo(ann, judgement=99)
+    assert store.undo(ann, judgement=made[1]) is not None
+    for _ in range(3):
+        assert store.undo(ann, judgement=made[1]) is None
+    assert [judgement.id for judgement in store.judgements()] == [made[0]]
+    assert store.last_judgement(ann) == made[0]
+
+
+def test_names_that_look_the_same_are_one(store: FeedbackStore, tmp_path: Path) -> None:
+    names = ["Ren\u00e9e  L", "Rene\u0301e L", " Ren\u00e9e\tL\n"]
+    assert len({store.annotator(name) for name in names}) == 1
+    assert [each.name for each in store.annotators()] == ["Ren\u00e9e L"]
+    for name in ("", " \n"):
+        with pytest.raises(TextEnvError, match="needs a name"):
+            store.annotator(name)
+    with store.transaction() as connection:  # a store of an earlier version
+        connection.execute("UPDATE annotators SET name = ?", (names[1],))
+    assert store.annotator(names[0]) == 1
+
+
+def test_a_program_and_a_person_are_not_one_annotator(store: FeedbackStore) -> None:
+    program, person = store.annotator("gold", "program"), store.annotator("ann")
+    assert store.annotator("gold") == program
+    assert store.annotator("ann", "person") == person
+    with pytest.raises(TextEnvError, match="'gold' is the name of a program"):
+        store.annotator("gold", "person")
+    with pytest.raises(TextEnvError, match="'ann' is the name of a person"):
+        store.annotator("ann", "program")
+
+
+def test_signing_out_is_counted(store: FeedbackStore) -> None:
+    ann = store.annotator("ann", details={"since": 2026})
+    assert store.signed_out(ann) == 0
+    store.sign_out(ann)
+    store.sign_out(ann)
+    assert store.signed_out(ann) == 2
+    assert store.annotators()[0].details == {"since": 2026, "signed_out": 2}
+    with pytest.raises(TextEnvError, match="no number 7"):
+        store.sign_out(7)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_goes_back_does_not_make_leases_longer(tmp_path: Path, clock: Clock, *, restarted: bool) -> None:
+    elapsed = Clock()
+    times: dict[str, Any] = {"clock": clock, "monotonic": elapsed}
+    with FeedbackStore(tmp_path / "store.db", **times) as store:
+        add_task(store)
+        ann, ben = store.annotator("ann"), store.annotator("ben")
+        assert store.lease(ann, seconds=600)
+        clock.now -= 86_400
+        with FeedbackStore(tmp_path / "store.db", **times) as other:
+            asked = other if restarted else store
+            assert asked.lease(ben) is None
+            clock.now, elapsed.now = clock.now + 590, elapsed.now + 590
+            assert asked.lease(ben) is None
+            clock.now, elapsed.now = clock.now + 11, elapsed.now + 11
+            assert asked.lease(ben) is not None
+    clock.now += 2 * 86_400  # put right: the store follows
+    with FeedbackStore(tmp_path / "store.db", **times) as store:
+        given = store.lease(ben, seconds=60)
+        assert given is not None
+        assert given.expires == clock.now + 60
+
+
+def open_files(path: Path) -> int:
+    """Return how many descriptors of this process belong to a store."""
+    found = 0
+    for each in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{each}").startswith(str(path))
+        except OSError:  # the descriptor of the list itself
+            continue
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors as Linux lists them")
+def test_threads_that_end_leave_no_files_open(tmp_path: Path) -> None:
+    counts = []
+    with FeedbackStore(tmp_path / "store.db") as store:
+        for _ in range(16):
+            together = threading.Barrier(12)
+
+            def work(number: int, together: threading.Barrier = together) -> None:
+                together.wait()
+                store.annotator(f"a{number}")
+                store.progress()
+
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            counts.append(open_files(tmp_path))
+        assert len(store.annotators()) == 12
+    assert max(counts) <= 12 * 2 + 2  # what twelve need at once, a file and its log each, not what all 192 had
+    assert open_files(tmp_path) == 0
+
+
+def test_opening_waits_for_no_writer(store: FeedbackStore) -> None:
+    add_task(store)
+    with store.transaction(), FeedbackStore(store.path) as other:
+        assert len(other.tasks()) == 1
+
+
+def test_a_writer_that_takes_too_long_is_named(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textenv.feedback.store._TIMEOUT", 0.05)
+    with FeedbackStore(store.path) as other:
+        known = other.annotator("ann")
+        with store.transaction():
+            assert other.annotator("ann") == known  # reading needs no turn
+            with pytest.raises(TextEnvError, match=r"another program has been writing for 0\.05 seconds"):
+                other.annotator("ben")
+        assert other.annotator("ben") != known
 
 
 def test_repeats_gold_and_verdicts(store: FeedbackStore) -> None:
@@ -249,8 +380,8 @@ def test_files_that_are_no_store(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(TextEnvError, match="some other database"):
         FeedbackStore(tmp_path / "other.db")
-    with FeedbackStore(tmp_path / "newer.db") as store:
-        store._connection().execute("PRAGMA user_version = 99")
+    with FeedbackStore(tmp_path / "newer.db") as store, store.transaction() as connection:
+        connection.execute("PRAGMA user_version = 99")
     with pytest.raises(TextEnvError, match="version 99"):
         FeedbackStore(tmp_path / "newer.db")
     closed = FeedbackStore(tmp_path / "closed.db")

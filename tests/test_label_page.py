@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 
-from tests.label_site import Site, add_task, add_tasks, recorded, serving
+from tests.label_site import KEY, Site, add_task, add_tasks, recorded, serving
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.browser import annotate_page, keys_of
+from textenv.feedback.server import owner_key
 
 pytestmark = pytest.mark.slow
 
@@ -242,7 +243,7 @@ def test_undo_brings_back_what_was_sent(site: Site, visit: Open) -> None:
     assert len(site.store.judgements()) == 1
 
 
-def test_a_reload_in_the_middle_loses_nothing(site: Site, visit: Open) -> None:
+def test_a_reload_in_the_middle_loses_nothing(browser: Browser, site: Site, visit: Open) -> None:
     add_tasks(site.store, 5, 4)
     page = visit()
     press(page, "1", "2")
@@ -255,7 +256,9 @@ def test_a_reload_in_the_middle_loses_nothing(site: Site, visit: Open) -> None:
     expect(page.get_by_role("status")).to_have_text("4 = 2. Left below, in no order: 1, 3.")
     expect(page.get_by_label("2 of 5")).to_be_checked()
     expect(page.get_by_label("Note")).to_have_value("half a no")
-    again = visit("ann")  # in another browser: the same comparison, without the draft
+    cookies: Any = page.context.cookies()
+    again = browser.new_context(storage_state={"cookies": cookies, "origins": []}).new_page()
+    again.goto(site.url)  # in another window: the same comparison, without the draft
     assert texts(again) == shown
     expect(again.locator("#done-text")).to_contain_text("1 of 5")
     press(page, "1", "3")
@@ -265,6 +268,7 @@ def test_a_reload_in_the_middle_loses_nothing(site: Site, visit: Open) -> None:
         again.keyboard.press("Enter")
     assert "already" in again.locator("[role=alert]").inner_text()
     assert len(site.store.judgements()) == 2
+    again.context.close()
 
 
 def test_two_annotators_at_once(site: Site, visit: Open) -> None:
@@ -301,10 +305,11 @@ def quality(*, completions: Sequence[str], **columns: Any) -> list[float]:
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_a_program_at_the_page_records_what_it_would_without(site: Site, visit: Open, size: int) -> None:
     add_tasks(site.store, 4, size, judgements=2)
-    page = visit("its twin")
-    page.context.clear_cookies()  # it signs in by itself
-    assert annotate_page(page, site.url, site.store, FromReward(quality), "program", limit=1) == 1
-    assert annotate_page(page, site.url, site.store, FromReward(quality), "program") == 3
+    page = visit("somebody")
+    go(page, lambda: page.get_by_role("button", name="Sign out").click())  # it signs in by itself
+    url = f"{site.url}?owner={owner_key(KEY)}"
+    assert annotate_page(page, url, site.store, FromReward(quality), "program", limit=1) == 1
+    assert annotate_page(page, url, site.store, FromReward(quality), "program") == 3
     annotate(site.store, FromReward(quality), "its twin")
     mine, its = (
         sorted(sorted(one.items()) for one in recorded(site.store, annotators=[site.store.annotator(name)]))
@@ -395,8 +400,10 @@ def test_nothing_tells_who_wrote_what(site: Site, visit: Open) -> None:
     for _ in range(2):
         html = page.content()
         assert not re.search("secret|gold|repeat|polic", html.replace("repeat-of", ""), re.IGNORECASE)
-        for token in ("assignment", "token"):  # all that stands for something is these
-            html = html.replace(page.locator(f"#judge [name={token}]").get_attribute("value") or "", "")
+        for token in ("#judge [name=assignment]", "#judge [name=token]", "#undo [name=judgement]"):
+            html = html.replace(
+                page.locator(token).get_attribute("value") or "", ""
+            )  # nothing else stands for anything
         pages.append(re.sub(r"text [01]|\d of \d.*?<|value=\"\d\"| open=\"\"", "", html))
         press(page, "1")
         submit(page)
@@ -471,6 +478,22 @@ def test_an_open_page_keeps_its_lease_and_says_when_it_lost_it(tmp_path: Path, v
         expect(page.locator("#passed-on")).to_be_visible()
         expect(page.locator("#done-text")).to_contain_text("0")
         page.close()  # before the server, which it would miss
+
+
+def test_an_open_page_says_when_the_server_has_gone(tmp_path: Path, browser: Browser) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    with serving(tmp_path / "other.sqlite", lease_seconds=1.5) as site:
+        add_tasks(site.store, 1)
+        page.goto(site.url)
+        page.get_by_label("Your name").fill("ann")
+        go(page, lambda: page.keyboard.press("Enter"))
+        expect(page.locator("#away")).to_be_hidden()
+        site.store.sign_out(site.store.annotator("ann"))
+        expect(page.locator("#away")).to_contain_text("no longer signed in")
+    expect(page.locator("#away")).to_contain_text("The server does not answer.")
+    expect(page.locator("#away")).to_have_attribute("role", "alert")
+    context.close()
 
 
 def test_labels_language_and_contrast(site: Site, visit: Open) -> None:

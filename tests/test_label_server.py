@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from tests.label_site import KEY, add_task, add_tasks, recorded
 from textenv.cli import main
 from textenv.feedback.figures import LiveFigures, project_state
-from textenv.feedback.server import create_app, page_key, serve
+from textenv.feedback.server import create_app, made_password, only_here, owner_key, page_key, serve
 from textenv.feedback.store import FeedbackStore
 from textenv.types import TextEnvError
 
@@ -59,7 +59,7 @@ class Annotator:
             self.post("/sign-in", name=name)
 
     def hidden(self, name: str) -> str:
-        found = re.search(rf'name="{name}" value="(.+?)"', self.html)
+        found = re.search(rf'name="{name}" value="(.*?)"', self.html)
         assert found, self.html
         return found[1]
 
@@ -75,6 +75,9 @@ class Annotator:
 
     def judge(self, **fields: Any) -> Any:
         return self.post("/judge", **self.form(**fields))
+
+    def undo(self) -> Any:
+        return self.post("/undo", judgement=self.hidden("judgement"))
 
 
 def client_of(store: FeedbackStore, **settings: Any) -> TestClient:
@@ -187,7 +190,9 @@ def test_another_name_means_another_token(store: FeedbackStore) -> None:
     assert store.judgements() == []
 
 
-@pytest.mark.parametrize("cookie", ["", "a", "a.b", "a.b.c", "....", "x.YW5u.0123", "x.\xff.y", "x.____.y"])
+@pytest.mark.parametrize(
+    "cookie", ["", "a", "a.b", "a.b.c", "....", "x.YW5u.0.0123", "x.\xff.y", "x.____.0.y", "x.YW5u.one.y"]
+)
 def test_a_cookie_that_is_none_means_nobody(store: FeedbackStore, cookie: str) -> None:
     client = client_of(store)
     name = client.get("/").headers["set-cookie"].split("=")[0]
@@ -332,12 +337,151 @@ def test_a_page_outlives_the_server(store: FeedbackStore) -> None:
 def test_undo_without_anything_to_undo(store: FeedbackStore) -> None:
     add_tasks(store, 1)
     ann = visit(store)
-    assert ann.post("/undo").is_success
+    assert ann.hidden("judgement") == ""
+    assert ann.undo().is_success
     assert ann.judge().is_success
-    assert ann.post("/undo").is_success
+    assert ann.undo().is_success
     assert store.judgements() == []
     assert ann.judge(rank=["2", "1"]).is_success
     assert len(store.judgements()) == 1
+
+
+def test_an_undo_that_comes_again_counts_once(store: FeedbackStore) -> None:
+    add_tasks(store, 3)
+    ann = visit(store)
+    ann.judge()
+    older = ann.hidden("judgement")
+    ann.judge()
+    form = {"token": ann.hidden("token"), "judgement": ann.hidden("judgement")}
+    refused = ann.client.post("/undo", data={**form, "judgement": older})  # from a page that is out of date
+    assert refused.status_code == 409
+    assert "newer ones" in refused.text
+    for _ in range(3):
+        assert ann.client.post("/undo", data=form, follow_redirects=False).status_code == 303
+    assert len(store.judgements()) == 1
+    assert len(store.judgements(effective=False)) == 3
+    ann.html = ann.client.get("/").text
+    assert ann.hidden("judgement") == older  # another undo, from a page that was loaded since, goes on
+    assert ann.undo().is_success
+    assert store.judgements() == []
+    ben = visit(store, "ben")
+    assert ben.client.post("/undo", data={**form, "token": ben.hidden("token")}).status_code == 404
+    assert ben.client.post("/undo", data={"token": ben.hidden("token")}).status_code == 422
+
+
+# Names and passwords
+
+
+def signed_in(ann: Annotator) -> bool:
+    return "Sign out" in ann.client.get("/").text
+
+
+def test_a_cookie_is_worth_nothing_after_signing_out(store: FeedbackStore) -> None:
+    add_tasks(store, 1)
+    app = create_app(store, key=KEY)
+    ann = Annotator(TestClient(app, base_url=OURS))
+    form, cookies = ann.form(), dict(ann.client.cookies)
+    ann.post("/sign-out")
+    for server in (app, create_app(store, key=KEY)):  # also after a restart
+        thief = TestClient(server, base_url=OURS, cookies=cookies)
+        assert "Your name" in thief.get("/").text
+        thief.cookies.update(cookies)
+        assert thief.post("/judge", data=form).status_code == 403
+    assert store.judgements() == []
+    ann.post("/sign-in", name="ann")
+    assert signed_in(ann)
+
+
+def test_a_name_is_one_browsers_at_a_time(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("textenv.feedback.server.time.monotonic", lambda: now[0])
+    add_tasks(store, 1)
+    app = create_app(store, key=KEY, lease_seconds=60)
+    ann, eve = (Annotator(TestClient(app, base_url=OURS), name) for name in ("Rene\u0301e", ""))
+    answer = eve.post("/sign-in", name="Ren\u00e9e ")
+    assert answer.status_code == 409
+    assert "signed in in another browser" in answer.text
+    now[0] += 59
+    assert signed_in(ann)
+    now[0] += 59
+    eve.html = eve.client.get("/").text
+    assert eve.post("/sign-in", name="Ren\u00e9e").status_code == 409
+    now[0] += 61  # she has gone
+    eve.html = eve.client.get("/").text
+    assert eve.post("/sign-in", name="Ren\u00e9e").is_success
+    assert (signed_in(eve), signed_in(ann)) == (True, False)
+    eve.html = eve.client.get("/").text
+    eve.post("/sign-out")
+    ann.html = ann.client.get("/").text
+    assert ann.post("/sign-in", name="Ren\u00e9e").is_success
+    assert [each.name for each in store.annotators()] == ["Ren\u00e9e"]
+
+
+@pytest.mark.parametrize("name", ["gold reward", "Gold  Reward", "program", "my judge", "MY JUDGE"])
+def test_names_of_programs_are_taken(store: FeedbackStore, name: str) -> None:
+    store.annotator("my judge", "program")
+    ann = visit(store, "")
+    answer = ann.post("/sign-in", name=name)
+    assert answer.status_code == 403
+    assert "the name of a program" in answer.text
+    assert not signed_in(ann)
+    owner = client_of(store)
+    ann = Annotator(owner, "")
+    ann.html = owner.get("/", params={"owner": owner_key(KEY)}).text
+    assert ann.post("/sign-in", name="my judge", owner=ann.hidden("owner")).is_success
+    assert signed_in(ann)
+
+
+def test_a_password(store: FeedbackStore) -> None:
+    add_tasks(store, 1)
+    password = made_password(KEY)
+    assert re.fullmatch("(?:[a-z2-7]{4}-){3}[a-z2-7]{4}", password)
+    assert made_password(bytes(32)) != password
+    app = create_app(store, key=KEY, password=password)
+    eve = Annotator(TestClient(app, base_url=OURS), "")
+    assert "Password" in eve.html
+    assert "Your name" in eve.client.get("/state").text
+    for wrong in ({}, {"password": ""}, {"password": password[:-1]}, {"password": "é"}, {"owner": "x"}):
+        answer = eve.client.post("/sign-in", data={"token": eve.hidden("token"), "name": "eve", **wrong})
+        assert answer.status_code == 403, wrong
+        assert "password is wrong" in answer.text
+    assert not signed_in(eve)
+    assert store.annotators() == []
+    ann = Annotator(TestClient(app, base_url=OURS), "")
+    assert ann.post("/sign-in", name="ann", password=password).is_success
+    assert signed_in(ann)
+    assert "State of the project" in ann.client.get("/state").text
+    for _ in range(30):
+        answer = eve.client.post("/sign-in", data={"token": eve.hidden("token"), "name": "eve", "password": "x"})
+    assert answer.status_code == 429
+    answer = eve.client.post("/sign-in", data={"token": eve.hidden("token"), "name": "eve", "password": password})
+    assert answer.status_code == 429, "the right one among many guesses tells nothing"
+    with pytest.raises(TextEnvError, match="7 characters: expected at least 8"):
+        create_app(store, key=KEY, password="x" * 7)
+
+
+def test_only_so_many_names_are_taken(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textenv.feedback.server._MOST_NAMES", 3)
+    store.annotator("known")
+    app = create_app(store, key=KEY)
+    accepted = [
+        Annotator(TestClient(app, base_url=OURS), "").post("/sign-in", name=name).status_code
+        for name in ("a", "b", "c", "d", "known", "e")
+    ]
+    assert accepted == [200, 200, 200, 429, 200, 429]
+    assert [each.name for each in store.annotators()] == ["known", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("host", "only"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("LocalHost", True), ("0.0.0.0", False), ("::", False),
+     ("", False), ("192.168.1.5", False), ("label.example", False)],
+)  # fmt: skip
+def test_what_other_machines_can_reach(store: FeedbackStore, host: str, *, only: bool) -> None:
+    assert only_here(host) == only
+    if not only:
+        with pytest.raises(TextEnvError, match="expected a password"):
+            serve(store, key=KEY, host=host)
 
 
 def test_guidelines(store: FeedbackStore) -> None:
@@ -408,6 +552,32 @@ def test_a_clip_that_is_no_picture_or_is_gone(store: FeedbackStore, tmp_path: Pa
     assert ann.judge(verdict="cant_tell").is_success
 
 
+def test_pictures_of_this_machine_are_not_shown(
+    store: FeedbackStore, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    private = tmp_path_factory.mktemp("private")
+    (private / "me.png").write_bytes(b"private")
+    (tmp_path / "link.png").symlink_to(private / "me.png")
+    (tmp_path / "folder").symlink_to(private)
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "link.png").symlink_to(private / "me.png")
+    hostile = [
+        private / "me.png", private, tmp_path / "link.png", tmp_path / "folder", tmp_path / "folder" / "me.png",
+        tmp_path / "inside", tmp_path / ".." / private.name / "me.png", tmp_path / "\x1b[31m\x00", Path("~/x.png"),
+    ]  # fmt: skip
+    store.add_task([store.add_clip(path, task="x") for path in hostile], kind="clip")
+    ann = visit(store)
+    assert ann.html.count("The file of this clip cannot be found.") == len(hostile)
+    assert "/media/" not in ann.html
+    assert "--clip-folders" in caplog.text
+    assert "\x1b" not in caplog.text
+    shown = visit(store, clip_folders=[private])
+    addresses = re.findall(r'src="(/media/[^"]+)"', shown.html)
+    assert len(addresses) == 7
+    assert {shown.client.get(address).content for address in addresses} == {b"private"}
+    assert visit(store).client.get(addresses[0]).status_code == 404
+
+
 # The state of the project
 
 
@@ -420,7 +590,8 @@ def test_the_state_of_the_project(store: FeedbackStore) -> None:
         if number == 0:
             store.add_task(items, repeat_of=first, judgements=2)
     client = client_of(store)
-    assert "No two policy versions have been compared yet." in client.get("/state").text
+    link = f"/state?owner={owner_key(KEY)}"
+    assert "No two policy versions have been compared yet." in client.get(link).text
     figures = LiveFigures(store)
     assert figures.agreement() == "Agreement not known yet"
     for name in ("ann", "ben"):
@@ -439,11 +610,36 @@ def test_the_state_of_the_project(store: FeedbackStore) -> None:
     assert [row["count"] for row in state["strengths"]] == [6, 6]  # three tasks that are neither gold nor repeated
     best = state["strengths"][0]
     assert 8 <= best["left"] < best["middle"] < best["right"] <= 248
-    html = client.get("/state").text
+    html = client.get(link).text
     assert "&lt;b&gt;one&lt;/b&gt;" in html
     assert dict(state["tiles"])["judgements"] == "10"
     # Four pairs, of which three have (-1, -1) and one (-1, 1): D_o = 8, D_e = 2 * 7 * 1 * 4, over n - 1 = 7.
     assert figures.agreement() == "Agreement α = 0.00 on 4 pairs"
+
+
+@pytest.mark.parametrize("query", ["", "?owner=", f"?owner={'0' * 32}", "?owner=%C3%A9"])
+def test_judging_and_undoing_does_not_tell_who_wrote_what(store: FeedbackStore, query: str) -> None:
+    policies = [store.add_policy(name) for name in ("first policy", "second policy")]
+    for number in range(6):
+        prompt = store.add_prompt(f"prompt {number}")
+        items = [store.add_completion(prompt, f"text {number} {place}", policy=policies[place]) for place in (0, 1)]
+        task = store.add_task(items, gold=[0, 1] if number % 3 == 1 else None)
+        if number % 3 == 2:
+            store.add_task(items, repeat_of=task)
+    ann = visit(store)
+    seen: dict[int, set[str]] = {}
+    for count in range(8):
+        for rank in (["1", "2"], ["2", "1"]):
+            ann.judge(rank=rank)
+            state = ann.client.get(f"/state{query}").text
+            assert "policy" not in state
+            assert "gold" not in re.sub(r"agree with each other and with gold items", "", state).lower()
+            plain = re.sub(r'value="[^"]*"|<td>\d+\.\d</td>', "", state)
+            seen.setdefault(count, set()).add(plain)
+            ann.undo()
+        ann.judge()
+    assert len(store.judgements()) == 8
+    assert [len(pages) for pages in seen.values()] == [1] * 8, "either answer leads to the same page"
 
 
 # The command
@@ -470,7 +666,7 @@ def test_a_lease_of_no_time(store: FeedbackStore, seconds: float) -> None:
 @pytest.mark.parametrize("address", [{"port": 70_000}, {"port": -1}, {"host": "no.such.host.invalid"}], ids=str)
 def test_an_address_that_is_none(store: FeedbackStore, address: dict[str, Any]) -> None:
     with pytest.raises(TextEnvError, match="Cannot listen at"):
-        serve(store, key=KEY, **address)
+        serve(store, key=KEY, password=made_password(KEY), **address)
 
 
 def test_a_port_that_is_taken(store: FeedbackStore, capsys: pytest.CaptureFixture[str]) -> None:

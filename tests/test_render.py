@@ -1,7 +1,10 @@
 """Episodes as coloured text: nothing that a token holds steers the terminal or the page."""
 
 import dataclasses
+import html
+import io
 import os
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -12,8 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.table import Table
+from rich.text import Text
 
+from textenv.markup import fill, join
 from textenv.render import save_html, to_ansi, to_html, visible
+from textenv.tracking import SafeConsole
 from textenv.types import Episode
 
 HOSTILE = ("<script>alert(1)</script>", '" onmouseover="x', "\x1b[31m", "\u202eabc", "\r\n", "&amp;", "日本", "\ufffd")
@@ -139,3 +146,25 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     assert red > 100
     assert blue > 100
     assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 20
+
+
+def test_html_is_escaped_unless_it_was_made_here() -> None:
+    inner = fill("<b title='{words}'>{words}</b>", words="\"'<&>\x1b\n{0}")
+    assert inner == "<b title='&quot;&#x27;&lt;&amp;&gt;\\x1b\n{0}'>&quot;&#x27;&lt;&amp;&gt;\\x1b\n{0}</b>"
+    assert fill("<p>{inner}{inner:s}{number:.2f}</p>", inner=inner, number=1.0) == f"<p>{inner}{inner}1.00</p>"
+    assert fill("{given}", given=str(inner)) == html.escape(inner)  # a string that merely looks like it
+    assert fill("<i>{all}</i>", all=join([inner, inner], ", ")) == f"<i>{inner}, {inner}</i>"
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[31mred", "\x9b31m", "a\rb", "\u202eabc", "\x07", "[bold]b[/bold]", "[/x]", ":smile:"]
+)
+def test_a_console_shows_strings_as_they_are(text: str) -> None:
+    console = SafeConsole(file=io.StringIO(), force_terminal=True, color_system=None, width=80)
+    table = Table(text, title=text)
+    table.add_row(text)
+    console.print(text, table, Text("styled", style="red"))
+    console.rule(text)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count(visible(text)) == 5
+    assert not {"\x1b[31m", "\x9b", "\r", "\u202e", "\x07"} & {*shown, *re.findall("\x1b\\[[0-9;]*m", shown)}

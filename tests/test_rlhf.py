@@ -145,9 +145,27 @@ def test_bad_settings(settings: Callable[..., Rlhf], tmp_path: Path, capsys: pyt
 
 
 def test_prompts_that_have_one_answer(settings: Callable[..., Rlhf], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(textenv.rlhf, "_add_task", lambda *_: False)
+    monkeypatch.setattr(textenv.rlhf, "_different", lambda *_: {})
     config = settings()
     with pytest.raises(TextEnvError, match="nothing to rank"):
         rlhf(config)
     with FeedbackStore(config.store) as store:
         assert store.tasks() == []
+
+
+def test_others_write_while_it_samples(settings: Callable[..., Rlhf], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(gold=None, rounds=1, labels=70)  # two batches
+    sample, monitored = textenv.rlhf.sample_episodes, []
+    monkeypatch.setattr("textenv.feedback.store._TIMEOUT", 0.05)
+
+    def watched(*given: Any, **named: Any) -> Any:
+        with FeedbackStore(config.store, create=False) as other:  # as "textenv label" does
+            monitored.append((other.annotator(f"annotator {len(monitored)}"), len(other.tasks())))
+        return sample(*given, **named)
+
+    monkeypatch.setattr(textenv.rlhf, "sample_episodes", watched)
+    assert not rlhf(config)
+    assert len(monitored) >= 2
+    assert {tasks for _, tasks in monitored} == {0}  # all tasks of a round come at once
+    with FeedbackStore(config.store) as store:
+        assert len(store.tasks()) == 70

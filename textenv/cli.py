@@ -19,8 +19,8 @@ import gymnasium as gym
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from textenv.agents import find
 from textenv.clips.settings import ClipsConfig
@@ -258,7 +258,7 @@ def main(args: list[str] | None = None) -> int:
             return _run(command)
     except TextEnvError as error:
         console.quiet = False
-        console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
+        console.print(Text("error:", style="bold red"), str(error), highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt as error:
         console.print("\nStopped.", _GO_ON.get(type(command), "The same command starts anew."), soft_wrap=True)
@@ -308,7 +308,7 @@ def _run(command: Any) -> int:
         case FeedbackStatus():
             console.print(*feedback_status(command), sep="\n")
         case Label():
-            label(command, lambda url: console.print(f"Compare at {url}", highlight=False, soft_wrap=True))
+            label(command, lambda line: _tell([line]))
         case ClipsConfig():
             _clips(command)
     return 0
@@ -489,13 +489,13 @@ def _typed() -> Any:
 def _doctor(command: Doctor) -> int:
     check_counts(command, "num_envs")
     given = {"model": command.model, "reward": command.reward}
-    console.print(escape(", ".join([command.env, *(f"{name} {value}" for name, value in given.items() if value)])))
+    console.print(", ".join([command.env, *(f"{name} {value}" for name, value in given.items() if value)]))
     keywords = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
     healthy = True
     for finding in examine(command.env, keywords, num_envs=command.num_envs, seed=command.seed):
         healthy &= finding.ok
-        told = "[green]ok   [/]" if finding.ok else "[bold red]FAILS[/]"
-        console.print(f"{told} {escape(finding.name)}: {escape(finding.detail)}")  # at once: a check may take minutes
+        told = Text("ok   ", style="green") if finding.ok else Text("FAILS", style="bold red")
+        console.print(told, f"{finding.name}: {finding.detail}")  # at once: a check may take minutes
     return 0 if healthy else 1
 
 

@@ -25,7 +25,6 @@ import torch
 import transformers
 import tyro
 from gymnasium.vector import AutoresetMode
-from rich.console import Console
 from rich.table import Table
 
 import textenv
@@ -37,7 +36,7 @@ from textenv.models.policy import TextPolicy
 from textenv.render import save_html
 from textenv.rollouts import sample_episodes, text_env
 from textenv.settings import TextEnvSettings, check_counts
-from textenv.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
+from textenv.tracking import RunLogger, SafeConsole, comparison_markdown, comparison_table, plot_training
 from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = [
@@ -60,7 +59,7 @@ __all__ = [
     "train",
 ]
 
-console = Console()
+console = SafeConsole()
 
 
 def _flags(settings: type[Any], without: Sequence[str], hint: str, **defaults: Any) -> Any:

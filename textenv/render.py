@@ -75,11 +75,16 @@ def save_html(
     write_atomically(Path(path), to_html(episodes, title=title, captions=captions, scored=scored))
 
 
-def visible(text: str) -> str:
-    """Return text with everything that would steer a terminal, or reorder a line, written as Python escapes it."""
+def visible(text: str, *, keep: str = "") -> str:
+    """Return text with everything that would steer a terminal, or reorder a line, written as Python escapes it.
+
+    Args:
+        text: Any.
+        keep: Characters that are left as they are, such as line ends where there may be several lines.
+    """
     return "".join(
         character
-        if unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+        if character in keep or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
         else character.encode("unicode_escape").decode()
         for character in text
     )

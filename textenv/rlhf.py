@@ -16,7 +16,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -44,7 +44,7 @@ from textenv.experiment import (
     summary,
     train,
 )
-from textenv.feedback.annotators import FromReward, annotate
+from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
 from textenv.files import to_json, write_atomically, write_json
 from textenv.models.policy import TextPolicy
@@ -57,7 +57,6 @@ from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["Rlhf", "rlhf"]
 
-_STAND_IN = "gold reward"  # its name as an annotator
 _START = "start"  # the name of the policy before the first round
 _IN_A_BATCH = 64  # prompts that are sampled before the next task is made
 
@@ -256,52 +255,52 @@ def _ask(config: Rlhf, store: FeedbackStore, base: str, writers: Sequence[_Write
     shares = [config.samples // 2, config.samples - config.samples // 2] if len(writers) == 2 else [config.samples]
     # A number for each batch, so that a run that goes on draws what it would have drawn.
     batch, fruitless = 0, 0
+    tasks: list[tuple[Prompt, _Texts]] = []
+    while (missing := wanted - len(tasks)) > 0:  # others write to the store meanwhile: nothing is written yet
+        rng = random.Random(f"{config.seed}/{number}/{batch}")
+        prompts = [rng.choice(text_env(envs).prompts) for _ in range(min(missing, _IN_A_BATCH))]
+        written = []
+        for writer, policy, share in zip(writers, policies, shares, strict=True):
+            generator = torch.Generator(policy.lm.device).manual_seed(rng.getrandbits(60))
+            repeated = [prompt for prompt in prompts for _ in range(share)]
+            written.append((writer, sample_episodes(envs, policy, generator, repeated), share))
+        found = [(prompt, _different(place, written)) for place, prompt in enumerate(prompts)]
+        made = [(prompt, texts) for prompt, texts in found if len(texts) > 1]
+        tasks += made
+        batch, fruitless = batch + 1, 0 if made else fruitless + 1
+        if fruitless == 20:
+            raise TextEnvError(
+                f"Round {number}: all completions of a prompt are the same, {fruitless} batches in a row; there is "
+                "nothing to rank. Raise kl_coef or temperature, or take fewer rounds."
+            )
     with store.transaction():  # all tasks of a round, or none
-        while (missing := wanted - len(_of_round(store, number))) > 0:
-            rng = random.Random(f"{config.seed}/{number}/{batch}")
-            prompts = [rng.choice(text_env(envs).prompts) for _ in range(min(missing, _IN_A_BATCH))]
-            written = []
-            for writer, policy, share in zip(writers, policies, shares, strict=True):
-                generator = torch.Generator(policy.lm.device).manual_seed(rng.getrandbits(60))
-                repeated = [prompt for prompt in prompts for _ in range(share)]
-                written.append((writer, sample_episodes(envs, policy, generator, repeated), share))
-            made = sum(_add_task(store, prompt, place, written, number) for place, prompt in enumerate(prompts))
-            batch, fruitless = batch + 1, 0 if made else fruitless + 1
-            if fruitless == 20:
-                raise TextEnvError(
-                    f"Round {number}: all completions of a prompt are the same, {fruitless} batches in a row; there is "
-                    "nothing to rank. Raise kl_coef or temperature, or take fewer rounds."
-                )
+        for prompt, texts in tasks:
+            asked = store.add_prompt(prompt.text if prompt.given is None else prompt.given, columns=prompt.columns)
+            items = [
+                store.add_completion(asked, text, policy=author, details={"token_ids": list(episode.completion_ids)})
+                for text, (author, episode) in texts.items()
+            ]
+            store.add_task(items, priority=-number)  # earlier rounds first
 
 
-def _add_task(
-    store: FeedbackStore,
-    prompt: Prompt,
-    place: int,
-    written: Sequence[tuple[_Writer, Sequence[Episode], int]],
-    number: int,
-) -> bool:
-    """Ask to rank the different texts that were written for a prompt; return whether there were two."""
-    texts: dict[str, tuple[int, Episode]] = {}
+_Texts: TypeAlias = dict[str, tuple[int, Episode]]
+"""Completions of a prompt by what they say: the number of the policy that wrote each first, and its episode."""
+
+
+def _different(place: int, written: Sequence[tuple[_Writer, Sequence[Episode], int]]) -> _Texts:
+    """Return the different texts that were written for the prompt at a place."""
+    texts: _Texts = {}
     for writer, episodes, share in written:
         for episode in episodes[place * share : (place + 1) * share]:
             texts.setdefault(episode.completion, (writer.number, episode))
-    if len(texts) < 2:
-        return False
-    asked = store.add_prompt(prompt.text if prompt.given is None else prompt.given, columns=prompt.columns)
-    items = [
-        store.add_completion(asked, text, policy=author, details={"token_ids": list(episode.completion_ids)})
-        for text, (author, episode) in texts.items()
-    ]
-    store.add_task(items, priority=-number)  # earlier rounds first
-    return True
+    return texts
 
 
 def _judged(config: Rlhf, store: FeedbackStore, number: int) -> bool:
     """Have the stand-in rank, if there is one; return whether all tasks of a round are judged."""
     if config.gold is not None:
         judge = FromReward(resolve_reward(parse_reward(config.gold)), temperature=config.gold_temperature)
-        annotate(store, judge, _STAND_IN, seed=config.seed)
+        annotate(store, judge, STAND_IN, seed=config.seed)
     tasks = set(_of_round(store, number))
     missing = len(tasks - {judgement.task for judgement in store.judgements()})
     if missing:

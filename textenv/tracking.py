@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ from textenv.files import to_json, write_atomically
 from textenv.render import total_kl, visible
 from textenv.types import Episode, TextEnvError
 
-__all__ = ["RunLogger", "comparison_markdown", "comparison_table", "plot_training", "read_metrics"]
+__all__ = ["RunLogger", "SafeConsole", "comparison_markdown", "comparison_table", "plot_training", "read_metrics"]
 
 _SHOWN = (
     ("reward", "rollout/ep_rew_mean", ".3f"),
@@ -37,6 +38,22 @@ _SHOWN = (
 )
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>&|!~]")  # what would be a tag, a link, a picture or the next cell
 _QUIET_SECONDS = 10.0  # between lines where there is no terminal to draw a bar in
+
+
+class SafeConsole(Console):
+    """A terminal to which strings are text, whatever is in them: names and messages may come from files of others.
+
+    Control characters are written as escapes, and neither markup nor emoji codes are read, unless ``markup`` says so;
+    ``rich.text.Text`` has styles.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        """Make it, with the settings of ``rich.console.Console``."""
+        super().__init__(**{"markup": False, "emoji": False, **settings})
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Return what is shown of a string: every one passes here, those in tables too."""
+        return super().render_str(visible(text, keep="\n\t"), **settings)
 
 
 class RunLogger:
@@ -67,7 +84,7 @@ class RunLogger:
         cells = [row for row in _cells(self._csv) if float(row["step"]) <= resume_from]
         write_atomically(self._csv, _table([*cells, *rows[len(cells) :]], self._columns))
         self._board = _board(folder / "tensorboard", resume_from + 1)
-        self._console = Console()
+        self._console = SafeConsole()
         self._bar: Progress | None = None
         if progress and self._console.is_interactive:
             columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())

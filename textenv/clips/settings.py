@@ -47,8 +47,9 @@ class ClipsConfig:
         labels: Comparisons to ask for in all.
         reward: "learned", or "task" for the task's own reward, to compare with.
         total_steps: Steps of the agent.
-        store: File of a feedback store, made if it is missing: its annotators judge, on the page of "textenv label".
-            None has a synthetic judge who goes by the task's own reward.
+        store: File of a feedback store, made if it is missing: its annotators judge, on the page of "textenv label",
+            which is told of the run's folder (--clip-folders) where that does not lie in the store's. None has a
+            synthetic judge who goes by the task's own reward.
         clip_steps: Steps of a clip.
         rounds: How often new comparisons are asked for and the reward model goes on learning; fewer if a round would be
             shorter than an episode.

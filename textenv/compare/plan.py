@@ -291,8 +291,14 @@ def _mapping(given: Any, kind: str, key: str) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise TextEnvError(f"{kind}: {given} begins like a JSON object, and is none ({error}).") from error
     entry = {key: given} if isinstance(given, str) else given
-    if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-        raise TextEnvError(f"{kind}: {given!r}: expected a name, or an object with {key!r}.")
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get(key), str)
+        or not isinstance(entry.get("label", ""), str)
+    ):
+        raise TextEnvError(
+            f"{kind}: {given!r}: expected a name, or an object with {key!r}, and a 'label' that is text."
+        )
     return entry
 
 

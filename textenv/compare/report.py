@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from textenv.compare.results import Results
 from textenv.compare.runs import SAMPLES
 from textenv.compare.statistics import AGGREGATES, improvement, mean_interval, stratified_bootstrap
 from textenv.files import to_json, write_atomically
+from textenv.markup import Markup, fill, join
 from textenv.render import visible
 
 __all__ = ["task_table", "write_report"]
@@ -59,7 +59,7 @@ def write_report(results: Results, failures: Sequence[str], path: Path) -> None:
         if any(where == task.label for _, where in results.pairs):
             body.append(_task(results, task.label))
     body += [_profiles(results), _settings(results)]
-    page = _PAGE.format(agents=len(results.agents), tasks=len(results.plan.tasks), body="\n".join(body))
+    page = fill(_PAGE, agents=len(results.agents), tasks=len(results.plan.tasks), body=join(body, "\n"))
     write_atomically(path, page)
 
 
@@ -98,25 +98,29 @@ def task_table(results: Results, task: str) -> tuple[list[str], list[list[str]]]
     return head, [cells for _, cells in sorted(rows)]
 
 
-def _summary(results: Results, failures: Sequence[str]) -> str:
+def _summary(results: Results, failures: Sequence[str]) -> Markup:
     plan = results.plan
     parts = []
     budget = f"{plan.budget.total_steps:,} tokens"
     if plan.budget.seconds is not None:
         budget += f" or {plan.budget.seconds:g} seconds of training, whichever is first"
     parts.append(
-        f"<p>Each run: {budget}; {plan.seeds} seeds. Scores are normalised: 0 is the reference model, 1 the "
-        "optimum where it is known, else the best that best-of-n comes to, all in score − β·KL. Intervals of "
-        "aggregates are 95 % stratified bootstrap intervals over seeds (Agarwal et al. 2021).</p>"
+        fill(
+            "<p>Each run: {budget}; {seeds} seeds. Scores are normalised: 0 is the reference model, 1 the "
+            "optimum where it is known, else the best that best-of-n comes to, all in score − β·KL. Intervals of "
+            "aggregates are 95 % stratified bootstrap intervals over seeds (Agarwal et al. 2021).</p>",
+            budget=budget,
+            seeds=plan.seeds,
+        )
     )
     if failures:
-        items = "".join(f"<li>{_text(failure)}</li>" for failure in failures)
-        parts.append(f"<section role='alert'><h2>{len(failures)} runs failed</h2><ul>{items}</ul></section>")
+        items = join(fill("<li>{failure}</li>", failure=visible(failure)) for failure in failures)
+        told = "<section role='alert'><h2>{count} runs failed</h2><ul>{items}</ul></section>"
+        parts.append(fill(told, count=len(failures), items=items))
     known = {agent: each for agent in results.agents if (each := results.aggregate(agent)) is not None}
     if left := [agent for agent in results.agents if agent not in known]:
-        parts.append(
-            f"<p>Without a seed that is finished on every task, and so not here: {_text(', '.join(left))}.</p>"
-        )
+        told = "<p>Without a seed that is finished on every task, and so not here: {left}.</p>"
+        parts.append(fill(told, left=", ".join(left)))
     if known:
         parts.append(_image(draw_aggregates(results), "Aggregates with their intervals"))
         shared = ", ".join(f"{results.shared_seconds(task.label):.1f} s on {task.label}" for task in plan.tasks)
@@ -134,12 +138,12 @@ def _summary(results: Results, failures: Sequence[str]) -> str:
                 rows.append(cells)
             parts.append(_table(["agent", "seeds", *AGGREGATES], rows, name))
         parts.append(_improvement({agent: each.tokens for agent, each in known.items()}))
-    return "\n".join(parts)
+    return join(parts, "\n")
 
 
-def _improvement(scores: dict[str, Any]) -> str:
+def _improvement(scores: dict[str, Any]) -> Markup:
     if len(scores) < 2:
-        return ""
+        return Markup()
     rows = []
     for one, mine in scores.items():
         cells = [one]
@@ -154,7 +158,7 @@ def _improvement(scores: dict[str, Any]) -> str:
     return _table(["", *scores], rows, caption)
 
 
-def _task(results: Results, task: str) -> str:
+def _task(results: Results, task: str) -> Markup:
     about = results.tasks[task]
     reference, frontier = about["reference"], about["frontier"]
     known = f"The reference scores {reference['score']:.4f}; β = {about['kl_coef']:g}."
@@ -167,7 +171,7 @@ def _task(results: Results, task: str) -> str:
         sampled = results.sampled(task)
         many = f"{results.plan.budget.eval_episodes:,} fresh completions"
         known += (
-            f"The figures of {_text(', '.join(sampled))} are of {many}, those of all others exact."
+            f"The figures of {', '.join(sampled)} are of {many}, those of all others exact."
             if sampled
             else "All figures here are exact."
         )
@@ -179,15 +183,19 @@ def _task(results: Results, task: str) -> str:
     points = zip(*(frontier[column] for column in ("n", "score", "kl")), strict=True)
     bons = ", ".join(f"{n}: {score:.3f} at {kl:.2f} nats" for n, score, kl in points)
     parts = [
-        f"<h2>{_text(task)}</h2><p>{known}</p>",
+        fill("<h2>{task}</h2><p>{known}</p>", task=task, known=known),
         _table(*task_table(results, task), "After the budget of tokens"),
-        '<div class="row">',
-        _image(draw_curves(results, task, "steps"), f"Learning curves on {task} over tokens"),
-        _image(draw_curves(results, task, "seconds"), f"Learning curves on {task} over seconds"),
-        _image(draw_frontier(results, task), f"Score against KL on {task}"),
-        "</div>",
-        f'<p class="soft">Best of n: {bons}. The price in nats is the KL at which an agent first reaches the mean '
-        "score of best-of-32, over best-of-32's own: less is better.</p>",
+        fill(
+            '<div class="row">{tokens}{seconds}{frontier}</div>',
+            tokens=_image(draw_curves(results, task, "steps"), f"Learning curves on {task} over tokens"),
+            seconds=_image(draw_curves(results, task, "seconds"), f"Learning curves on {task} over seconds"),
+            frontier=_image(draw_frontier(results, task), f"Score against KL on {task}"),
+        ),
+        fill(
+            '<p class="soft">Best of n: {bons}. The price in nats is the KL at which an agent first reaches the mean '
+            "score of best-of-32, over best-of-32's own: less is better.</p>",
+            bons=bons,
+        ),
     ]
     columns = [("before", about["samples"])]
     columns += [
@@ -201,17 +209,19 @@ def _task(results: Results, task: str) -> str:
             cells.append("" if shown is None else f"{shown['completion']}  ({shown['score']:+.2f})")
         rows.append(cells)
     samples = _table(["prompt", *(name for name, _ in columns)], rows, "", kind="text")
-    parts.append(f"<details><summary>Completions of the first seed, before and after</summary>{samples}</details>")
-    return "\n".join(parts)
+    told = "<details><summary>Completions of the first seed, before and after</summary>{samples}</details>"
+    parts.append(fill(told, samples=samples))
+    return join(parts, "\n")
 
 
-def _profiles(results: Results) -> str:
+def _profiles(results: Results) -> Markup:
     if not any(results.aggregate(agent) is not None for agent in results.agents):
-        return ""
-    return "<h2>Performance profiles</h2>" + _image(draw_profiles(results), "Performance profiles")
+        return Markup()
+    profiles = _image(draw_profiles(results), "Performance profiles")
+    return fill("<h2>Performance profiles</h2>{profiles}", profiles=profiles)
 
 
-def _settings(results: Results) -> str:
+def _settings(results: Results) -> Markup:
     every = list(itertools.chain.from_iterable(runs.values() for runs in results.runs.values()))
     versions = {to_json(run["versions"], sort_keys=True) for run in every}
     threads = sorted({run["threads"] for run in every})
@@ -224,30 +234,31 @@ def _settings(results: Results) -> str:
         },
         "budget": {name: getattr(results.plan.budget, name) for name in results.plan.budget.__dataclass_fields__},
     }
-    text = html.escape(to_json(settings, indent=2, default=str))
-    return (
-        f"<h2>Settings and versions</h2><p>{_text(told)}; {', '.join(map(str, threads))} threads a run.</p>"
-        f"<pre>{text}</pre>"
+    return fill(
+        "<h2>Settings and versions</h2><p>{versions}; {threads} threads a run.</p><pre>{settings}</pre>",
+        versions=told,
+        threads=", ".join(map(str, threads)),
+        settings=to_json(settings, indent=2, default=str),
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, kind: str = "") -> str:
-    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, kind: str = "") -> Markup:
+    top = join(fill('<th scope="col">{cell}</th>', cell=cell) for cell in head)
     lines = []
     for row in rows:
-        cells = "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
-        lines.append(f'<tr><th scope="row">{_text(row[0])}</th>{cells}</tr>')
-    name = f"<caption>{_text(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="wide"><table class="{kind}">{name}<thead><tr>{top}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        cells = join(fill("<td>{cell}</td>", cell=visible(cell)) for cell in row[1:])
+        lines.append(fill('<tr><th scope="row">{name}</th>{cells}</tr>', name=visible(row[0]), cells=cells))
+    return fill(
+        '<div class="wide"><table class="{kind}">{caption}<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>'
+        "</div>",
+        kind=kind,
+        caption=fill("<caption>{caption}</caption>", caption=caption) if caption else "",
+        top=top,
+        lines=join(lines),
     )
 
 
-def _image(figure: Figure, words: str) -> str:
+def _image(figure: Figure, words: str) -> Markup:
     data = base64.b64encode(picture(figure, "svg")).decode()
-    return f'<figure><img alt="{html.escape(words)}" src="data:image/svg+xml;base64,{data}"></figure>'
-
-
-def _text(text: str) -> str:
-    return html.escape(visible(text))
+    told = '<figure><img alt="{words}" src="data:image/svg+xml;base64,{data}"></figure>'
+    return fill(told, words=words, data=data)

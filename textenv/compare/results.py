@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,17 +174,87 @@ def read_results(plan: Plan, out: Path) -> Results:
     """Read what the finished runs wrote.
 
     Raises:
-        TextEnvError: None is finished.
+        TextEnvError: None is finished, or a file holds something else than what a comparison writes.
     """
-    tasks = {task.label: json.loads(task_file(out, task).read_text("utf-8")) for task in plan.tasks}
+    tasks = {task.label: _read(task_file(out, task), _TASK) for task in plan.tasks}
     runs: dict[tuple[str, str], dict[int, Any]] = {(a.label, t.label): {} for a in plan.agents for t in plan.tasks}
     for run in plan.runs:
         if finished(out, run):
-            found = json.loads((run_folder(out, run) / "results.json").read_text("utf-8"))
-            runs[run.agent.label, run.task.label][run.seed] = found
+            runs[run.agent.label, run.task.label][run.seed] = _read(run_folder(out, run) / "results.json", _RUN)
     if not any(runs.values()):
         raise TextEnvError(f"{out} holds no finished run.")
     return Results(plan, tasks, runs)
+
+
+@dataclass(frozen=True)
+class _Maybe:
+    """What may be missing: null or NaN, or something of a form."""
+
+    form: Any
+
+
+# What is read of a file: a type, a list of such, an object with such (and anything else), or names of numbers.
+_NUMBER = float
+_OUTCOME = {"score": _NUMBER, "kl": _NUMBER, "value": _NUMBER}
+_MEASURED = {**_OUTCOME, "steps": _NUMBER, "seconds": _NUMBER, "stderr": _Maybe(_NUMBER)}
+_SAMPLES = [{"prompt": str, "completion": str, "score": _NUMBER}]
+_TASK = {
+    "label": str, "kl_coef": _NUMBER, "reference": _OUTCOME, "optimum": _Maybe(_OUTCOME), "samples": _SAMPLES,
+    "frontier": {"n": [int], "kl": [_NUMBER], "score": [_NUMBER]},
+}  # fmt: skip
+_RUN = {**_MEASURED, "curve": [_MEASURED], "samples": _SAMPLES, "threads": int, "versions": dict[str, str]}
+
+
+def _read(path: Path, form: Any) -> Any:
+    """Read a file of JSON, and check that it holds what is expected: it may have come from anywhere."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TextEnvError(f"{path}: expected what 'textenv compare' writes ({error}).") from error
+    _check(found, form, path, "")
+    frontier = found.get("frontier", {})
+    if len({len(column) for column in frontier.values()}) > 1:
+        raise TextEnvError(f"{path}: frontier: expected lists of the same length.")
+    if "curve" in form and not found["curve"]:
+        raise TextEnvError(f"{path}: curve: expected one measurement at least.")
+    return found
+
+
+def _check(value: Any, form: Any, path: Path, where: str) -> None:
+    def check(part: Any, of: Any, name: str | int) -> None:
+        _check(part, of, path, f"{where}.{name}" if where else str(name))
+
+    expected = ""
+    match form:
+        case _Maybe():
+            if value is not None and not (isinstance(value, float) and math.isnan(value)):
+                _check(value, form.form, path, where)
+        case dict():
+            if not isinstance(value, dict) or form.keys() - value.keys():
+                expected = f"an object with {', '.join(form)}"
+            else:
+                for name, of in form.items():
+                    check(value[name], of, name)
+        case list():
+            if not isinstance(value, list):
+                expected = "a list"
+            else:
+                for place, part in enumerate(value):
+                    check(part, form[0], place)
+        case _ if form is float:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                expected = "a finite number"
+        case _ if form is int:
+            if isinstance(value, bool) or not isinstance(value, int):
+                expected = "a whole number"
+        case _ if form is str:
+            if not isinstance(value, str):
+                expected = "text"
+        case _:
+            if not isinstance(value, dict) or not all(isinstance(part, str) for part in value.values()):
+                expected = "an object of texts"
+    if expected:
+        raise TextEnvError(f"{path}: {where or 'the whole'}: expected {expected}, found {str(value)[:80]!r}.")
 
 
 def write_tables(results: Results, out: Path) -> list[Path]:

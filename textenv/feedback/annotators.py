@@ -12,7 +12,21 @@ from textenv.feedback.store import Assignment, FeedbackStore, Verdict
 from textenv.scoring import score
 from textenv.types import TextEnvError
 
-__all__ = ["Adversarial", "FromReward", "Judge", "Lazy", "LeftBiased", "Recorded", "annotate"]
+__all__ = [
+    "PROGRAM",
+    "STAND_IN",
+    "Adversarial",
+    "FromReward",
+    "Judge",
+    "Lazy",
+    "LeftBiased",
+    "Recorded",
+    "annotate",
+    "is_program",
+]
+
+STAND_IN = "gold reward"  # the name of the reward that stands in for people in textenv rlhf
+PROGRAM = "program"  # the name of a program in textenv feedback annotate that is given no other
 
 Answer: TypeAlias = tuple[list[int | None], Verdict]
 """Ranks of the items as they are shown, and the verdict."""
@@ -181,6 +195,12 @@ def annotate(
         store.judge(assignment.id, ranks, verdict=verdict)
         made += 1
     return made
+
+
+def is_program(store: FeedbackStore, name: str) -> bool:
+    """Return whether a name is a program's, in this store or once it comes; capitals make no difference."""
+    programs = {annotator.name for annotator in store.annotators() if annotator.kind == "program"}
+    return name.casefold() in {each.casefold() for each in {STAND_IN, PROGRAM, *programs}}
 
 
 def enrol(store: FeedbackStore, judge: Judge, name: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import tyro
 from rich.table import Table
 
 from textenv.feedback.agreement import Share, measure_agreement
-from textenv.feedback.annotators import Adversarial, FromReward, Judge, Lazy, LeftBiased, Recorded, annotate
+from textenv.feedback.annotators import PROGRAM, Adversarial, FromReward, Judge, Lazy, LeftBiased, Recorded, annotate
 from textenv.feedback.bradley_terry import policy_strengths
 from textenv.feedback.store import FeedbackStore
 from textenv.reviews import load_reviews
@@ -30,10 +30,13 @@ class Label:
     Attributes:
         store: File of the feedback; "textenv feedback add" and "textenv feedback import" make one.
         guidelines: Text file that tells annotators what to go by: paragraphs, "# headings" and "- lists".
-        host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
+        host: Address to listen at. Where other machines can reach it, the page asks for a password.
         port: Port to listen at; 0 for one that is free.
         allow_host: Other names that the page answers by, such as a proxy's.
-        lease_seconds: How long a comparison is one annotator's after the last sign of life.
+        lease_seconds: How long a comparison, and a name, is one annotator's after the last sign of life.
+        password_file: File with the password to ask for; None for one that is made up and shown, where other machines
+            can reach the page, and for none where they cannot.
+        clip_folders: Folders that clips may lie in, besides that of the store.
     """
 
     store: Annotated[Path, tyro.conf.Positional]
@@ -42,6 +45,8 @@ class Label:
     port: int = 8901
     allow_host: tuple[str, ...] = ()
     lease_seconds: float = 600.0
+    password_file: Path | None = None
+    clip_folders: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,32 +85,62 @@ class AnnotateFeedback:
     temperature: float = 0.0
     error_rate: float = 0.0
     tie: float = 0.0
-    name: str = "program"
+    name: str = PROGRAM
     limit: int | None = None
     seed: int = 0
 
 
 def label(command: Label, announce: Callable[[str], None]) -> None:
-    """Do what the command says, until a signal ends it; ``announce`` is told the page's address."""
-    from textenv.feedback.server import page_key, serve  # noqa: PLC0415 (an optional dependency)
+    """Do what the command says, until a signal ends it; ``announce`` is told what to print, a line at a time."""
+    from textenv.feedback.server import (  # noqa: PLC0415 (an optional dependency)
+        made_password,
+        only_here,
+        owner_key,
+        page_key,
+        serve,
+    )
 
-    guidelines = ""
-    if command.guidelines is not None:
-        try:
-            guidelines = command.guidelines.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TextEnvError(f"--guidelines {command.guidelines}: expected a file of text ({error}).") from error
+    guidelines = "" if command.guidelines is None else _text_of(command.guidelines, "--guidelines")
+    password = "" if command.password_file is None else _text_of(command.password_file, "--password-file").strip()
+    if command.password_file is not None and not password:
+        raise TextEnvError(f"--password-file {command.password_file}: expected a password, found an empty file.")
+
+    def told(url: str) -> None:
+        announce(f"Compare at {url}")
+        announce(f"Figures for you alone, since they would tell annotators who wrote what: {url}state?owner={owner}")
+        if not only_here(command.host):
+            announce(
+                "Warning: other machines can reach this page, and what is sent to it is not encrypted. Keep it to a "
+                "network that you trust, or put a proxy with HTTPS in front. Names that it is reached by need "
+                "--allow-host."
+            )
+        if password and command.password_file is None:
+            announce(f"Password for annotators: {password}")
+
     with FeedbackStore(command.store, create=False) as store:
+        key = page_key(command.store)
+        owner = owner_key(key)
+        if not password and not only_here(command.host):
+            password = made_password(key)
         serve(
             store,
-            key=page_key(command.store),
+            key=key,
             host=command.host,
             port=command.port,
             guidelines=guidelines,
             hosts=command.allow_host,
             lease_seconds=command.lease_seconds,
-            announce=announce,
+            password=password,
+            clip_folders=command.clip_folders,
+            announce=told,
         )
+
+
+def _text_of(path: Path, flag: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextEnvError(f"{flag} {path}: expected a file of text ({error}).") from error
 
 
 def annotate_feedback(command: AnnotateFeedback) -> str:

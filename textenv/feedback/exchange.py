@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from textenv.data.records import json_cells, read_records
 from textenv.data.values import MOST_COMPLETIONS, as_completions, as_prompt
 from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_rankings
-from textenv.feedback.store import FeedbackStore
+from textenv.feedback.store import FeedbackStore, annotator_name
 from textenv.files import to_json
 from textenv.models.codec import TextCodec
 from textenv.types import Conversation, Ranking, TextEnvError
@@ -155,7 +155,7 @@ def add_rankings(
     Raises:
         TextEnvError: A ranking has a margin, nobody's name, or too many completions; nothing was added then.
     """
-    rankings = [replace(ranking, annotator=ranking.annotator or annotator) for ranking in rankings]
+    rankings = [replace(ranking, annotator=annotator_name(ranking.annotator or annotator)) for ranking in rankings]
     for ranking in rankings:
         about = f"The ranking of {_key(ranking.prompt)[:80]} by {ranking.annotator!r}"
         if len(ranking.completions) > MOST_COMPLETIONS:
@@ -201,6 +201,7 @@ def add_questions(store: FeedbackStore, questions: Iterable[Question], *, judgem
     Raises:
         TextEnvError: There are not two to nine completions of a prompt; nothing was added then.
     """
+    questions = list(questions)  # whatever that takes, nobody waits for it
     with store.transaction():
         items = _Items(store)
         return [store.add_task(items.of(prompt, texts), judgements=judgements) for prompt, texts in questions]

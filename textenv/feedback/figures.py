@@ -11,7 +11,7 @@ from textenv.feedback.agreement import Agreement, Share, measure_agreement, meas
 from textenv.feedback.bradley_terry import policy_strengths
 from textenv.feedback.store import FeedbackStore
 
-__all__ = ["LiveFigures", "project_state"]
+__all__ = ["LiveFigures", "blind_state", "project_state"]
 
 _WIDTH = 256  # of the picture of an interval, with a margin for the dot
 _MARGIN = 8
@@ -48,8 +48,26 @@ def _agreement_text(agreement: Agreement) -> str:
     return f"Agreement α = {agreement.alpha:.2f} on {pairs}"
 
 
+def blind_state(store: FeedbackStore) -> dict[str, Any]:
+    """Return what annotators may know of the state of the project: how far it is, and how fast each of them is.
+
+    Whatever depends on who wrote an item, on the right answer of a gold item or on which items are repeated is left
+    out: an annotator who judges, looks and undoes would read it off.
+    """
+    progress = store.progress()
+    names = ("name", "count", "seconds")
+    return {
+        "tiles": [
+            ("judgements", f"{progress.done:,}"),
+            ("wanted", f"{progress.wanted:,}"),
+            ("being made now", f"{progress.open:,}"),
+        ],
+        "annotators": [{name: row[name] for name in names} for row in _annotators(store)],
+    }
+
+
 def project_state(store: FeedbackStore) -> dict[str, Any]:
-    """Return what the page with the state of the project shows (``web/state.html``)."""
+    """Return what the page with the state of the project shows to its owner (``web/state.html``)."""
     agreement = measure_agreement(store)
     progress = store.progress()
     judgements = store.judgements()

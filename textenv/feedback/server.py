@@ -1,9 +1,13 @@
 """The labelling page: ``textenv label STORE``.
 
 People compare completions or clips in a browser, several at once, by keys or by dragging. What they see tells nothing
-of who wrote what: no policy, no number of an item, and no sign of a gold item or a repeated one. Completions are text
-that may be hostile, so nothing of them is ever run: everything is escaped, the browser is told to run our one script
-alone, and requests that other sites make are refused.
+of who wrote what: no policy, no number of an item, and no sign of a gold item or a repeated one. So the strengths of
+the policies, and how often annotators agree with gold items, with each other and with themselves, are for the owner,
+who has a link with a key: a judgement that can be undone would tell by how it moves them. Completions are text that may
+be hostile, so nothing of them is ever run: everything is escaped, the browser is told to run our one script alone, and
+requests that other sites make are refused.
+
+Where other machines can reach the page, it asks for a password. A name is one browser's at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
 import math
@@ -19,15 +24,20 @@ import os
 import re
 import secrets
 import tempfile
+import threading
+import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from textenv.feedback.figures import LiveFigures, project_state
-from textenv.feedback.store import Assignment, FeedbackStore, Verdict
+from textenv.feedback.annotators import is_program
+from textenv.feedback.figures import LiveFigures, blind_state, project_state
+from textenv.feedback.store import Assignment, FeedbackStore, Verdict, annotator_name
+from textenv.render import visible
 from textenv.types import TextEnvError
 
 try:
@@ -45,7 +55,7 @@ except ModuleNotFoundError as error:
 from textenv import web_server
 from textenv.web_guard import HEADERS, Guard, is_media_type, known_hosts
 
-__all__ = ["create_app", "page_key", "serve"]
+__all__ = ["create_app", "made_password", "only_here", "owner_key", "page_key", "serve"]
 
 _log = logging.getLogger(__name__)
 _WEB = Path(__file__).parent / "web"
@@ -61,6 +71,9 @@ _LARGEST_FORM = 64_000  # bytes
 _LONGEST_NAME = 100
 _LONGEST_NOTE = 4_000
 _MONTH = 30 * 24 * 3600
+_SHORTEST_PASSWORD = 8
+_MOST_FAILURES = 20  # wrong passwords a minute, of all browsers together
+_MOST_NAMES = 200  # new ones that are taken until the server is started again
 _VERDICTS: dict[str, Verdict] = {"ranked": "ranked", "both_bad": "both_bad", "cant_tell": "cant_tell"}
 
 _GUIDELINES = """\
@@ -75,10 +88,18 @@ Choose the better one: what a careful reader would rather have been given for th
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """A browser: a random id, and the name that it signed in with, "" before it did."""
+    """A browser: a random id, and the name that it signed in with, "" before it did.
+
+    ``signed_out`` is how often that annotator had signed out before: when they do again, the session is over.
+    """
 
     id: str
-    name: str
+    name: str = ""
+    signed_out: int = 0
+
+
+def _nobody() -> _Session:
+    return _Session(secrets.token_hex(16))
 
 
 class _Signer:
@@ -95,17 +116,17 @@ class _Signer:
         return self.sign("form", session.id, session.name)
 
     def session(self, request: Request) -> _Session:
-        """Return the session of a request; a new one if it has none, or one that was not made here."""
+        """Return the session that a request's cookie says; a new one if it has none, or one that was not made here."""
         with contextlib.suppress(ValueError):  # binascii.Error and UnicodeDecodeError are such
-            number, name, signature = request.cookies.get(self.cookie, "").split(".")
-            session = _Session(number, base64.urlsafe_b64decode(name).decode())
+            number, name, signed_out, signature = request.cookies.get(self.cookie, "").split(".")
+            session = _Session(number, base64.urlsafe_b64decode(name).decode(), int(signed_out))
             if hmac.compare_digest(signature.encode(), self._of(session).encode()):
                 return session
-        return _Session(secrets.token_hex(16), "")
+        return _nobody()
 
     def remember(self, response: Response, session: _Session) -> None:
         name = base64.urlsafe_b64encode(session.name.encode()).decode()
-        value = f"{session.id}.{name}.{self._of(session)}"
+        value = f"{session.id}.{name}.{session.signed_out}.{self._of(session)}"
         response.set_cookie(self.cookie, value, max_age=_MONTH, httponly=True, samesite="strict")
 
     def numbers(self, kind: str, session: _Session, *numbers: int) -> str:
@@ -120,7 +141,80 @@ class _Signer:
         raise HTTPException(404, "There is no such page for you. It may have been meant for somebody else.")
 
     def _of(self, session: _Session) -> str:
-        return self.sign("session", session.id, session.name)
+        return self.sign("session", session.id, session.name, session.signed_out)
+
+
+class _Door:
+    """Decides who is signed in: a name is one browser's until that signs out, or gives no sign of life for a while."""
+
+    def __init__(self, store: FeedbackStore, signer: _Signer, password: str, seconds: float) -> None:
+        self._store, self._signer, self._password, self._seconds = store, signer, password, seconds
+        self._lock = threading.Lock()
+        self._here: dict[str, tuple[str, float]] = {}  # by name: the session, and when it was seen last
+        self._failures: deque[float] = deque(maxlen=_MOST_FAILURES)
+        self._new = 0
+
+    def session(self, request: Request) -> _Session:
+        """Return the session of a request; one of nobody if it is over, or if another browser has its name."""
+        session = self._signer.session(request)
+        if not session.name:
+            return session
+        over = self._store.signed_out(self._store.annotator(session.name)) != session.signed_out
+        return _nobody() if over or not self._take(session) else session
+
+    def sign_in(self, name: str, password: str, before: _Session, *, owner: bool) -> _Session:
+        """Let an annotator in; the owner under any name, without a password."""
+        if not owner:
+            self._check_password(password)
+            if is_program(self._store, name):
+                raise HTTPException(403, f"{name!r} is the name of a program. Give another one.")
+            self._check_number(name)
+        annotator = self._store.annotator(name)
+        session = _Session(secrets.token_hex(16), name, self._store.signed_out(annotator))
+        if not self._take(session, instead_of=before.id, always=owner):
+            raise HTTPException(
+                409,
+                f"{name!r} is signed in in another browser. Sign out there, wait {self._seconds:g} seconds after that "
+                "was closed, or give another name.",
+            )
+        return session
+
+    def sign_out(self, session: _Session) -> None:
+        """End what this and every earlier browser was let in with under a name."""
+        if session.name:
+            self._store.sign_out(self._store.annotator(session.name))
+            with self._lock:
+                self._here.pop(session.name, None)
+
+    def _take(self, session: _Session, *, instead_of: str = "", always: bool = False) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            holder, seen = self._here.get(session.name, (session.id, now))
+            if holder not in (session.id, instead_of) and now - seen < self._seconds and not always:
+                return False
+            self._here[session.name] = (session.id, now)
+            return True
+
+    def _check_password(self, password: str) -> None:
+        if not self._password:
+            return
+        with self._lock:
+            now = time.monotonic()
+            if len(self._failures) == _MOST_FAILURES and now - self._failures[0] < 60:
+                raise HTTPException(429, "There were too many wrong passwords. Wait a minute, and try again.")
+            if not hmac.compare_digest(password.encode(), self._password.encode()):
+                self._failures.append(now)
+                raise HTTPException(403, "The password is wrong. Ask whoever runs this page for it.")
+
+    def _check_number(self, name: str) -> None:
+        if any(annotator.name == name for annotator in self._store.annotators()):
+            return
+        with self._lock:
+            if self._new >= _MOST_NAMES:
+                raise HTTPException(
+                    429, f"{_MOST_NAMES} new names were taken already. Ask whoever runs this page to start it again."
+                )
+            self._new += 1
 
 
 Form = Mapping[str, list[str]]
@@ -133,6 +227,8 @@ def create_app(
     guidelines: str = "",
     hosts: Sequence[str] = (),
     lease_seconds: float = 600.0,
+    password: str = "",
+    clip_folders: Sequence[str | Path] = (),
 ) -> FastAPI:
     """Return the application: the page to compare on, and the page with the state of the project.
 
@@ -141,14 +237,21 @@ def create_app(
         key: Signs cookies and forms; a page that is open outlives a restart if the next server has the same.
         guidelines: What the annotators are told: paragraphs, ``# headings`` and ``- lists``. Empty for a short text.
         hosts: Names that the page answers by, besides ``localhost`` and this machine's own loopback addresses.
-        lease_seconds: How long a comparison is one annotator's after the last sign of life.
+        lease_seconds: How long a comparison, and a name, is one annotator's after the last sign of life.
+        password: What to ask for at signing in; "" for nothing.
+        clip_folders: Folders that clips may lie in, besides the store's own: a store that somebody else made must not
+            show other pictures of this machine.
 
     Raises:
-        TextEnvError: ``lease_seconds`` is not a positive number.
+        TextEnvError: ``lease_seconds`` is not a positive number, or the password is too short.
     """
     if not (math.isfinite(lease_seconds) and lease_seconds > 0):
         raise TextEnvError(f"lease_seconds={lease_seconds}: expected a number of seconds above 0.")
+    if password and len(password) < _SHORTEST_PASSWORD:
+        raise TextEnvError(f"The password has {len(password)} characters: expected at least {_SHORTEST_PASSWORD}.")
     signer = _Signer(key)
+    door = _Door(store, signer, password, lease_seconds)
+    media_files = _MediaFiles([store.path.parent, *clip_folders])
     templates = _templates()
     figures = LiveFigures(store)
     told = list(_blocks(guidelines.strip() or _GUIDELINES))
@@ -188,17 +291,27 @@ def create_app(
 
         def register(handle: Callable[[_Session, Form], Response]) -> None:
             async def endpoint(request: Request) -> Response:
-                session = signer.session(request)
-                form = await _read_form(request)
+                return await run_in_threadpool(checked, request, await _read_form(request))
+
+            def checked(request: Request, form: Form) -> Response:
+                session = door.session(request)
                 if not hmac.compare_digest(_only(form, "token").encode(), signer.token(session).encode()):
                     raise HTTPException(
                         403, "This page is out of date, or was opened under another name. Open it again."
                     )
-                return await run_in_threadpool(handle, session, form)
+                return handle(session, form)
 
             app.add_api_route(path, endpoint, methods=["POST"])
 
         return register
+
+    def is_owner(given: str) -> bool:
+        return hmac.compare_digest(given.encode(), owner_key(key).encode())
+
+    def undoes(session: _Session, annotator: int) -> str:
+        """Return what the form to undo says: which judgement was the last when the page was made."""
+        last = store.last_judgement(annotator)
+        return "" if last is None else signer.numbers("judgement", session, last)
 
     def seen(annotator: int) -> dict[str, Any]:
         """Return what changes on an open page."""
@@ -207,15 +320,23 @@ def create_app(
         return {"done": progress.done, "wanted": progress.wanted, "text": text, "agreement": figures.agreement()}
 
     @app.get("/")
-    def compare(request: Request) -> Response:
-        session = signer.session(request)
+    def compare(request: Request, owner: str = "") -> Response:
+        session = door.session(request)
         if not session.name:
-            return page(session, "sign_in.html", here="label")
+            known = is_owner(owner)
+            return page(session, "sign_in.html", here="label", asks=bool(password) and not known, owner=owner)
         annotator = store.annotator(session.name)
         assignment = store.lease(annotator, seconds=lease_seconds)
         now = seen(annotator)
         if assignment is None:
-            return page(session, "done.html", here="label", progress=now, agreement=now["agreement"])
+            return page(
+                session,
+                "done.html",
+                here="label",
+                progress=now,
+                agreement=now["agreement"],
+                undoes=undoes(session, annotator),
+            )
         return page(
             session,
             "label.html",
@@ -223,9 +344,10 @@ def create_app(
             progress=now,
             agreement=now["agreement"],
             assignment=signer.numbers("assignment", session, assignment.id),
+            undoes=undoes(session, annotator),
             prompt=assignment.prompt,
             clips=assignment.kind == "clip",
-            items=_shown(assignment, lambda place: signer.numbers("media", session, assignment.id, place)),
+            items=_shown(assignment, lambda place: signer.numbers("media", session, assignment.id, place), media_files),
             guidelines=told,
             fresh=now["done"] == 0,
             lease_seconds=lease_seconds,
@@ -234,17 +356,18 @@ def create_app(
 
     @posted("/sign-in")
     def sign_in(session: _Session, form: Form) -> Response:
-        name = " ".join(_only(form, "name").split())
+        name = annotator_name(_only(form, "name"))
         if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
             raise HTTPException(422, f"A name has 1 to {_LONGEST_NAME} letters, and no control characters.")
-        store.annotator(name)
-        return go_on(_Session(secrets.token_hex(16), name))
+        owner = is_owner(_only(form, "owner", ""))
+        return go_on(door.sign_in(name, _only(form, "password", ""), session, owner=owner))
 
     @posted("/sign-out")
     def sign_out(session: _Session, form: Form) -> Response:
         if form.get("assignment"):
             store.release(*signer.read_numbers("assignment", session, _only(form, "assignment")))
-        return go_on(_Session(secrets.token_hex(16), ""))
+        door.sign_out(session)
+        return go_on(_nobody())
 
     @posted("/judge")
     def judge(session: _Session, form: Form) -> Response:
@@ -267,8 +390,9 @@ def create_app(
 
     @posted("/undo")
     def undo(session: _Session, form: Form) -> Response:
-        if session.name:
-            store.undo(store.annotator(session.name))
+        if session.name and (judgement := _only(form, "judgement")):
+            (number,) = signer.read_numbers("judgement", session, judgement)
+            store.undo(store.annotator(session.name), judgement=number, seconds=lease_seconds)
         return go_on(session)
 
     @posted("/alive")
@@ -290,13 +414,18 @@ def create_app(
         return response
 
     @app.get("/state")
-    def state(request: Request) -> Response:
-        return page(signer.session(request), "state.html", here="state", **project_state(store))
+    def state(request: Request, owner: str = "") -> Response:
+        session = door.session(request)
+        if is_owner(owner):
+            return page(session, "state.html", here="state", owner=True, **project_state(store))
+        if password and not session.name:
+            return go_on(session)
+        return page(session, "state.html", here="state", owner=False, **blind_state(store))
 
     @app.get("/media/{token}")
     def media(request: Request, token: str) -> Response:
-        number, place = signer.read_numbers("media", signer.session(request), token)
-        path = _media_file(store.assignment(number).items[place].path)
+        number, place = signer.read_numbers("media", door.session(request), token)
+        path = media_files.of(store.assignment(number).items[place].path)
         if path is None:
             raise HTTPException(404, "The file of this clip cannot be found.")
         return FileResponse(path, media_type=_MEDIA[path.suffix.lower()])
@@ -319,6 +448,8 @@ def serve(
     guidelines: str = "",
     hosts: Sequence[str] = (),
     lease_seconds: float = 600.0,
+    password: str = "",
+    clip_folders: Sequence[str | Path] = (),
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serve the page until a signal ends it; requests that are being answered then are finished.
@@ -326,17 +457,29 @@ def serve(
     Args:
         store: Where the work comes from and the judgements go.
         key: Signs cookies and forms; ``page_key`` keeps one beside the store.
-        host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
+        host: Address to listen at.
         port: Port to listen at; 0 for one that is free.
         guidelines: What the annotators are told.
         hosts: Other names that the page answers by, such as a proxy's.
-        lease_seconds: How long a comparison is one annotator's after the last sign of life.
+        lease_seconds: How long a comparison, and a name, is one annotator's after the last sign of life.
+        password: What to ask for at signing in; ``made_password`` makes one.
+        clip_folders: Folders that clips may lie in, besides the store's own.
         announce: Told the address to open, once it can be.
 
     Raises:
-        TextEnvError: The address cannot be listened at.
+        TextEnvError: The address cannot be listened at, or other machines could reach it and there is no password.
     """
-    app = create_app(store, key=key, guidelines=guidelines, hosts=[host, *hosts], lease_seconds=lease_seconds)
+    if not (password or only_here(host)):
+        raise TextEnvError(f"Other machines can reach host {host!r}: expected a password, such as made_password(key).")
+    app = create_app(
+        store,
+        key=key,
+        guidelines=guidelines,
+        hosts=[host, *hosts],
+        lease_seconds=lease_seconds,
+        password=password,
+        clip_folders=clip_folders,
+    )
     web_server.serve(app, host=host, port=port, announce=lambda address: announce(f"{address}/"))
 
 
@@ -374,6 +517,27 @@ def page_key(store: str | Path) -> bytes:
     if len(key) != 32:
         raise TextEnvError(f"{path} holds {len(key)} bytes: expected a key of 32. Delete the file to have one made.")
     return key
+
+
+def owner_key(key: bytes) -> str:
+    """Return what opens the owner's figures, ``/state?owner=…``, and signs in under any name, ``/?owner=…``."""
+    return _Signer(key).sign("owner")
+
+
+def made_password(key: bytes) -> str:
+    """Return a password of 80 bits, which is the same as long as the store's key is."""
+    letters = base64.b32encode(hmac.new(key, b"password", hashlib.sha256).digest()).decode().lower()
+    return "-".join(letters[start : start + 4] for start in range(0, 16, 4))
+
+
+def only_here(host: str) -> bool:
+    """Return whether what listens at a host can be reached from this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # some name, or "", which means all addresses
 
 
 async def _read_form(request: Request) -> Form:
@@ -436,22 +600,46 @@ class _Clip:
     video: bool
 
 
-def _shown(assignment: Assignment, token: Callable[[int], str]) -> list[str | _Clip | None]:
+class _MediaFiles:
+    """Finds the pictures and videos of clips, in folders that may be shown and nowhere else."""
+
+    def __init__(self, folders: Sequence[str | Path]) -> None:
+        self._folders = [Path(folder).resolve() for folder in folders]
+        self._refused: set[str] = set()
+
+    def of(self, registered: str) -> Path | None:
+        """Return what a clip is shown by: the file, or the first of its folder; None if there is none to be shown."""
+        try:
+            path = Path(registered).resolve()  # through links, too
+            candidates = sorted(path.iterdir()) if self._may_show(path) and path.is_dir() else [path]
+            found = [one.resolve() for one in candidates if one.suffix.lower() in _MEDIA and one.is_file()]
+        except (OSError, ValueError, RuntimeError):  # no name of a file, or links in a circle
+            return None
+        for one in found:
+            if self._may_show(one) and one.suffix.lower() in _MEDIA:
+                return one
+            if registered not in self._refused and len(self._refused) < 100:
+                self._refused.add(registered)
+                _log.warning(
+                    "%s is not shown: it does not lie in %s. If it is to be, name its folder (--clip-folders).",
+                    visible(registered),
+                    ", ".join(map(str, self._folders)),
+                )
+        return None
+
+    def _may_show(self, path: Path) -> bool:
+        return any(path.is_relative_to(folder) for folder in self._folders)
+
+
+def _shown(assignment: Assignment, token: Callable[[int], str], files: _MediaFiles) -> list[str | _Clip | None]:
     """Return what is shown at each place: a text, or a clip, or None for one without a file."""
     if assignment.kind == "completion":
         return [item.text for item in assignment.items]
-    paths = [_media_file(item.path) for item in assignment.items]
+    paths = [files.of(item.path) for item in assignment.items]
     return [
         None if path is None else _Clip(f"/media/{token(place)}", _MEDIA[path.suffix.lower()].startswith("video"))
         for place, path in enumerate(paths)
     ]
-
-
-def _media_file(registered: str) -> Path | None:
-    """Return the picture or video that a clip is shown by: the file, or the first of its folder."""
-    path = Path(registered)
-    candidates = sorted(path.iterdir()) if path.is_dir() else [path]
-    return next((one for one in candidates if one.suffix.lower() in _MEDIA and one.is_file()), None)
 
 
 def _templates() -> jinja2.Environment:

@@ -17,6 +17,7 @@ import random
 import sqlite3
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "RewardModelVersion",
     "Task",
     "Verdict",
+    "annotator_name",
 ]
 
 Verdict: TypeAlias = Literal["ranked", "both_bad", "cant_tell"]
@@ -44,6 +46,8 @@ Ranks: TypeAlias = tuple[int | None, ...]
 
 _APPLICATION = 0x74786676  # "txfv", in the header of the file
 _VERSION = 1
+_IDLE = 8  # connections that are kept open for the next who needs one
+_TIMEOUT = 60.0  # seconds that a statement waits for another's transaction
 _SCHEMA = """
 CREATE TABLE reward_models (
   id INTEGER PRIMARY KEY, folder TEXT NOT NULL UNIQUE, parent INTEGER REFERENCES reward_models, details TEXT NOT NULL,
@@ -244,27 +248,65 @@ class RewardModelVersion:
     judgements: tuple[int, ...]
 
 
+def annotator_name(name: str) -> str:
+    """Return an annotator's name as a store keeps it: composed (NFC), and with single spaces between its words.
+
+    Names that look the same because a keyboard composes "é" and another does not are one name.
+    """
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+class _ForwardClock:
+    """A clock that never goes back: where the machine's clock is set back, elapsed time is counted instead."""
+
+    def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._clock, self._monotonic = clock, monotonic
+        self._lock = threading.Lock()
+        self._last, self._at = clock(), monotonic()
+
+    def __call__(self) -> float:
+        with self._lock:
+            now, at = self._clock(), self._monotonic()
+            self._last = now if now >= self._last else self._last + (at - self._at)
+            self._at = at
+            return self._last
+
+    def start_from(self, moment: float) -> None:
+        """Begin no earlier than a moment that has been."""
+        with self._lock:
+            self._last = max(self._last, moment)
+
+
 class FeedbackStore:
     """The store in a file; safe to use from several threads and several processes at once.
 
     What a method returns from is on disk: a process or machine that dies later loses nothing of it.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = True, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        create: bool = True,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Open a store.
 
         Args:
             path: The file.
             create: Make it if it is missing.
-            clock: Tells the time in seconds since 1970.
+            clock: Tells the time in seconds since 1970. Where it goes back, also while no store was open, the store's
+                time goes on from the latest time that it knows, so that leases end when they should.
+            monotonic: Tells elapsed seconds, for that case.
 
         Raises:
             TextEnvError: The file is missing or cannot be read, or is something else.
         """
         self.path = Path(path)
-        self._clock = clock
+        self._clock = _ForwardClock(clock, monotonic)
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
         if not create and not self.path.exists():
@@ -286,27 +328,41 @@ class FeedbackStore:
             raise
 
     def _prepare(self) -> None:
-        connection = self._connection()
-        with self.transaction():
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if not self._is_made():
+            with self.transaction() as connection:
+                if not self._is_made():  # another process may have been faster
+                    for statement in _statements(_SCHEMA):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                    connection.execute(f"PRAGMA user_version = {_VERSION}")
+        for table in ("tasks", "annotators", "assignments", "judgements"):
+            if newest := self._one(f"SELECT created FROM {table} ORDER BY id DESC LIMIT 1"):
+                self._clock.start_from(newest["created"])
+
+    def _is_made(self) -> bool:
+        """Return whether the file is a store; False if it is empty. It takes no lock for writing.
+
+        Raises:
+            TextEnvError: It is something else.
+        """
+        with self._connection() as connection:
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:
-                for statement in _statements(_SCHEMA):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
-            elif application != _APPLICATION or version != _VERSION:
-                what = f"version {version}" if application == _APPLICATION else "some other database"
-                raise TextEnvError(f"{self.path} is {what}, not a store of feedback of version {_VERSION}.")
+                return False
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != _APPLICATION or version != _VERSION:
+            what = f"version {version}" if application == _APPLICATION else "some other database"
+            raise TextEnvError(f"{self.path} is {what}, not a store of feedback of version {_VERSION}.")
+        return True
 
     def close(self) -> None:
-        """Close the store; it is of no further use."""
+        """Close the store; it is of no further use. A thread that is inside a call finishes it."""
         with self._lock:
             self._closed = True
-            for connection in self._connections:
+            for connection in self._idle:
                 connection.close()
-            self._connections.clear()
+            self._idle.clear()
 
     def __enter__(self) -> FeedbackStore:
         """Return itself."""
@@ -319,19 +375,35 @@ class FeedbackStore:
         self.close()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Have all that is written inside take place as one, or not at all; others wait so long."""
-        connection = self._connection()
-        if connection.in_transaction:  # inside another
-            yield
-            return
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Have all that is written inside take place as one, or not at all; others wait so long.
+
+        Nothing that takes long belongs inside: whoever else writes waits a minute at most.
+
+        Yields:
+            The connection that this thread writes through.
+
+        Raises:
+            TextEnvError: Another process has been writing for too long.
+        """
+        with self._connection() as connection:
+            if connection.in_transaction:  # inside another
+                yield connection
+                return
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                raise TextEnvError(
+                    f"{self.path}: another program has been writing for {_TIMEOUT:g} seconds. Try again later."
+                ) from error
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
 
     # -- what is shown -------------------------------------------------------------------------------------------
 
@@ -421,7 +493,7 @@ class FeedbackStore:
         Raises:
             TextEnvError: The items are not such, or gold ranks are no ranks.
         """
-        with self.transaction():
+        with self.transaction() as connection:
             found = [self._item(item) for item in items]
             if not 2 <= len(set(items)) == len(items) <= 9:
                 raise TextEnvError(f"items={list(items)}: expected two to nine different ones.")
@@ -443,28 +515,58 @@ class FeedbackStore:
                 priority=priority,
             )
             rows = [(task, position, item) for position, item in enumerate(items)]
-            self._connection().executemany("INSERT INTO task_items VALUES (?, ?, ?)", rows)
+            connection.executemany("INSERT INTO task_items VALUES (?, ?, ?)", rows)
             return task
 
     # -- who judges ----------------------------------------------------------------------------------------------
 
     def annotator(
-        self, name: str, kind: Literal["person", "program"] = "person", details: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        kind: Literal["person", "program"] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> int:
         """Return the number of the annotator of a name, who is added if there is none yet.
 
+        Args:
+            name: Kept as ``annotator_name`` writes it.
+            kind: What the annotator must be; None for either, and for a person who is added.
+            details: Of one who is added.
+
         Raises:
-            TextEnvError: The name is empty.
+            TextEnvError: The name is empty, or the annotator of that name is of the other kind.
         """
-        if not name.strip():
+        name = annotator_name(name)
+        if not name:
             raise TextEnvError("An annotator needs a name.")
-        with self.transaction():
-            found = self._one("SELECT id FROM annotators WHERE name = ?", name)
-            return (
-                int(found["id"])
-                if found
-                else self._insert("annotators", name=name, kind=kind, details=_written(details))
+        if (known := self._annotator(name)) is None:
+            with self.transaction():
+                known = self._annotator(name)  # another process may have been faster
+                if known is None:
+                    return self._insert("annotators", name=name, kind=kind or "person", details=_written(details))
+        if kind is not None and known["kind"] != kind:
+            raise TextEnvError(
+                f"{name!r} is the name of a {known['kind']} in {self.path}; give the {kind} another name."
             )
+        return int(known["id"])
+
+    def _annotator(self, name: str) -> sqlite3.Row | None:
+        decomposed = unicodedata.normalize("NFD", name)  # as older stores may have it
+        return self._one("SELECT * FROM annotators WHERE name IN (?, ?) ORDER BY id LIMIT 1", name, decomposed)
+
+    def sign_out(self, annotator: int) -> None:
+        """Count that an annotator has signed out at the page: what let them in before does so no longer."""
+        with self.transaction() as connection:
+            self._known("annotators", annotator)
+            connection.execute(
+                "UPDATE annotators SET details = json_set(details, '$.signed_out', ?) WHERE id = ?",
+                (self.signed_out(annotator) + 1, annotator),
+            )
+
+    def signed_out(self, annotator: int) -> int:
+        """Return how often an annotator has signed out at the page."""
+        row = self._one("SELECT details FROM annotators WHERE id = ?", annotator)
+        return 0 if row is None else int(json.loads(row["details"]).get("signed_out", 0))
 
     def lease(self, annotator: int, *, seconds: float = 600.0, rng: random.Random | None = None) -> Assignment | None:
         """Give an annotator something to judge, for a while.
@@ -482,7 +584,7 @@ class FeedbackStore:
         """
         self._known("annotators", annotator)
         now = self._clock()
-        with self.transaction():
+        with self.transaction() as connection:
             mine = self._one(
                 f"""SELECT a.id FROM assignments AS a JOIN tasks AS t ON t.id = a.task
                 WHERE a.annotator = ? AND a.expires > 0
@@ -505,7 +607,7 @@ class FeedbackStore:
                 number = int(mine["id"]) if mine else self._assign(int(task["id"]), annotator, rng)
             else:
                 number = int(mine["id"])
-            self._connection().execute("UPDATE assignments SET expires = ? WHERE id = ?", (now + seconds, number))
+            connection.execute("UPDATE assignments SET expires = ? WHERE id = ?", (now + seconds, number))
             return self.assignment(number)
 
     def _assign(self, task: int, annotator: int, rng: random.Random | None) -> int:
@@ -550,15 +652,15 @@ class FeedbackStore:
             TextEnvError: It was judged, or others have taken it over.
         """
         now = self._clock()
-        with self.transaction():
+        with self.transaction() as connection:
             self._check_open(assignment, now)
-            self._connection().execute("UPDATE assignments SET expires = ? WHERE id = ?", (now + seconds, assignment))
+            connection.execute("UPDATE assignments SET expires = ? WHERE id = ?", (now + seconds, assignment))
 
     def release(self, assignment: int) -> None:
         """Give an assignment back, so that it can be given to others at once."""
-        with self.transaction():
+        with self.transaction() as connection:
             self.assignment(assignment)
-            self._connection().execute("UPDATE assignments SET expires = 0 WHERE id = ?", (assignment,))
+            connection.execute("UPDATE assignments SET expires = 0 WHERE id = ?", (assignment,))
 
     def judge(
         self,
@@ -637,16 +739,33 @@ class FeedbackStore:
             number = self._insert("assignments", task=task, annotator=annotator, display=display, expires=expires)
             return self.judge(number, ranks)
 
-    def undo(self, annotator: int, *, seconds: float = 600.0) -> Assignment | None:
+    def undo(self, annotator: int, *, judgement: int | None = None, seconds: float = 600.0) -> Assignment | None:
         """Take an annotator's last judgement back, and give the same assignment to them again.
 
         Nothing is deleted: a row that supersedes the judgement is added. Another assignment that they have is released.
 
+        Args:
+            annotator: Whose.
+            judgement: Number of the judgement that is meant, so that one which was taken back already is not taken for
+                the one before it; None for whichever is the last.
+            seconds: How long nobody else is given the assignment.
+
         Returns:
             The assignment, its items shown as they were; None if there is nothing to take back.
+
+        Raises:
+            TextEnvError: The judgement that is meant is not the annotator's last.
         """
-        with self.transaction():
+        with self.transaction() as connection:
             row = self._one("SELECT * FROM effective WHERE annotator = ? ORDER BY id DESC LIMIT 1", annotator)
+            if judgement is not None and (row is None or row["id"] != judgement):
+                if self._one("SELECT id FROM effective WHERE id = ?", judgement):
+                    raise TextEnvError(
+                        f"Judgement {judgement} is not the last of annotator {annotator}: there are newer ones. "
+                        "Take those back first."
+                    )
+                self._known("judgements", judgement)
+                return None
             if row is None:
                 return None
             last = _judgement(row)
@@ -662,11 +781,15 @@ class FeedbackStore:
                 seconds=None,
                 supersedes=last.id,
             )
-            connection = self._connection()
             connection.execute("UPDATE assignments SET expires = 0 WHERE annotator = ?", (annotator,))
             expires = self._clock() + seconds
             connection.execute("UPDATE assignments SET expires = ? WHERE id = ?", (expires, last.assignment))
             return self.assignment(last.assignment)
+
+    def last_judgement(self, annotator: int) -> int | None:
+        """Return the number of an annotator's last judgement that was not taken back; None if there is none."""
+        row = self._one("SELECT id FROM effective WHERE annotator = ? ORDER BY id DESC LIMIT 1", annotator)
+        return None if row is None else int(row["id"])
 
     def _check_open(self, assignment: int, now: float) -> None:
         given = self.assignment(assignment)
@@ -818,14 +941,14 @@ class FeedbackStore:
         Raises:
             TextEnvError: The folder was added with other judgements.
         """
-        with self.transaction():
+        with self.transaction() as connection:
             for known in self.reward_models():
                 if known.folder == str(folder):
                     if known.judgements != tuple(sorted(judgements)):
                         raise TextEnvError(f"{folder} was added already, trained on other judgements.")
                     return known.id
             number = self._insert("reward_models", folder=str(folder), parent=parent, details=_written(details))
-            self._connection().executemany("INSERT INTO trained_on VALUES (?, ?)", [(number, j) for j in judgements])
+            connection.executemany("INSERT INTO trained_on VALUES (?, ?)", [(number, j) for j in judgements])
             return number
 
     def reward_models(self) -> list[RewardModelVersion]:
@@ -842,25 +965,47 @@ class FeedbackStore:
 
     # -- the database --------------------------------------------------------------------------------------------
 
-    def _connection(self) -> sqlite3.Connection:
-        """Return this thread's connection."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Lend this thread a connection: the one that it has in a transaction, else an idle one, or a new one.
+
+        It comes back when it is no longer needed, so that threads which end leave none open.
+        """
+        held: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if held is not None:
+            yield held
+            return
+        with self._lock:
+            if self._closed:
+                raise TextEnvError(f"The store {self.path} is closed.")
+            connection = self._idle.pop() if self._idle else None
+        connection = connection or self._opened()
+        self._local.connection = connection
+        try:
+            yield connection
+        finally:
+            self._local.connection = None
             with self._lock:
-                if self._closed:
-                    raise TextEnvError(f"The store {self.path} is closed.")
-                connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
-                self._connections.append(connection)  # so that close can reach it
+                kept = not self._closed and len(self._idle) < _IDLE
+                if kept:
+                    self._idle.append(connection)
+            if not kept:
+                connection.close()
+
+    def _opened(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False)
+        try:
             connection.row_factory = sqlite3.Row
             for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
                 connection.execute(f"PRAGMA {setting}")
-            self._local.connection = connection
-        elif self._closed:
-            raise TextEnvError(f"The store {self.path} is closed.")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        return self._connection().execute(query, values).fetchall()
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchall()
 
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
         return next(iter(self._rows(query, *values)), None)
@@ -868,8 +1013,8 @@ class FeedbackStore:
     def _insert(self, table: str, **cells: Any) -> int:
         cells["created"] = self._clock()
         places = ", ".join("?" * len(cells))
-        with self.transaction():
-            cursor = self._connection().execute(
+        with self.transaction() as connection:
+            cursor = connection.execute(
                 f"INSERT INTO {table} ({', '.join(cells)}) VALUES ({places})", tuple(cells.values())
             )
         assert cursor.lastrowid is not None

@@ -353,6 +353,12 @@ function label(form) {
     document.addEventListener(name, () => { active = Date.now(); }, { passive: true });
   }
 
+  function tellAway(text) {
+    const away = document.getElementById("away");
+    away.hidden = !text;
+    if (away.textContent !== text) away.textContent = text; // or it would be read out every time
+  }
+
   async function stayAlive() {
     if (document.hidden || sent) return;
     const fields = new URLSearchParams({ token: form.elements.token.value });
@@ -362,9 +368,16 @@ function label(form) {
     try {
       answer = await fetch("/alive", { method: "POST", body: fields });
     } catch {
-      return; // the server is away; it may come back before this is sent
+      tellAway("The server does not answer. What you chose is kept in this browser; submit it once this message is gone.");
+      return;
     }
-    if (!answer.ok) return;
+    if (!answer.ok) {
+      tellAway(answer.status === 403
+        ? "You are no longer signed in here. Reload the page to sign in again."
+        : "The server has a problem. What you chose is kept in this browser; submit it once this message is gone.");
+      return;
+    }
+    tellAway("");
     const now = await answer.json();
     document.getElementById("done-text").textContent = now.text;
     document.getElementById("done").value = now.done;
