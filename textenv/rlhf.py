@@ -43,7 +43,7 @@ from textenv.experiment import (
 )
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.store import FeedbackStore
-from textenv.files import write_atomically
+from textenv.files import locked, write_atomically
 from textenv.models.policy import TextPolicy
 from textenv.models.reward_training import RewardModelConfig, train_reward_model
 from textenv.models.training import SftConfig, sft
@@ -141,6 +141,11 @@ def rlhf(config: Rlhf) -> bool:
     Raises:
         TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
     """
+    with locked(config.out):
+        return _rlhf(config)
+
+
+def _rlhf(config: Rlhf) -> bool:
     out, settings = config.out, described(config)
     check_settings(out, settings)
     if config.gold is not None:
