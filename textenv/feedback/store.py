@@ -249,12 +249,20 @@ class FeedbackStore:
     What a method returns from is on disk: a process or machine that dies later loses nothing of it.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = True, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Open a store.
 
         Args:
             path: The file.
             create: Make it if it is missing.
+            read_only: Only read it: nothing in its folder is made or changed, which need not be writable.
             clock: Tells the time in seconds since 1970.
 
         Raises:
@@ -262,23 +270,28 @@ class FeedbackStore:
         """
         self.path = Path(path)
         self._clock = clock
+        self._read_only = read_only
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
-        if not create and not self.path.exists():
+        if (read_only or not create) and not self.path.exists():
             raise TextEnvError(
                 f"{self.path}: there is no such store. Make one with 'textenv feedback import' or 'textenv feedback "
                 "add', or check the name."
             )
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._prepare()
+            if read_only:
+                self._check()
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._prepare()
         except (sqlite3.Error, OSError) as error:
             self.close()
+            expected = "." if read_only else ", or a new name in a folder that can be written."
             raise TextEnvError(
-                f"{self.path} cannot be used as a store of feedback ({error}); expected a file that textenv made, or a "
-                "new name in a folder that can be written."
+                f"{self.path} cannot be used as a store of feedback ({error}); expected a file that textenv made"
+                + expected
             ) from error
         except BaseException:
             self.close()
@@ -287,17 +300,23 @@ class FeedbackStore:
     def _prepare(self) -> None:
         connection = self._connection()
         with self.transaction():
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:
                 for statement in _statements(_SCHEMA):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
-            elif application != _APPLICATION or version != _VERSION:
-                what = f"version {version}" if application == _APPLICATION else "some other database"
-                raise TextEnvError(f"{self.path} is {what}, not a store of feedback of version {_VERSION}.")
+            else:
+                self._check()
+
+    def _check(self) -> None:
+        """Refuse a database that is no store of this version."""
+        connection = self._connection()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != _APPLICATION or version != _VERSION:
+            what = f"version {version}" if application == _APPLICATION else "some other database"
+            raise TextEnvError(f"{self.path} is {what}, not a store of feedback of version {_VERSION}.")
 
     def close(self) -> None:
         """Close the store; it is of no further use."""
@@ -848,15 +867,29 @@ class FeedbackStore:
             with self._lock:
                 if self._closed:
                     raise TextEnvError(f"The store {self.path} is closed.")
-                connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
+                where = self._address() if self._read_only else self.path
+                connection = sqlite3.connect(
+                    where, timeout=60.0, isolation_level=None, check_same_thread=False, uri=self._read_only
+                )
                 self._connections.append(connection)  # so that close can reach it
             connection.row_factory = sqlite3.Row
-            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                connection.execute(f"PRAGMA {setting}")
+            if not self._read_only:
+                for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                    connection.execute(f"PRAGMA {setting}")
             self._local.connection = connection
         elif self._closed:
             raise TextEnvError(f"The store {self.path} is closed.")
         return connection
+
+    def _address(self) -> str:
+        """Return the file as what is only read.
+
+        SQLite reads a write-ahead log with the help of a file beside it, which it makes where it is missing, in a
+        folder that has to be writable. Where no log is left, because no process has the store open, it needs neither.
+        """
+        log = self.path.with_name(self.path.name + "-wal")
+        log_is_left = log.exists() and log.stat().st_size > 0
+        return f"{self.path.absolute().as_uri()}?{'mode=ro' if log_is_left else 'immutable=1'}"
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         return self._connection().execute(query, values).fetchall()
