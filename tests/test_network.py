@@ -156,12 +156,12 @@ def test_a_reference_reads_no_adapter_in_texts_beyond_its_window() -> None:
     ids, lengths = token_ids(2, 11).numpy(), np.full(2, 11)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* attends to 6 tokens at a time")
-        before = lm.token_log_probs(ids, lengths), lm.next_token_logits(ids, lengths)
+        before: tuple[Any, Any] = lm.token_log_probs(ids, lengths), lm.next_token_logits(ids, lengths)
         policy = TextPolicy(lm, lora=Lora(rank=2, alpha=4))
         disturb(policy)
         lm.next_token_logits(ids[:, :4], lengths // 3)
-        learned = policy.lm.token_log_probs(ids, lengths), policy.lm.next_token_logits(ids, lengths)
-        found = lm.token_log_probs(ids, lengths), lm.next_token_logits(ids, lengths)
+        learned: tuple[Any, Any] = policy.lm.token_log_probs(ids, lengths), policy.lm.next_token_logits(ids, lengths)
+        found: tuple[Any, Any] = lm.token_log_probs(ids, lengths), lm.next_token_logits(ids, lengths)
     for now, other, expected in zip(found, learned, before, strict=True):
         assert float(abs(other - expected).max()) > 0.05
         np.testing.assert_allclose(now, expected, atol=1e-5, rtol=1e-5)
