@@ -65,7 +65,7 @@ def test_no_command_writes_into_a_folder_that_another_run_writes(
 ) -> None:
     given = ["--out", str(tmp_path / "run")]
     if command == "reward train":
-        ranking = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
+        ranking = {"prompt": "a", "completions": ["b", "c"], "ranks": [0, 1]}
         (tmp_path / "rankings.jsonl").write_text(json.dumps(ranking) + "\n")
         given += ["--files", str(tmp_path / "rankings.jsonl")]
     with locked(tmp_path / "run"):
