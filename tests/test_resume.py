@@ -16,19 +16,39 @@ from tests.conftest import build_lm
 from tests.test_ppo import count_e, make_envs
 from textenv.agents import AGENTS, config_of, find
 from textenv.checkpoint import latest_checkpoint
-from textenv.models import network
-from textenv.models.causal_lm import CausalLM
+from textenv.models.causal_lm import CausalLM, _PrefixCache
+from textenv.models.network import Network
 from textenv.rewards.normalize import Normalize
 
 KEEPS_NO_CHECKPOINT = {"best_of_n", "guided"}  # which have nothing to go on with
 LEARNERS = sorted(set(AGENTS) - KEEPS_NO_CHECKPOINT)
-Row = dict[str, float]
+Row = dict[str, Any]
+
+
+FORWARDS: list[tuple[int, ...]] = []
 
 
 @pytest.fixture(autouse=True)
-def _kernels_that_depend_on_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the products of a tiny model change their last bits with the rows of a forward, as those of others do."""
-    monkeypatch.setattr(network, "_FEW", 2**14)
+def _forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record the shape of every forward, the trials of a new cache aside.
+
+    Kernels are chosen by it, and with them the last bits; those of a model as small as here seldom differ.
+    """
+    FORWARDS.clear()
+    run, trouble = Network.run, _PrefixCache._trouble
+
+    def recorded(self: Network, ids: torch.Tensor, *rest: Any, **given: Any) -> torch.Tensor:
+        FORWARDS.append(tuple(ids.shape))
+        return run(self, ids, *rest, **given)
+
+    def unrecorded(self: _PrefixCache) -> str:
+        before = len(FORWARDS)
+        found = trouble(self)
+        del FORWARDS[before:]
+        return found
+
+    monkeypatch.setattr(Network, "run", recorded)
+    monkeypatch.setattr(_PrefixCache, "_trouble", unrecorded)
 
 
 def ragged_lm(seed: int = 0) -> CausalLM:
@@ -70,7 +90,9 @@ def assert_resumes_from_everywhere(
         metrics: list[Row] = []
 
         def log(steps: int, values: Mapping[str, float]) -> None:
-            metrics.append({"steps": steps, **{k: v for k, v in values.items() if not k.startswith("time/")}})
+            told = {name: value for name, value in values.items() if not name.startswith("time/")}
+            metrics.append({"steps": steps, **told, "forwards": FORWARDS.copy()})
+            FORWARDS.clear()
             if keep is not None and (last := latest_checkpoint(checkpoints)) is not None:
                 shutil.copytree(last, keep / last.name / last.name)
 
@@ -79,6 +101,7 @@ def assert_resumes_from_everywhere(
         learner = agent(make_envs(mine, rows, **keywords, **reward), config)
         if keep is None:
             torch.rand(7)  # a new process would not know the old one's random numbers
+        FORWARDS.clear()
         learner.learn(total, progress=log, checkpoints=checkpoints, checkpoint_every=1)
         return metrics
 
