@@ -26,7 +26,7 @@ from torch import nn
 
 from textenv import acting
 from textenv.agents.losses import approximate_kl
-from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from textenv.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from textenv.distributed import World, connect, full
 from textenv.files import to_json, write_json
 from textenv.models.policy import Evaluation, Lora, TextPolicy, observation_arrays
@@ -566,7 +566,7 @@ class Agent(ABC, Generic[ConfigT]):
             self.steps,
             modules=self.kept,
             optimizer=self.optimizer,
-            generators={"actions": self._generator, "minibatches": self._shuffle},
+            generators=self._generators(),
             state={
                 "iterations": self.iterations,
                 "total_steps": total_steps,
@@ -591,7 +591,7 @@ class Agent(ABC, Generic[ConfigT]):
             raise TextEnvError(f"The processes find different checkpoints in {folder}, {sorted(found)}: share it.")
         if path is None:
             return False
-        before = json.loads((path / "state.json").read_text("utf-8"))
+        before = read_state(path)
         settings = {"total_steps": total_steps, **_settled(self.config)}
         earlier = {"total_steps": before["total_steps"], **before["config"]}
         if changed := sorted(name for name in settings if settings[name] != earlier.get(name)):
@@ -604,7 +604,7 @@ class Agent(ABC, Generic[ConfigT]):
             path,
             modules=self.kept,
             optimizer=self.optimizer,
-            generators={"actions": self._generator, "minibatches": self._shuffle},
+            generators=self._generators(),
         )
         self.steps, self.iterations, self._seeded = state["step"], state["iterations"], True
         rows = state["env"]["generators"]
@@ -617,6 +617,14 @@ class Agent(ABC, Generic[ConfigT]):
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """Let the policy act or be read inside, which FSDP otherwise keeps in parts; every process enters it."""
         return self.world.whole(self._network)
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        """Return what random numbers come from; torch's own generators are for what an ``update`` draws by itself."""
+        device = self._generator.device
+        found = {"actions": self._generator, "minibatches": self._shuffle, "torch": torch.default_generator}
+        if device.type == "cuda":
+            found["cuda"] = torch.cuda.default_generators[device.index or 0]
+        return found
 
     def _unsharded(self) -> TextPolicy:
         if not self.world.sharded:

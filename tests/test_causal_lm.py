@@ -452,6 +452,35 @@ def test_a_recurrent_model_runs_without_the_cache() -> None:
     assert lm.max_positions is None
 
 
+def test_a_cache_that_was_emptied_runs_the_forwards_of_a_new_one() -> None:
+    """Those of other shapes have other last bits, and a resumed run knows nothing of the rollouts before."""
+
+    def write(lm: CausalLM, rows: int, width: int, seed: int) -> tuple[int, int]:
+        """Have rows write until they have ended, which they do at random; return the size of the buffers."""
+        rng = np.random.default_rng(seed)
+        ids, lengths, alive = rng.integers(2, 300, (rows, width)), rng.integers(1, 4, rows), np.arange(rows)
+        while len(alive) and lengths.max() < width:
+            lm.next_token_logits(ids[alive], lengths[alive], rows=alive)
+            lengths[alive] += 1
+            alive = alive[rng.random(len(alive)) > 0.15]
+        size: tuple[int, int] = lm._cache._held.size  # type: ignore[union-attr]
+        return size
+
+    differ = 0
+    for seed in range(6):
+        new, used = build_lm(), build_lm()
+        with Forwards(new) as forwards:
+            expected = write(new, 12, 20, seed), forwards.shapes
+        write(used, 12, 20, seed + 10)
+        slots = used._cache._slots.tolist()
+        differ += slots != sorted(slots)
+        write(used, 15, 30, seed + 20)
+        used.forget()
+        with Forwards(used) as forwards:
+            assert (write(used, 12, 20, seed), forwards.shapes) == expected
+    assert differ, "rows have changed their places"
+
+
 @pytest.mark.parametrize("kind", ["mistral", "gpt neo"])
 def test_a_sliding_window_is_cached_up_to_its_width(kind: str) -> None:
     if kind == "mistral":
@@ -467,15 +496,19 @@ def test_a_sliding_window_is_cached_up_to_its_width(kind: str) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             logits = lm.next_token_logits(ids, lengths)
+        assert len(caught) == (lengths.max() > 8 and not warned), "it says so once"
         warned |= bool(caught)
-        assert warned >= (lengths.max() > 8)
         torch.testing.assert_close(logits, plain_logits(lm, ids, lengths), atol=1e-4, rtol=1e-4)
     if kind == "mistral":
         again = make(lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8, num_key_value_heads=2)))
         with Forwards(again) as forwards:
             for step in range(1, 9):
                 again.next_token_logits(ids, np.full(ROWS, step))
-        assert forwards.shapes[-7:] == [(ROWS, 1)] * 7
+            with pytest.warns(UserWarning, match="it attends to 8 tokens at a time"):
+                again.next_token_logits(ids, np.full(ROWS, 10))
+            forwards.shapes.clear()
+            again.next_token_logits(ids, np.full(ROWS, 8))
+            assert forwards.shapes == [(ROWS, 1)], "after one that was longer too, for a resumed run knows of none"
 
 
 def test_a_model_whose_head_is_more_than_its_embeddings_is_refused() -> None:

@@ -198,3 +198,41 @@ def test_state_is_json(tmp_path: Path) -> None:
         save(tmp_path, 2, parts, thing=object())
     assert latest_checkpoint(tmp_path) == whole
     assert json.loads((whole / "state.json").read_text("utf-8"))["step"] == 1
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+def test_one_that_was_changed_is_refused_wherever_it_was(tmp_path: Path, file: str) -> None:
+    parts = make()
+    train(*parts, steps=1)
+    path = save(tmp_path, 1, parts, note=0.125, nested={"list": [1, None, "ü"]})
+    whole = (path / file).read_bytes()
+    places = range(0, len(whole), 97) if file == "tensors.safetensors" else range(len(whole))
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= 1  # also digits and letters, which leave JSON that can be read
+        (path / file).write_bytes(bytes(changed))
+        before = parts[0].embed.weight.clone()
+        with pytest.raises(TextEnvError, match=r"step-00000001 cannot be read: \S+\.\S+ .*Delete it to start from the"):
+            load(path, parts)
+        assert torch.equal(before, parts[0].embed.weight)
+    (path / file).write_bytes(whole)
+    assert load(path, parts)["note"] == 0.125
+
+
+def test_a_damaged_one_names_the_one_before(tmp_path: Path) -> None:
+    older = save(tmp_path, 7, make())
+    older.rename(tmp_path / "aside")
+    newer = save(tmp_path, 9, make())
+    (tmp_path / "aside").rename(older)
+    (newer / "tensors.safetensors").write_bytes(b"")
+    with pytest.raises(TextEnvError, match=r"step-00000009 cannot be read: .* Delete it to go on from step-00000007"):
+        load(newer, make())
+
+
+def test_one_without_digests_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, make())
+    state = json.loads((path / "state.json").read_text("utf-8"))
+    assert set(state.pop("sha256")) == {"tensors.safetensors", "state.json"}
+    (path / "state.json").write_text(json.dumps(state), "utf-8")
+    with pytest.raises(TextEnvError, match=r"no SHA-256 of the files; an earlier version of textenv wrote it\. Delete"):
+        load(path, make())

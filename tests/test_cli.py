@@ -1,6 +1,7 @@
 """The command line, run as people run it, on the bundled model with tiny budgets."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from tests.families import save_family
 from textenv.cli import main
+from textenv.files import locked
 from textenv.tracking import read_metrics
 
 TINY = ["--total-steps", "250", "--num-envs", "4", "--eval-episodes", "4", "--max-new-tokens", "8"]
@@ -113,6 +115,22 @@ def test_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path, capsys
     (tmp_path / "config.json").write_text(json.dumps({"seed": 1}))
     assert main(["train", "--out", str(tmp_path), *TINY]) == 1
     assert "seed was 1, is 0" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "rlhf", "clips train", "reward train"])
+def test_no_command_writes_into_a_folder_that_another_run_writes(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--out", str(tmp_path / "run")]
+    if command == "reward train":
+        ranking = {"prompt": "a", "completions": ["b", "c"], "ranks": [0, 1]}
+        (tmp_path / "rankings.jsonl").write_text(json.dumps(ranking) + "\n")
+        given += ["--files", str(tmp_path / "rankings.jsonl")]
+    with locked(tmp_path / "run"):
+        before = [path.name for path in (tmp_path / "run").iterdir()]
+        assert main([*command.split(), *given]) == 1
+        assert f"is being written by process {os.getpid()} on" in capsys.readouterr().out.replace("\n", " ")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == before
 
 
 def test_sample_continues_prompts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -578,3 +578,49 @@ def test_leases_beside_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(Leases, settings=run)
+
+
+def listed(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+def judge_one(store: FeedbackStore) -> None:
+    add_task(store)
+    annotator = store.annotator("ann")
+    given = store.lease(annotator)
+    assert given is not None
+    store.judge(given.id, [0, 1])
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_reading_needs_no_folder_that_can_be_written(tmp_path: Path, in_use: bool) -> None:
+    store = FeedbackStore(tmp_path / "shared" / "a#b?.db")
+    judge_one(store)
+    if not in_use:
+        store.close()
+    before = listed(tmp_path / "shared")
+    assert len(before) == (3 if in_use else 1), "with a log that is not in the file yet, or without"
+    (tmp_path / "shared").chmod(0o555)
+    with FeedbackStore(store.path, read_only=True) as reader:
+        assert reader.progress().done == 1
+        assert [ranking.ranks for _, ranking in reader.rankings()] == [(0, 1)]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader.add_prompt("more")
+    (tmp_path / "shared").chmod(0o755)
+    after = listed(tmp_path / "shared")
+    assert {name: after[name] for name in after if "-shm" not in name} == {
+        name: before[name] for name in before if "-shm" not in name
+    }
+    assert after.keys() == before.keys()
+    store.close()
+
+
+def test_reading_refuses_what_is_no_store_and_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(TextEnvError, match="there is no such store"):
+        FeedbackStore(tmp_path / "missing.db", read_only=True)
+    (tmp_path / "text.db").write_text("no database at all, but long enough to look like one" * 40)
+    (tmp_path / "empty.db").touch()
+    for name in ("text.db", "empty.db"):
+        with pytest.raises(TextEnvError, match=f"{name}.* (not a store|cannot be used as a store)"):
+            FeedbackStore(tmp_path / name, read_only=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.db", "text.db"]

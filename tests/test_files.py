@@ -1,15 +1,19 @@
 """Files are whole or absent."""
 
 import ast
+import errno
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.test_imports import modules
-from textenv.files import to_json, write_atomically, write_json
+from textenv.files import locked, to_json, write_atomically, write_json
 from textenv.types import TextEnvError
 
 
@@ -78,3 +82,55 @@ def test_all_json_is_written_without_nan(module: str) -> None:
 
 def test_loose_json_is_found() -> None:
     assert loose("json.dumps(x)\njson.dump(x, f, allow_nan=True)\njson.dumps(x, allow_nan=False)") == [1, 2]
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    """Start a process that holds the lock of a folder until it is killed."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom textenv.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_folder_is_locked_by_one_process_for_as_long_as_it_lives(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    with hold(folder) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            with (
+                pytest.raises(
+                    TextEnvError, match=rf"{folder} is being written by process {other.pid} on .*another folder"
+                ),
+                locked(folder),
+            ):
+                pytest.fail("it is held by another process")
+        finally:
+            other.kill()
+    assert (folder / ".lock").exists(), "a process that is killed leaves the file"
+    with locked(folder):  # and no lock
+        (folder / "written").write_text("by this run")
+    assert [path.name for path in folder.iterdir()] == ["written"]
+
+
+def test_a_lock_is_free_again_after_an_error_and_leaves_no_folder_that_is_empty(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyError), locked(tmp_path / "run"):
+            raise KeyError
+        assert not (tmp_path / "run").exists()
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(TextEnvError, match=f"process {os.getpid()} "),
+        locked(tmp_path / "run"),
+    ):
+        pytest.fail("it is held by this process")
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="a file system without locks"), locked(tmp_path / "run"):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -210,6 +211,27 @@ def test_a_sliding_window_is_kept_to() -> None:
         with torch.no_grad():
             expected = theirs(lm.model, ids)
             torch.testing.assert_close(lm.hidden_states(ids, torch.full((2,), width)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reference_reads_no_adapter_in_texts_beyond_its_window() -> None:
+    """Those run through the model's own forward, in which the adapter of the policy that shares it is."""
+    shape = {**family_model("llama").config.to_dict(), "sliding_window": 6}
+    for name in ("model_type", "architectures"):
+        shape.pop(name)
+    torch.manual_seed(0)
+    lm = CausalLM(MistralForCausalLM(MistralConfig(**shape)).eval(), make_family("llama").tokenizer)
+    ids, lengths = token_ids(2, 11).numpy(), np.full(2, 11)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* attends to 6 tokens at a time")
+        before: tuple[Any, Any] = lm.token_log_probs(ids, lengths), lm.next_token_logits(ids, lengths)
+        policy = TextPolicy(lm, lora=Lora(rank=2, alpha=4))
+        disturb(policy)
+        lm.next_token_logits(ids[:, :4], lengths // 3)
+        learned: tuple[Any, Any] = policy.lm.token_log_probs(ids, lengths), policy.lm.next_token_logits(ids, lengths)
+        found: tuple[Any, Any] = lm.token_log_probs(ids, lengths), lm.next_token_logits(ids, lengths)
+    for now, other, expected in zip(found, learned, before, strict=True):
+        assert float(abs(other - expected).max()) > 0.05
+        np.testing.assert_allclose(now, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_copy_reads_its_own_weights() -> None:

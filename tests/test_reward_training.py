@@ -147,7 +147,7 @@ class TestRuns:
     def test_a_killed_run_ends_as_one_left_alone(self, base: str, tmp_path: Path, monkeypatch: Any) -> None:
         settings = config(base, checkpoint_every=2, epochs=2, token_dropout=0.3)
         data = rankings(40)
-        train_reward_model(settings, data, out=tmp_path / "whole")
+        expected = train_reward_model(settings, data, out=tmp_path / "whole")
 
         def killed(*args: Any, **kwargs: Any) -> None:
             save_checkpoint(*args, **kwargs)
@@ -158,7 +158,8 @@ class TestRuns:
             train_reward_model(settings, data, out=tmp_path / "cut")
         monkeypatch.undo()
         assert not (tmp_path / "cut" / "reward.json").exists()
-        train_reward_model(settings, data, out=tmp_path / "cut")
+        report = train_reward_model(settings, data, out=tmp_path / "cut")
+        assert dataclasses.replace(report, seconds=0) == dataclasses.replace(expected, seconds=0)
         for name in ("model.safetensors", "reward_head.safetensors"):
             whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
             assert all(torch.equal(whole[key], cut[key]) for key in whole)

@@ -23,6 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.conftest import build_lm
 from textenv import CausalLM, TextEnvError
+from textenv.files import locked
 from textenv.models import training
 from textenv.models.causal_lm import quiet
 from textenv.models.training import PretrainConfig, SftConfig, pretrain, read_texts, sft, train_tokenizer
@@ -346,6 +347,38 @@ def test_a_killed_process_goes_on(text: Path, tmp_path: Path) -> None:
     pretrain(config)
     pretrain(dataclasses.replace(config, out=tmp_path / "whole"))
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_mean_loss_is_that_of_a_run_that_was_not_stopped(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of the last hundred steps, some of which were before the checkpoint."""
+    found: list[float] = []
+    plain = training.optimise
+    monkeypatch.setattr(training, "optimise", lambda *args, **given: found.append(plain(*args, **given)))
+    losses = record_losses(monkeypatch)
+    pretrain(small(text, tmp_path / "whole", epochs=12.0))
+    steps = len(losses)
+    assert steps > 110
+    assert found == [pytest.approx(math.fsum(losses[-100:]) / 100)]
+    for step in (steps - 3, 15):
+        out = tmp_path / str(step)
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(small(text, out, epochs=12.0))
+        pretrain(small(text, out, epochs=12.0))
+    assert found == [found[0]] * 3
+
+
+def test_two_runs_in_one_folder_are_refused(text: Path, base: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with locked(out):
+        with pytest.raises(TextEnvError, match="is being written by process"):
+            pretrain(small(text, out))
+        with pytest.raises(TextEnvError, match="is being written by process"):
+            sft(tuned(base, pairs, out))
+    assert not out.exists()
 
 
 def test_a_finished_run_gives_the_same_again(text: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 A checkpoint is a folder ``step-00000042`` with ``tensors.safetensors`` (parameters, buffers, optimizer moments, random
 number generators) and ``state.json``. It is written under a temporary name and renamed, so a run killed at any moment
-leaves its last whole one.
+leaves its last whole one. ``state.json`` holds the SHA-256 of the tensors' file and of its own values, so that a run
+never goes on from what a disk or a copy has changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,8 +26,16 @@ from textenv.distributed import fill, full, like
 from textenv.files import to_json
 from textenv.types import TextEnvError
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint", "write_checkpoint"]
+__all__ = [
+    "latest_checkpoint",
+    "load_checkpoint",
+    "read_checkpoint",
+    "read_state",
+    "save_checkpoint",
+    "write_checkpoint",
+]
 
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -86,8 +96,10 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        safetensors.torch.save_file(dict(tensors), temporary / "tensors.safetensors")
-        (temporary / "state.json").write_text(to_json({"step": step, **state}), "utf-8")
+        safetensors.torch.save_file(dict(tensors), temporary / _TENSORS)
+        values = {"step": step, **state}
+        digests = {_TENSORS: _digest(temporary / _TENSORS), _STATE: _digest_of_values(values)}
+        (temporary / _STATE).write_text(to_json({**values, _DIGESTS: digests}), "utf-8")
         for file in temporary.iterdir():  # a machine that loses its power may keep a rename and lose what was renamed
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -106,21 +118,63 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     """Return the tensors and the JSON values of a checkpoint, ``"step"`` among these.
 
     Raises:
-        TextEnvError: The checkpoint cannot be read.
+        TextEnvError: The checkpoint cannot be read, or is not what was written.
     """
+    state, digests = _read_state(path)
     try:
-        tensors = safetensors.torch.load_file(path / "tensors.safetensors")
-        state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise TextEnvError(
-            f"Checkpoint {path} cannot be read: {error}. Delete it to start from the beginning."
-        ) from error
-    return tensors, state
+        found = _digest(path / _TENSORS)
+        if found != digests.get(_TENSORS):
+            raise _unreadable(path, f"{_TENSORS} is not what was written (its SHA-256 is another)")
+        return safetensors.torch.load_file(path / _TENSORS), state
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the JSON values of a checkpoint, ``"step"`` among these.
+
+    Raises:
+        TextEnvError: They cannot be read, or are not what was written.
+    """
+    return _read_state(path)[0]
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the JSON values of a checkpoint, and the SHA-256 of its files."""
+    try:
+        state: Any = json.loads((path / _STATE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, f"{_STATE}: {error}") from error
+    digests = state.pop(_DIGESTS, None) if isinstance(state, dict) else None
+    if not isinstance(digests, dict):
+        raise _unreadable(path, f"{_STATE} has no SHA-256 of the files; an earlier version of textenv wrote it")
+    if digests.get(_STATE) != _digest_of_values(state):
+        raise _unreadable(path, f"{_STATE} is not what was written (its SHA-256 is another)")
+    return state, digests
+
+
+def _unreadable(path: Path, reason: str) -> TextEnvError:
+    """Return an error that says why a checkpoint cannot be used, and what to do."""
+    older = [other for other in _checkpoints(path.parent) if _step(other) < _step(path)]
+    then = f"go on from {max(older, key=_step).name}" if older else "start from the beginning"
+    return TextEnvError(f"Checkpoint {path} cannot be read: {reason}. Delete it to {then}.")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_values(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json(values).encode()).hexdigest()
+
+
+_DIGESTS = "sha256"
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint with the most steps, or None where there is none."""
-    return max(_checkpoints(folder), key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return max(_checkpoints(folder), key=_step, default=None)
 
 
 def load_checkpoint(
@@ -171,6 +225,10 @@ def load_checkpoint(
 
 def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

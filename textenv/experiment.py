@@ -31,7 +31,7 @@ import textenv
 from textenv.agents import config_of, find
 from textenv.agents.ppo import PPOConfig
 from textenv.distributed import ALONE, World
-from textenv.files import to_json, write_atomically, write_json
+from textenv.files import locked, to_json, write_atomically, write_json
 from textenv.models.policy import TextPolicy
 from textenv.render import save_html
 from textenv.rollouts import sample_episodes, text_env
@@ -224,6 +224,11 @@ def train(command: Train, world: World = ALONE) -> None:
     Raises:
         TextEnvError: The folder holds a finished run, or one with other settings; or a setting is not what is expected.
     """
+    with locked(command.out) if world.first else contextlib.nullcontext():
+        _train(command, world)
+
+
+def _train(command: Train, world: World) -> None:
     out = command.out
     if (out / "results.json").exists():
         raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")

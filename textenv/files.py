@@ -1,18 +1,29 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and folders that one process at a time writes."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from textenv.types import TextEnvError
 
-__all__ = ["to_json", "write_atomically", "write_json"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["locked", "to_json", "write_atomically", "write_json"]
+
+_LOCK_FILE = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of file systems that have none
 
 
 def to_json(
@@ -82,3 +93,70 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing a run's folder at the same time.
+
+    The system holds the lock for as long as this process lives: one that was killed leaves a file, and no lock. On
+    Windows, and with a warning on file systems without locks, nothing is locked.
+
+    Args:
+        folder: Of the run; made if it is missing, and removed again where nothing was written into it.
+
+    Raises:
+        TextEnvError: Another run holds the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK_FILE
+    file = _acquire(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no file that is open
+            path.unlink()  # before the lock ends, or it might be another's
+        os.close(file)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where it is empty
+
+
+def _acquire(path: Path) -> int:
+    """Return the open file that holds the lock."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(file, path)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):  # else its holder removed it in the meantime
+                    os.truncate(file, 0)
+                    os.write(file, to_json({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+                    return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _lock(file: int, path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        try:
+            holder = json.loads(os.pread(file, 1000, 0))
+            who = f"process {holder['pid']} on {holder['host']}"
+        except (ValueError, KeyError, TypeError):  # it has not written its name yet
+            who = "another process"
+        raise TextEnvError(
+            f"{path.parent} is being written by {who}; expected a folder that no other run uses. Wait for that run or "
+            "stop it, or give this one another folder."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{path.parent} is on a file system without locks ({error}): see to it that no other run writes it.",
+            stacklevel=4,
+        )

@@ -24,7 +24,7 @@ def limit_spinning() -> None:
     ``GOMP_SPINCOUNT``, where they are set, are left alone.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def keep_memory() -> None:

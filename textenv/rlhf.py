@@ -46,7 +46,7 @@ from textenv.experiment import (
 )
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
-from textenv.files import to_json, write_atomically, write_json
+from textenv.files import locked, to_json, write_atomically, write_json
 from textenv.models.policy import TextPolicy
 from textenv.models.reward_training import RewardModelConfig, train_reward_model
 from textenv.models.training import SftConfig, sft
@@ -144,8 +144,13 @@ def rlhf(config: Rlhf) -> bool:
     Raises:
         TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
     """
-    out = config.out
     check_counts(config, "total_steps", "num_envs", "reward_epochs")
+    with locked(config.out):
+        return _rlhf(config)
+
+
+def _rlhf(config: Rlhf) -> bool:
+    out = config.out
     if config.gold is not None:
         resolve_reward(parse_reward(config.gold))  # or it would be found wanting after the first stages
     typed = _keywords(config, config.model, unscored)

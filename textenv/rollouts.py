@@ -144,7 +144,8 @@ def collect(
 
     Args:
         envs: From ``vectorise``; the policy is attached to it while it writes, and whatever was before is afterwards.
-        policy: Acts; its caches are emptied first.
+        policy: Acts; its caches are emptied first, and so are those of the reference and the mask, so that the numbers
+            do not depend, in their last bits, on what was before.
         generator: Source of randomness, in the same state in every process; None for the likeliest tokens.
         episodes: How many this process writes, at least one a row; None for one a row. So many are begun and all are
             finished, so that short ones are not preferred. Rows begin anew a few at a time.
@@ -162,6 +163,7 @@ def collect(
     """
     base = text_env(envs)
     policy.forget()
+    base.reference.forget()
     if mask is not None:
         mask.forget()
     n = envs.num_envs

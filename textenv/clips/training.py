@@ -29,7 +29,7 @@ from textenv.clips.saved import StepReward, save_policy, save_reward
 from textenv.clips.segments import Features, Recorder, Trajectory
 from textenv.clips.settings import ClipsConfig
 from textenv.clips.wrappers import Endless, LearnedReward
-from textenv.files import to_json, write_json
+from textenv.files import locked, to_json, write_json
 from textenv.tracking import RunLogger
 from textenv.types import TextEnvError
 
@@ -78,6 +78,12 @@ def train(
     Raises:
         TextEnvError: The task or the agent cannot be made, or the folder holds a run with other settings.
     """
+    with locked(config.out):
+        return _started(config, judge, score, progress=progress)
+
+
+def _started(config: ClipsConfig, judge: Judge | None, score: Score, *, progress: bool) -> dict[str, Any]:
+    """Check the folder, and train with whoever judges."""
     if (config.out / "results.json").exists():
         raise TextEnvError(f"{config.out} holds a finished run; give this one another folder.")
     described = _described(config)

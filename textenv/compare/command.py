@@ -9,14 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from textenv.compare.figures import draw_overview, picture
-from textenv.compare.plan import Compare, make_plan
+from textenv.compare.plan import Compare, Plan, make_plan
 from textenv.compare.pool import Job, processes, ray_cluster
 from textenv.compare.report import task_table, write_report
 from textenv.compare.results import Results, read_results, write_tables
 from textenv.compare.runs import finished, measure_task, run_folder, train_run
 from textenv.compare.statistics import interquartile_mean, stratified_bootstrap
 from textenv.experiment import check_settings
-from textenv.files import write_atomically
+from textenv.files import locked, write_atomically
 from textenv.types import TextEnvError
 
 __all__ = ["compare"]
@@ -28,7 +28,13 @@ def compare(command: Compare, console: Console) -> Results:
     Raises:
         TextEnvError: A setting is not what is expected, or runs failed; what is finished is kept and told all the same.
     """
-    plan, out = make_plan(command), command.out
+    plan = make_plan(command)
+    with locked(command.out):
+        return _compare(command, plan, console)
+
+
+def _compare(command: Compare, plan: Plan, console: Console) -> Results:
+    out = command.out
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = command.workers or cores
     threads = max(1, cores // workers)

@@ -168,7 +168,7 @@ def annotate_feedback(command: AnnotateFeedback) -> str:
 
 def feedback_status(command: FeedbackStatus) -> list[Table]:
     """Return the tables to show."""
-    with FeedbackStore(command.store, create=False) as store:
+    with FeedbackStore(command.store, read_only=True) as store:
         progress, agreement, strengths = store.progress(), measure_agreement(store), policy_strengths(store)
         judgements = store.judgements()
         people = {annotator.id: annotator for annotator in store.annotators()}

@@ -117,7 +117,7 @@ def export_feedback(command: ExportFeedback) -> list[str]:
     Raises:
         TextEnvError: There is no such store, nothing in it was ranked, or the format cannot hold a ranking.
     """
-    with FeedbackStore(command.store, create=False) as store:
+    with FeedbackStore(command.store, read_only=True) as store:
         everything = store.judgements()
         rankings = [ranking for _, ranking in store.rankings(everything if command.all else None)]
     if not rankings:

@@ -288,6 +288,7 @@ class FeedbackStore:
         path: str | Path,
         *,
         create: bool = True,
+        read_only: bool = False,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -296,6 +297,7 @@ class FeedbackStore:
         Args:
             path: The file.
             create: Make it if it is missing.
+            read_only: Only read it: nothing in its folder is made or changed, which need not be writable.
             clock: Tells the time in seconds since 1970. Where it goes back, also while no store was open, the store's
                 time goes on from the latest time that it knows, so that leases end when they should.
             monotonic: Tells elapsed seconds, for that case.
@@ -305,23 +307,29 @@ class FeedbackStore:
         """
         self.path = Path(path)
         self._clock = _ForwardClock(clock, monotonic)
+        self._read_only = read_only
         self._local = threading.local()
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
-        if not create and not self.path.exists():
+        if (read_only or not create) and not self.path.exists():
             raise TextEnvError(
                 f"{self.path}: there is no such store. Make one with 'textenv feedback import' or 'textenv feedback "
                 "add', or check the name."
             )
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._prepare()
+            if read_only:
+                if not self._is_made():
+                    raise TextEnvError(f"{self.path} is empty; expected a store of feedback that textenv made.")
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._prepare()
         except (sqlite3.Error, OSError) as error:
             self.close()
+            expected = "." if read_only else ", or a new name in a folder that can be written."
             raise TextEnvError(
-                f"{self.path} cannot be used as a store of feedback ({error}); expected a file that textenv made, or a "
-                "new name in a folder that can be written."
+                f"{self.path} cannot be used as a store of feedback ({error}); expected a file that textenv made"
+                + expected
             ) from error
         except BaseException:
             self.close()
@@ -993,15 +1001,29 @@ class FeedbackStore:
                 connection.close()
 
     def _opened(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False)
+        where = self._address() if self._read_only else self.path
+        connection = sqlite3.connect(
+            where, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False, uri=self._read_only
+        )
         try:
             connection.row_factory = sqlite3.Row
-            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                connection.execute(f"PRAGMA {setting}")
+            if not self._read_only:
+                for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                    connection.execute(f"PRAGMA {setting}")
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _address(self) -> str:
+        """Return the file as what is only read.
+
+        SQLite reads a write-ahead log with the help of a file beside it, which it makes where it is missing, in a
+        folder that has to be writable. Where no log is left, because no process has the store open, it needs neither.
+        """
+        log = self.path.with_name(self.path.name + "-wal")
+        log_is_left = log.exists() and log.stat().st_size > 0
+        return f"{self.path.absolute().as_uri()}?{'mode=ro' if log_is_left else 'immutable=1'}"
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         with self._connection() as connection:

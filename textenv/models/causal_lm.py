@@ -515,7 +515,9 @@ class CausalLM:
             return
         layer = next(module for module in model.modules() if hasattr(module, "base_layer"))
         if self.adapter is None:
-            settled = self._network is not None and self._cache.usable  # a network of ours leaves adapters out anyway
+            # A network of ours leaves adapters out anyway; the model's own forward, which reads texts longer than a
+            # window, does not.
+            settled = self._network is not None and self._cache.usable and self._window is None
             if not settled and not layer.disable_adapters:
                 model.disable_adapters()
         elif layer.disable_adapters or list(layer.active_adapters) != [self.adapter]:
@@ -635,6 +637,8 @@ class _PrefixCache:
         self._owners: IntArray = np.zeros(0, dtype=np.int64)  # of which row each slot is
         self._every: IntArray = np.zeros(0, dtype=np.int64)  # 0, 1, 2 ...
         self._first = torch.zeros(0, dtype=torch.int64)  # the same where the model is
+        self._empty = True  # nothing was asked since all of it was forgotten
+        self._warned = False  # of texts longer than the window
         self.usable: bool | None = None  # not known before the first call
         self.graphed = False  # likewise
         self._window = _window(model.config.get_text_config())
@@ -642,8 +646,15 @@ class _PrefixCache:
         self._placed = (self._like.dtype, self._like.device)
 
     def forget(self, rows: IntArray | None) -> None:
+        """Empty ``rows``; with None all of it, so that what follows is computed as by a cache that is new.
+
+        Which slots rows are in, and how large the buffers are, decides the shapes of forwards, and thereby their last
+        bits.
+        """
         if rows is None:
             self._lengths[:] = 0
+            self._slots, self._owners = np.arange(len(self._ids)), np.arange(len(self._ids))
+            self._empty = True
         else:
             self._lengths[rows[rows < len(self._lengths)]] = 0
 
@@ -668,9 +679,7 @@ class _PrefixCache:
             self._placed, self.usable = placed, None
         if self.usable is None:
             self._find_way()
-        if self.usable and self._window is not None and int(lengths.max()) > self._window:
-            self.usable = self._refuse(f"it attends to {self._window} tokens at a time, and a text has more")
-        if not self.usable:
+        if not self.usable or self._is_long(int(lengths.max())):
             return self._uncached(input_ids, lengths)
         self._grow(int(rows.max()) + 1, input_ids.shape[1])
         ids = input_ids[:, : self._ids.shape[1]]
@@ -802,6 +811,15 @@ class _PrefixCache:
             self._owners[self._slots] = self._every[: len(self._slots)]
         return self._slots[rows]
 
+    def _is_long(self, length: int) -> bool:
+        """Tell whether a text is longer than the window of the layers, which keys and values of all of it exceed."""
+        if self._window is None or length <= self._window:
+            return False
+        if not self._warned:
+            self._warned = True
+            self._refuse(f"it attends to {self._window} tokens at a time, and a text has more")
+        return True
+
     def _uncached(self, input_ids: IntArray, lengths: IntArray) -> torch.Tensor:
         device = self._like.device
         width = int(lengths.max())
@@ -811,10 +829,13 @@ class _PrefixCache:
 
     def _grow(self, rows: int, width: int) -> None:
         have_rows, have_width = self._ids.shape
+        if self._empty and (rows, width) != (have_rows, have_width):  # smaller or larger: as by a new cache
+            have_rows, have_width, self._held = 0, 0, self._nothing()
+        self._empty = False
         if rows <= have_rows and width <= have_width:
             return
         ids = np.zeros((max(rows, have_rows), max(width, have_width)), dtype=np.int64)
-        ids[:have_rows, :have_width] = self._ids
+        ids[:have_rows, :have_width] = self._ids[:have_rows, :have_width]
         lengths = np.zeros(len(ids), dtype=np.int64)
         lengths[:have_rows] = self._lengths[:have_rows]
         slots = np.arange(len(ids))

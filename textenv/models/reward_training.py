@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from textenv.files import to_json
+from textenv.files import locked, to_json
 from textenv.models.causal_lm import BUNDLED, CausalLM
 from textenv.models.preferences import center_loss, pair_loss, plackett_luce_loss, rank_tensor, ranking_loss
 from textenv.models.reward_model import RewardModel
@@ -151,12 +151,13 @@ def train_reward_model(
     data = hashlib.sha256(repr([dataclasses.astuple(ranking) for ranking in rankings]).encode()).hexdigest()
     about = {"command": "reward", "rankings_sha256": data}
     path = out / "reward.json"
-    if path.exists():
-        found = json.loads(path.read_text("utf-8"))
-        compare_settings(out, {**settings_of(config), **about}, found["settings"])
-        return RewardModelReport(**found["report"])
-    with seeded(config):
-        return _train(config, rankings, list(validation), list(reference), out=out, about=about)
+    with locked(out):
+        if path.exists():
+            found = json.loads(path.read_text("utf-8"))
+            compare_settings(out, {**settings_of(config), **about}, found["settings"])
+            return RewardModelReport(**found["report"])
+        with seeded(config):
+            return _train(config, rankings, list(validation), list(reference), out=out, about=about)
 
 
 def _train(

@@ -14,9 +14,11 @@ import math
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -30,7 +32,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from textenv.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.data.records import ROW_KINDS, kind_of, read_records, read_text
 from textenv.data.values import as_text, short
-from textenv.files import to_json, write_json
+from textenv.files import locked, to_json, write_json
 from textenv.models.causal_lm import CausalLM, quiet
 from textenv.types import IntArray, TextEnvError
 
@@ -243,9 +245,10 @@ def pretrain(config: PretrainConfig) -> Path:
         TextEnvError: The files hold too little text for one batch, or cannot be read, or the folder holds a run with
             other settings.
     """
-    begun = _begun(config, "pretrain")
-    with seeded(config):
-        return _pretrain(config, begun)
+    with locked(config.out):
+        begun = _begun(config, "pretrain")
+        with seeded(config):
+            return _pretrain(config, begun)
 
 
 def _pretrain(config: PretrainConfig, begun: bool) -> Path:
@@ -310,9 +313,10 @@ def sft(config: SftConfig) -> Path:
         TextEnvError: The model cannot be loaded, a file cannot be read or holds no pairs, a prompt leaves no room for
             its completion, or the folder holds a run with other settings.
     """
-    _begun(config, "sft")
-    with seeded(config):
-        return _sft(config)
+    with locked(config.out):
+        _begun(config, "sft")
+        with seeded(config):
+            return _sft(config)
 
 
 def _sft(config: SftConfig) -> Path:
@@ -495,7 +499,7 @@ def optimise(
         after: Given the number of steps done, returns what to tell about them.
 
     Returns:
-        The mean loss of the last hundred steps.
+        The mean loss of the last hundred steps, whether or not the run was stopped in between.
 
     Raises:
         TextEnvError: The loss is not finite, or the folder holds a run with other settings.
@@ -514,16 +518,18 @@ def optimise(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / _SETTINGS_FILE, {"command": name, **settings})
     done = 0
+    losses: deque[float] = deque(maxlen=100)
     if path := latest_checkpoint(checkpoints):
         state = load_checkpoint(path, modules={"model": model}, optimizer=optimizer)
         compare_settings(out, settings, state["config"])
         done = state["step"]
+        losses.extend(state["losses"])
     half = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies_bfloat16(device))
     warmup = max(1, int(config.warmup * steps))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
         task = progress.add_task(name, total=steps, completed=done, note="")
-        average, tokens, started = 0.0, 0, time.perf_counter()
+        tokens, started = 0, time.perf_counter()
         for step in range(done, steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
@@ -539,7 +545,8 @@ def optimise(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            average += (float(loss.detach()) - average) / min(step - done + 1, 100)
+            losses.append(float(loss.detach()))
+            average = fmean(losses)
             tokens += read
             speed = tokens / (time.perf_counter() - started)
             note = after(step + 1)
@@ -548,13 +555,17 @@ def optimise(
             progress.update(task, advance=1, note=f"loss {average:.3f}, {speed:,.0f} tokens/s")
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
                 save_checkpoint(
-                    checkpoints, step + 1, modules={"model": model}, optimizer=optimizer, state={"config": settings}
+                    checkpoints,
+                    step + 1,
+                    modules={"model": model},
+                    optimizer=optimizer,
+                    state={"config": settings, "losses": list(losses)},
                 )
                 if not progress.console.is_terminal:
                     progress.console.print(
                         f"{name}: step {step + 1}/{steps}, loss {average:.4f}, {speed:,.0f} tokens/s"
                     )
-    return average
+    return fmean(losses)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
