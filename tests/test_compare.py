@@ -315,6 +315,7 @@ def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
 
     found = ruler.measure(Own())
     assert not found.exact
+    assert found.stderr is not None
     assert found.stderr > 0
     measure_task(plan.tasks[0], plan.budget, tmp_path, 1)
     for run in plan.runs:

@@ -15,6 +15,7 @@ from textenv.experiment import PPOFlags, TrainEnvFlags
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.store import FeedbackStore
 from textenv.rlhf import Rlhf, rlhf
+from textenv.rollouts import sample_episodes
 from textenv.types import TextEnvError
 
 
@@ -155,13 +156,13 @@ def test_prompts_that_have_one_answer(settings: Callable[..., Rlhf], monkeypatch
 
 def test_others_write_while_it_samples(settings: Callable[..., Rlhf], monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(gold=None, rounds=1, labels=70)  # two batches
-    sample, monitored = textenv.rlhf.sample_episodes, []
+    monitored: list[tuple[Any, int]] = []
     monkeypatch.setattr("textenv.feedback.store._TIMEOUT", 0.05)
 
     def watched(*given: Any, **named: Any) -> Any:
         with FeedbackStore(config.store, create=False) as other:  # as "textenv label" does
             monitored.append((other.annotator(f"annotator {len(monitored)}"), len(other.tasks())))
-        return sample(*given, **named)
+        return sample_episodes(*given, **named)
 
     monkeypatch.setattr(textenv.rlhf, "sample_episodes", watched)
     assert not rlhf(config)

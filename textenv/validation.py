@@ -100,7 +100,7 @@ def validate(config: Any) -> None:
     Raises:
         TextEnvError: A value is not what is expected; the message names field, value and what was expected.
     """
-    for name, hint in _hints(type(config)):
+    for name, hint in _hints(type(config)):  # type: ignore[arg-type] (a class is hashable)
         value = getattr(config, name)
         ok, converted = _convert(value, hint)
         if not ok:
@@ -152,13 +152,15 @@ def _convert_plain(value: Any, hint: Any) -> tuple[bool, Any]:
         ok = isinstance(value, Integral) and not isinstance(value, bool)
         return ok, value if type(value) is int or not ok else int(value)
     if hint is float:
+        if isinstance(value, float):  # NumPy's double too
+            return math.isfinite(value), float(value) if type(value) is not float else value
         if isinstance(value, bool) or not isinstance(value, Real):
             return False, value
         try:
             converted = float(value)
         except OverflowError:
             return False, value
-        return math.isfinite(converted), value if type(value) is float else converted
+        return math.isfinite(converted), converted
     if hint is str:
         return isinstance(value, str), value
     if hint is Path:
