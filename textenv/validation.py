@@ -100,7 +100,7 @@ def validate(config: Any) -> None:
     Raises:
         TextEnvError: A value is not what is expected; the message names field, value and what was expected.
     """
-    for name, hint in _hints(type(config)):  # type: ignore[arg-type] (a class is hashable)
+    for name, hint in _hints(type(config)):  # type: ignore[arg-type]
         value = getattr(config, name)
         ok, converted = _convert(value, hint)
         if not ok:
