@@ -777,14 +777,16 @@ def _settled(config: AgentConfig) -> dict[str, Any]:
 
 def _optimizer(policy: TextPolicy, config: AgentConfig) -> torch.optim.Optimizer:
     """Return Adam, with learning rates of their own for embeddings and value head."""
-    peaks = dict.fromkeys(policy.learned.parameters(), config.learning_rate)
+    peaks: dict[Any, float] = dict.fromkeys(policy.learned.parameters(), config.learning_rate)
     rates = _settled(config)
-    if rates["embedding_learning_rate"] is not None:
+    embedding_rate: float | None = rates["embedding_learning_rate"]
+    if embedding_rate is not None:
         for module in (policy.model.get_input_embeddings(), policy.model.get_output_embeddings()):
             if module is not None and config.lora_rank is None:
-                peaks |= dict.fromkeys(module.parameters(), rates["embedding_learning_rate"])
+                peaks |= dict.fromkeys(module.parameters(), embedding_rate)
     if policy.value_head is not None:  # agents with one have a rate for it
-        peaks |= dict.fromkeys(policy.value_head.parameters(), rates["value_learning_rate"])
+        value_rate: float = rates["value_learning_rate"]
+        peaks |= dict.fromkeys(policy.value_head.parameters(), value_rate)
     groups = [{"params": [p for p in peaks if peaks[p] == peak], "peak": peak} for peak in sorted(set(peaks.values()))]
     return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
 
