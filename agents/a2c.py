@@ -21,7 +21,7 @@ from textenv.agents.losses import (
     policy_gradient_loss,
 )
 from textenv.models.policy import Evaluation
-from textenv.rollouts import Rollout
+from textenv.rollouts.collect import Rollout
 
 __all__ = ["A2C", "A2CConfig"]
 

@@ -24,16 +24,16 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from textenv import acting
 from textenv.agents.losses import approximate_kl
-from textenv.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
-from textenv.distributed import World, connect, full
-from textenv.files import to_json, write_json
+from textenv.data.files import to_json, write_json
+from textenv.env.scoring import unscored
+from textenv.env.vector import TextVectorEnv
+from textenv.models import acting
 from textenv.models.policy import Evaluation, Lora, TextPolicy, observation_arrays
-from textenv.rollouts import ActionMask, Rollout, collect, sample_episodes, text_env, vectorise
-from textenv.scoring import unscored
+from textenv.rollouts.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from textenv.rollouts.collect import ActionMask, Rollout, collect, sample_episodes, text_env, vectorise
+from textenv.rollouts.distributed import World, connect, full
 from textenv.types import Episode, FloatArray, IntArray, Observation, TextEnvError
-from textenv.vector import TextVectorEnv
 
 __all__ = [
     "Agent",
@@ -251,7 +251,8 @@ class Agent(ABC, Generic[ConfigT]):
     An iteration writes one episode in every row of a vector environment, through ``reset`` and ``step`` alone, and
     learns from them. The KL penalty is in the reward that the environment pays.
 
-    Started by ``accelerate launch`` or ``torchrun``, several processes are one run: see ``textenv.distributed``.
+    Started by ``accelerate launch`` or ``torchrun``, several processes are one run: see
+    ``textenv.rollouts.distributed``.
 
     Attributes:
         Config: The class of its settings. Those with a ``value`` get a value function, those with ``samples`` as many
@@ -795,7 +796,7 @@ def refuse_unscored(base: TextVectorEnv, agent: str) -> None:
     """Refuse an environment that scores nothing, for an agent that acts by scores.
 
     Raises:
-        TextEnvError: The environment's reward is ``textenv.scoring.unscored``.
+        TextEnvError: The environment's reward is ``textenv.env.scoring.unscored``.
     """
     if base.reward is unscored:
         raise TextEnvError(

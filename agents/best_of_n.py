@@ -1,7 +1,8 @@
 """Best of n: sample n completions, keep the one with the best score (Stiennon et al. 2020). There is nothing to learn.
 
 It maximises the score alone, at a KL from the reference of at most ``log n - (n - 1) / n`` nats
-(``textenv.best_of_n``). The completions are written and scored in an environment of its own, like the one it acts in.
+(``textenv.analysis.best_of_n``). The completions are written and scored in an environment of its own, like the one it
+acts in.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from textenv.agents.agent import Progress, check, describe, read_saved, refuse_unscored
-from textenv.best_of_n import best_of_n_kl
-from textenv.distributed import ALONE, World
-from textenv.files import write_json
+from textenv.analysis.best_of_n import best_of_n_kl
+from textenv.data.files import write_json
+from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import TextPolicy
-from textenv.rollouts import collect, sample_episodes, text_env, vectorise
+from textenv.rollouts.collect import collect, sample_episodes, text_env, vectorise
+from textenv.rollouts.distributed import ALONE, World
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
-from textenv.vector import TextVectorEnv
 
 __all__ = ["BestOfN", "BestOfNConfig"]
 

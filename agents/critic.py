@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from textenv.agents.agent import keeps_statistics
-from textenv.rollouts import Rollout
+from textenv.env.vector import TextVectorEnv
+from textenv.rollouts.collect import Rollout
 from textenv.types import IntArray, Prompt, StopReason, TextEnvError
-from textenv.vector import TextVectorEnv
 
 __all__ = ["Critic", "ask", "hats", "refuse_statistics", "score_next"]
 

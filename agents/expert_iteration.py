@@ -15,7 +15,7 @@ import torch
 
 from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig, check
 from textenv.models.policy import Evaluation
-from textenv.rollouts import Rollout
+from textenv.rollouts.collect import Rollout
 
 __all__ = ["ExpertIteration", "ExpertIterationConfig"]
 

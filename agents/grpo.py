@@ -15,7 +15,7 @@ import torch
 from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig, check
 from textenv.agents.losses import clip_fraction, clipped_policy_loss, group_relative
 from textenv.models.policy import Evaluation
-from textenv.rollouts import Rollout, text_env
+from textenv.rollouts.collect import Rollout, text_env
 
 __all__ = ["GRPO", "GRPOConfig"]
 

@@ -26,16 +26,16 @@ import torch
 from gymnasium.vector import VectorEnv
 from safetensors import SafetensorError
 
-from textenv import acting
 from textenv.agents.agent import Progress, check, describe, read_saved, refuse_unscored
 from textenv.agents.critic import refuse_statistics, score_next
 from textenv.agents.soft_values import Choices, SoftValues, join
-from textenv.distributed import ALONE, World
-from textenv.files import write_json
+from textenv.data.files import write_json
+from textenv.env.vector import TextVectorEnv
+from textenv.models import acting
 from textenv.models.policy import TextPolicy, observation_arrays
-from textenv.rollouts import collect, sample_episodes, text_env, vectorise
+from textenv.rollouts.collect import collect, sample_episodes, text_env, vectorise
+from textenv.rollouts.distributed import ALONE, World
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
-from textenv.vector import TextVectorEnv
 
 __all__ = ["Guided", "GuidedConfig"]
 

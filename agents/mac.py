@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from textenv.agents.agent import Agent, AgentConfig, Batch, check, episode_tensors, paid
 from textenv.agents.critic import Critic, ask, refuse_statistics
 from textenv.agents.losses import clip_fraction, clipped_policy_loss, gae
+from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import Evaluation
-from textenv.rollouts import Rollout, text_env
+from textenv.rollouts.collect import Rollout, text_env
 from textenv.types import IntArray
-from textenv.vector import TextVectorEnv
 
 __all__ = ["MAC", "MACConfig"]
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from textenv.agents.agent import Agent, AgentConfig, check, new_policy
 from textenv.agents.ppo import PPOConfig, clipped_update
-from textenv.distributed import full
+from textenv.env.vector import likeliest
 from textenv.models.policy import TextPolicy
-from textenv.rollouts import Rollout, text_env
+from textenv.rollouts.collect import Rollout, text_env
+from textenv.rollouts.distributed import full
 from textenv.types import IntArray, Observation
-from textenv.vector import likeliest
 
 __all__ = ["NLPO", "NLPOConfig"]
 

@@ -17,7 +17,7 @@ import torch
 from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig, check, paid
 from textenv.agents.losses import preference_loss
 from textenv.models.policy import Evaluation
-from textenv.rollouts import Rollout, text_env
+from textenv.rollouts.collect import Rollout, text_env
 from textenv.types import TextEnvError
 
 __all__ = ["OnlineDPO", "OnlineDPOConfig"]

@@ -20,7 +20,7 @@ from textenv.agents.losses import (
     masked_whiten,
 )
 from textenv.models.policy import Evaluation
-from textenv.rollouts import Rollout
+from textenv.rollouts.collect import Rollout
 
 __all__ = ["PPO", "PPOConfig", "clipped_update"]
 

@@ -14,7 +14,7 @@ import torch
 from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig
 from textenv.agents.losses import leave_one_out, policy_gradient_loss
 from textenv.models.policy import Evaluation
-from textenv.rollouts import Rollout
+from textenv.rollouts.collect import Rollout
 
 __all__ = ["RLOO", "RLOOConfig"]
 

@@ -38,10 +38,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from textenv import acting
+from textenv.models import acting
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy, observation_arrays
-from textenv.rollouts import text_env
+from textenv.rollouts.collect import text_env
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
 __all__ = ["CausalLMPolicy", "EpisodeBuffer", "TextActorCritic", "TextVecEnv", "TokenFeatures", "WholeEpisodes"]

@@ -21,10 +21,10 @@ from torch import nn
 
 from textenv.agents.agent import Agent, AgentConfig, Batch, check, paid
 from textenv.agents.losses import n_step_advantages
+from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import Evaluation
-from textenv.rollouts import Rollout, text_env
+from textenv.rollouts.collect import Rollout, text_env
 from textenv.types import FloatArray, TextEnvError
-from textenv.vector import TextVectorEnv
 
 __all__ = ["SoftQ", "SoftQConfig"]
 

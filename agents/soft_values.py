@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from textenv.agents.critic import hats
-from textenv.exact import logsumexp
+from textenv.analysis.exact import logsumexp
 from textenv.types import IntArray, TextEnvError
 
 __all__ = ["Choices", "SoftValues"]

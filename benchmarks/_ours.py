@@ -8,11 +8,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from benchmarks import _jobs
+from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
-from textenv.rollouts import collect
+from textenv.rollouts.collect import collect
 from textenv.types import KLMode
-from textenv.vector import TextVectorEnv
 
 
 def make_env(

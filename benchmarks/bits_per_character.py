@@ -19,9 +19,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from textenv.data.reviews import load_reviews
 from textenv.models.causal_lm import BUNDLED, CausalLM
-from textenv.models.evaluation import bits_per_character
-from textenv.reviews import load_reviews
+from textenv.training.bits_per_character import bits_per_character
 
 END = "\n"  # also what begins a snippet; no snippet holds one
 CODE_POINTS = 0x110000

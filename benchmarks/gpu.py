@@ -24,9 +24,9 @@ from benchmarks._measure import Effort, environment, interleave, rate, remark, s
 from benchmarks._ours import Rollouts, make_env
 from benchmarks.rollout import Config as Written
 from benchmarks.rollout import Generate
+from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import find_device
 from textenv.models.policy import TextPolicy
-from textenv.vector import TextVectorEnv
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from textenv.tracking import plot_training
+from textenv.rollouts.tracking import plot_training
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from benchmarks import _jobs
 from benchmarks._measure import Effort, environment, interleave, remark, show
 from benchmarks._ours import make_env
 from textenv.models.policy import TextPolicy
-from textenv.process import keep_memory
+from textenv.rollouts.runtime import keep_memory
 from textenv.types import KLMode
 
 

@@ -28,11 +28,11 @@ from matplotlib.figure import Figure
 
 from benchmarks._measure import environment, show
 from textenv.agents.ppo import PPO, PPOConfig
-from textenv.best_of_n import best_of_n_kl, expected_best
-from textenv.files import write_atomically
+from textenv.analysis.best_of_n import best_of_n_kl, expected_best
+from textenv.data.files import write_atomically
+from textenv.env.scoring import resolve_reward, score
 from textenv.models.policy import TextPolicy
-from textenv.rollouts import sample_episodes, text_env
-from textenv.scoring import resolve_reward, score
+from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.types import Episode
 
 

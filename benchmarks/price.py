@@ -23,7 +23,7 @@ from rich.progress import track
 
 from benchmarks._measure import environment, show
 from textenv.agents import config_of, find
-from textenv.best_of_n import best_of_n_kl, price_in_nats, sample_frontier
+from textenv.analysis.best_of_n import best_of_n_kl, price_in_nats, sample_frontier
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from textenv.data.reviews import load_reviews
 from textenv.models.reward_model import RewardModel
-from textenv.reviews import load_reviews
 from textenv.rewards import Vader
 
 

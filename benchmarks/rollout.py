@@ -35,7 +35,7 @@ from benchmarks import _jobs
 from benchmarks._measure import Effort, environment, interleave, rate, remark, show
 from benchmarks._ours import Rollouts, make_env
 from textenv.models.policy import TextPolicy
-from textenv.process import keep_memory
+from textenv.rollouts.runtime import keep_memory
 
 
 @dataclass(frozen=True, slots=True)

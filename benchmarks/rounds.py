@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from benchmarks._measure import environment, show
-from textenv.rlhf import Rlhf, rlhf
+from textenv.commands.rlhf import Rlhf, rlhf
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 import textenv
 from textenv.agents import ppo
 from textenv.agents.sb3 import CausalLMPolicy, EpisodeBuffer, TextVecEnv
-from textenv.files import write_atomically
+from textenv.data.files import write_atomically
 
 ID = "textenv/MovieReview-v0"
 REWARD = "vader"

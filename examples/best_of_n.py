@@ -12,10 +12,10 @@ import tyro
 from gymnasium.vector import AutoresetMode
 
 import textenv
-from textenv.best_of_n import best_of_n_kl
+from textenv.analysis.best_of_n import best_of_n_kl
+from textenv.env.prompts import movie_openings
 from textenv.models.policy import TextPolicy
-from textenv.prompts import movie_openings
-from textenv.rollouts import sample_episodes
+from textenv.rollouts.collect import sample_episodes
 
 
 def main(n: int = 16, prompts: int = 16, seed: int = 0) -> None:

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 
 import textenv
 from textenv.agents.ppo import PPO, PPOConfig
-from textenv.rollouts import sample_episodes
+from textenv.rollouts.collect import sample_episodes
 
 
 def alliteration(completions: Sequence[str], **_: Any) -> list[float]:

@@ -20,7 +20,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.tune.registry import register_env
 
-from textenv.exact import Tree
+from textenv.analysis.exact import Tree
 
 
 class OneHot(gym.ObservationWrapper[Any, Any, Any]):

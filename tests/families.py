@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from textenv.models.causal_lm import CausalLM, quiet
-from textenv.models.training import train_tokenizer
+from textenv.training.language_models import train_tokenizer
 
 __all__ = ["FAMILIES", "WINDOW", "family_model", "family_tokenizer", "make_family", "save_family"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from textenv.feedback.server import create_app
 from textenv.feedback.store import FeedbackStore
-from textenv.web_server import Limits, make_server
+from textenv.web.server import Limits, make_server
 
 KEY = bytes(range(32))
 

@@ -1,4 +1,4 @@
-"""Who may import whom: rewards and agents depend on textenv, never the other way round, and never on each other."""
+"""Who may import whom: the rooms stand in an order, each imports what stands before it, and nothing in a circle."""
 
 import ast
 import sys
@@ -11,9 +11,27 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"textenv": ROOT / "textenv", "textenv.agents": ROOT / "agents", "textenv.rewards": ROOT / "rewards"}
 LINKS = {ROOT / "textenv" / "agents", ROOT / "textenv" / "rewards"}
 AROUND = sorted(path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
-BY_NAME = {("textenv.scoring", "textenv.rewards")}  # a reward's name is looked up when an environment is made
-# The layers: commands, which put all together.
-ABOVE = {"textenv.cli", "textenv.experiment", "textenv.rlhf", "textenv.compare.plan", "textenv.compare.runs"}
+ORDER = (
+    "types",
+    "validation",
+    "plugins",
+    "data",
+    "models",
+    "env",
+    "worlds",
+    "rollouts",
+    "training",
+    "analysis",
+    "web",
+    "feedback",
+    "clips",
+    "compare",
+    "testing",
+    "commands",
+)
+"""The rooms of ``textenv/``; each may import those before it."""
+RUNTIME = {"textenv.rollouts.runtime"}  # asks the process for threads and memory; imports nothing of ours
+BY_NAME = {"textenv.plugins", "textenv.env.registry"}  # find a file by the name that it has in a folder
 IMPORTERS = {"import_module", "__import__", "resolve_name"}
 
 
@@ -48,30 +66,40 @@ def imported_by_name(source: str) -> Iterator[str]:
                 yield str(node.args[0].value)
 
 
+def room(module: str) -> str:
+    """Return the room of a module of textenv: the folder, or the file, right below ``textenv/``."""
+    return module.split(".")[1] if "." in module else ""
+
+
 def complaint(module: str, target: str) -> str | None:
     """Return why ``module`` may not import ``target``, or None."""
     root = target.split(".", maxsplit=1)[0]
-
-    def inside(*packages: str) -> bool:
-        return any(target == package or target.startswith(f"{package}.") for package in packages)
-
     if root in {"agents", "rewards"}:
         return "the import names are textenv.agents and textenv.rewards"
     if module == "textenv.types":
         return None if root in {"numpy", *sys.stdlib_module_names} else "types imports numpy and the standard library"
     if root != "textenv" or module.split(".", maxsplit=1)[0] != "textenv":
         return None
-    if module.startswith("textenv.rewards"):
-        return None if inside("textenv.types", "textenv.models", "textenv.rewards") else "rewards know types and models"
-    if module.startswith("textenv.agents"):
-        return "agents do not know rewards" if inside("textenv.rewards") else None
-    if module not in ABOVE and inside("textenv.agents", "textenv.rewards"):
-        return "textenv knows neither agents nor rewards"
-    return None
+    return _between_rooms(module, target)
+
+
+def _between_rooms(module: str, target: str) -> str | None:
+    mine, theirs = room(module), room(target)
+    if mine == "rewards":
+        allowed = {"rewards", "models", "types", "validation", "plugins"}
+        return None if theirs in allowed else "rewards know types, validation, plugins and models"
+    if mine == "agents":
+        return "agents do not know rewards" if theirs == "rewards" else None
+    if theirs in {"agents", "rewards"}:
+        return None if mine in {"commands", ""} else "textenv knows neither agents nor rewards"
+    if mine in {"", "__main__"} or not theirs or target in RUNTIME or theirs not in ORDER:
+        return None  # the public face shows all of them
+    return None if ORDER.index(theirs) <= ORDER.index(mine) else f"{mine} stands before {theirs}"
 
 
 def complaints(module: str, source: str) -> list[str]:
-    targets = [*imported(source), *(name for name in imported_by_name(source) if (module, name) not in BY_NAME)]
+    by_name = () if module in BY_NAME else imported_by_name(source)
+    targets = [*imported(source), *by_name]
     return [f"{module} imports {target}: {why}" for target in targets if (why := complaint(module, target))]
 
 
@@ -103,9 +131,13 @@ def cycle(edges: Mapping[str, set[str]]) -> list[str]:
 
 
 def test_every_package_was_found() -> None:
-    assert {"textenv", "textenv.cli", "textenv.models.causal_lm", "textenv.agents.ppo", "textenv.rewards.vader"} <= set(
-        modules()
-    )
+    expected = {"textenv", "textenv.models.causal_lm", "textenv.agents.ppo", "textenv.rewards.vader"}
+    assert expected <= set(modules())
+
+
+def test_every_room_stands_in_the_order() -> None:
+    rooms = {room(name) for name in modules()} - {"", "__main__", "agents", "rewards"}
+    assert rooms <= set(ORDER)
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
@@ -121,16 +153,18 @@ def test_nobody_imports_the_top_level_folders(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("textenv.vector", "def f():\n    from textenv.agents import ppo"),
-        ("textenv.vector", "from textenv import rewards"),
-        ("textenv.vector", "import importlib\nimportlib.import_module('textenv.rewards')"),
+        ("textenv.env.vector", "def f():\n    from textenv.agents import ppo"),
+        ("textenv.env.vector", "from textenv import rewards"),
+        ("textenv.env.vector", "import importlib\nimportlib.import_module('textenv.rewards')"),
+        ("textenv.env.vector", "from textenv.rollouts.collect import collect"),
+        ("textenv.models.policy", "from textenv.env.vector import TextVectorEnv"),
+        ("textenv.data.records", "import textenv.feedback.store"),
         ("textenv.agents.ppo", "import textenv.rewards.vader"),
         ("textenv.agents.ppo", "import agents.losses"),
-        ("textenv.rewards.vader", "from textenv.vector import TextVectorEnv"),
+        ("textenv.rewards.vader", "from textenv.env.vector import TextVectorEnv"),
         ("textenv.rewards.vader", "from textenv.agents import ppo"),
-        ("textenv.rewards.vader", "import textenv"),
         ("textenv.types", "import torch"),
-        ("textenv.types", "from textenv import kl"),
+        ("textenv.types", "from textenv.env import kl"),
         ("test_vector", "from rewards.vader import Vader"),
     ],
 )
@@ -141,8 +175,8 @@ def test_the_check_can_fail(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("textenv.cli", "from textenv.agents.ppo import PPO"),
-        ("textenv.agents.ppo", "from textenv.agents import losses\nfrom textenv.vector import TextVectorEnv"),
+        ("textenv.commands.train", "from textenv.agents.ppo import PPO"),
+        ("textenv.agents.ppo", "from textenv.agents import losses\nfrom textenv.env.vector import TextVectorEnv"),
         ("textenv.rewards.classifier", "from textenv.models import causal_lm\nfrom textenv import types"),
         ("textenv.types", "import dataclasses\nimport numpy as np\nfrom numpy.typing import NDArray"),
         ("test_vector", "from textenv.rewards.vader import Vader"),
@@ -153,7 +187,9 @@ def test_what_is_allowed_passes(module: str, source: str) -> None:
 
 
 def test_no_cycles() -> None:
-    assert cycle(graph({name: path.read_text("utf-8") for name, path in modules().items()})) == []
+    edges = graph({name: path.read_text("utf-8") for name, path in modules().items()})
+    edges["textenv"] = set()  # the public face names all, and imports what is asked for
+    assert cycle(edges) == []
 
 
 def test_a_cycle_is_found() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from textenv.cli import main
-from textenv.reviews import load_reviews
+from textenv.commands.cli import main
+from textenv.data.reviews import load_reviews
 from textenv.types import TextEnvError
 
 ROOT = Path(__file__).parent.parent

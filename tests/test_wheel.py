@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BUNDLED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 EPISODE = """
-import textenv, textenv.agents.ppo, textenv.cli, textenv.rewards
+import textenv, textenv.agents.ppo, textenv.commands.cli, textenv.rewards
 import gymnasium
 print(textenv.__file__)
 env = gymnasium.make("textenv/MovieReview-v0")

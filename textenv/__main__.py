@@ -2,6 +2,6 @@
 
 import sys
 
-from textenv.cli import main
+from textenv.commands.cli import main
 
 sys.exit(main())

@@ -19,7 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from textenv.clips.wrappers import RewardFunction
-from textenv.files import to_json
+from textenv.data.files import to_json
 from textenv.types import TextEnvError
 
 __all__ = ["AGENTS", "agent_state", "make_agent", "pay_anew", "restore_agent"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from textenv.models.preferences import pair_loss
+from textenv.training.preferences import pair_loss
 
 __all__ = ["Comparisons", "FitReport", "RewardEnsemble", "RewardLearner", "preference_losses"]
 

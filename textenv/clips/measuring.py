@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from textenv.files import write_atomically
-from textenv.tracking import read_metrics
+from textenv.data.files import write_atomically
+from textenv.rollouts.tracking import read_metrics
 from textenv.types import TextEnvError
 
 __all__ = ["evaluate", "make_task", "plot_returns"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.clips.segments import Segment, as_action
-from textenv.files import write_atomically
+from textenv.data.files import write_atomically
 from textenv.types import TextEnvError
 
 try:

@@ -19,8 +19,8 @@ from textenv.clips.ensemble import RewardEnsemble
 from textenv.clips.measuring import make_task
 from textenv.clips.segments import Features
 from textenv.clips.settings import ClipsConfig
-from textenv.files import write_atomically, write_json
-from textenv.trust import Source
+from textenv.data.files import write_atomically, write_json
+from textenv.env.trust import Source
 from textenv.types import FloatArray, TextEnvError
 
 __all__ = ["StepReward", "load_policy", "load_reward", "save_policy", "save_reward"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from textenv.files import to_json
+from textenv.data.files import to_json
 from textenv.types import TextEnvError
 
 __all__ = ["ClipsConfig"]

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from textenv.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
 from textenv.clips.agents import Agent, agent_state, make_agent, pay_anew, restore_agent
 from textenv.clips.ensemble import Comparisons, FitReport, RewardEnsemble, RewardLearner
 from textenv.clips.measuring import evaluate, make_task, plot_returns
@@ -29,8 +28,9 @@ from textenv.clips.saved import StepReward, save_policy, save_reward
 from textenv.clips.segments import Features, Recorder, Trajectory
 from textenv.clips.settings import ClipsConfig
 from textenv.clips.wrappers import Endless, LearnedReward
-from textenv.files import locked, to_json, write_json
-from textenv.tracking import RunLogger
+from textenv.data.files import locked, to_json, write_json
+from textenv.rollouts.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
+from textenv.rollouts.tracking import RunLogger
 from textenv.types import TextEnvError
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import gymnasium as gym
 import tyro
 
-from textenv.agents import AGENTS, config_of, find
-from textenv.files import to_json
-from textenv.trust import Source
+from textenv import plugins
+from textenv.data.files import to_json
+from textenv.env.trust import Source
 from textenv.types import TextEnvError
 
 __all__ = ["Budget", "Compare", "Entry", "Plan", "Run", "Task", "make_plan"]
@@ -175,10 +175,10 @@ class Run:
         Raises:
             TextEnvError: One is unknown, or its value is not what is expected.
         """
-        agent = find(self.agent.name)
+        agent = plugins.agents().find(self.agent.name)
         known = agent.Config.__dataclass_fields__
         shared = {name: value for name, value in self.task.agent_settings.items() if name in known}
-        return config_of(agent, {**shared, **self.agent.settings, "seed": self.seed})
+        return plugins.agents().config_of(agent, {**shared, **self.agent.settings, "seed": self.seed})
 
     def described(self, budget: Budget) -> dict[str, Any]:
         """Return all that the figures depend on, as JSON values."""
@@ -308,7 +308,9 @@ def _agent(given: Any) -> Entry:
     name, settings = entry["name"], entry.get("settings", {})
     if "seed" in settings:
         raise TextEnvError(f"agents: {name} has a seed among its settings; 'seeds' seeds all.")
-    return Entry(entry.get("label", name if name in AGENTS else name.rpartition(":")[2]), name, settings)
+    return Entry(
+        entry.get("label", name if name in plugins.agents().AGENTS else name.rpartition(":")[2]), name, settings
+    )
 
 
 def _tasks(given: Any, rewards: Sequence[Any]) -> list[Task]:

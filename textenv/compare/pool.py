@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
-from textenv.process import Stopped
+from textenv.rollouts.runtime import Stopped
 from textenv.types import TextEnvError
 
 __all__ = ["Job", "Pool", "processes", "ray_cluster"]

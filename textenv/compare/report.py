@@ -16,9 +16,9 @@ from textenv.compare.figures import draw_aggregates, draw_curves, draw_frontier,
 from textenv.compare.results import Results
 from textenv.compare.runs import SAMPLES
 from textenv.compare.statistics import AGGREGATES, improvement, mean_interval, stratified_bootstrap
-from textenv.files import to_json, write_atomically
-from textenv.markup import Markup, fill, join
-from textenv.render import visible
+from textenv.data.files import to_json, write_atomically
+from textenv.env.render import visible
+from textenv.web.markup import Markup, fill, join
 
 __all__ = ["task_table", "write_report"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.best_of_n import price_in_nats
+from textenv.analysis.best_of_n import price_in_nats
 from textenv.compare.plan import Plan
 from textenv.compare.runs import finished, run_folder, task_file
-from textenv.files import write_atomically
+from textenv.data.files import write_atomically
 from textenv.types import TextEnvError
 
 __all__ = ["Aggregate", "Curves", "Results", "read_results", "write_tables"]

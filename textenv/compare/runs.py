@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 import textenv
-from textenv.agents import find
-from textenv.agents.best_of_n import BestOfN
-from textenv.best_of_n import COUNTS, best_of_n_kl, sample_frontier
+from textenv import plugins
+from textenv.analysis.best_of_n import COUNTS, best_of_n_kl, sample_frontier
+from textenv.analysis.exact import LogProbs, Policy, Tree, model_log_probs
 from textenv.compare.plan import Budget, Run, Task
-from textenv.exact import LogProbs, Policy, Tree, model_log_probs
-from textenv.experiment import check_settings, summary
-from textenv.files import to_json, write_atomically, write_json
+from textenv.data.files import to_json, write_atomically, write_json
 from textenv.models.policy import TextPolicy
-from textenv.rollouts import sample_episodes, text_env
+from textenv.rollouts.collect import sample_episodes, text_env
+from textenv.rollouts.runs import check_settings, summary
 from textenv.types import Episode, IntArray
 
 __all__ = [
@@ -96,7 +95,7 @@ class Ruler:
     def measure(self, agent: Any) -> Figures:
         """Return what an agent comes to."""
         policy = getattr(agent, "policy", None)
-        if self.tree is not None and isinstance(agent, BestOfN):
+        if self.tree is not None and _is_best_of_n(agent):
             outcome = self.tree.best_of_n(agent.config.samples)
             return Figures(outcome.score, outcome.kl, outcome.value, stderr=0.0, exact=True)
         if self.tree is not None and type(policy) is TextPolicy:  # one derived from it may draw from something else
@@ -105,7 +104,7 @@ class Ruler:
         about = summary(self.sample(agent))
         score, stderr = about["score"]["mean"], about["score"]["stderr"]
         # What best-of-n writes has the log-probabilities of the reference; its divergence is in the choice.
-        kl = float(best_of_n_kl(agent.config.samples)) if isinstance(agent, BestOfN) else about["kl"]["mean"]
+        kl = float(best_of_n_kl(agent.config.samples)) if _is_best_of_n(agent) else about["kl"]["mean"]
         return Figures(score, kl, score - self.kl_coef * kl, stderr, exact=False)
 
     def sample(self, agent: Any, episodes: int | None = None) -> list[Episode]:
@@ -161,10 +160,10 @@ def train_run(run: Run, budget: Budget, out: Path, threads: int) -> None:
     envs: Any = gym.make_vec(
         run.task.env, num_envs=budget.num_envs, autoreset_mode=AutoresetMode.DISABLED, **run.task.keywords()
     )
-    agent = find(run.agent.name)(envs, run.agent_config())
+    agent = plugins.agents().find(run.agent.name)(envs, run.agent_config())
     ruler = Ruler(run.task, budget, text_env(envs).reference)
     write_json(folder / "config.json", config)
-    if isinstance(agent, BestOfN):  # there is nothing to learn
+    if _is_best_of_n(agent):  # there is nothing to learn
         figures = dataclasses.asdict(ruler.measure(agent))
         curve = _Curve(folder / "curve.jsonl", 0)
         for steps in (0, budget.total_steps):
@@ -227,6 +226,10 @@ class _Curve:
         self.rows.append(row)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
+
+
+def _is_best_of_n(agent: Any) -> bool:
+    return isinstance(agent, plugins.agents().find("best_of_n"))
 
 
 def run_folder(out: Path, run: Run) -> Path:

@@ -24,8 +24,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from textenv.data.files import to_json, write_atomically
 from textenv.data.values import short
-from textenv.files import to_json, write_atomically
 from textenv.types import TextEnvError
 
 __all__ = [

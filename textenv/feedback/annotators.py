@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from textenv.env.scoring import score
 from textenv.feedback.store import Assignment, FeedbackStore, Verdict
-from textenv.scoring import score
 from textenv.types import TextEnvError
 
 __all__ = [

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import tyro
 from transformers import AutoTokenizer
 
+from textenv.data.files import to_json
 from textenv.data.records import json_cells, read_records
 from textenv.data.values import MOST_COMPLETIONS, as_completions, as_prompt
 from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_rankings
 from textenv.feedback.store import FeedbackStore, annotator_name
-from textenv.files import to_json
 from textenv.models.codec import TextCodec
 from textenv.types import Conversation, Ranking, TextEnvError
 

@@ -15,13 +15,13 @@ import torch
 import tyro
 from gymnasium.vector import AutoresetMode
 
+from textenv.env.prompts import read_prompts
+from textenv.env.scoring import unscored
 from textenv.feedback.exchange import add_rankings
 from textenv.feedback.formats import read_rankings
 from textenv.feedback.store import FeedbackStore
 from textenv.models.policy import TextPolicy
-from textenv.prompts import read_prompts
-from textenv.rollouts import sample_episodes, text_env
-from textenv.scoring import unscored
+from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.types import Conversation, TextEnvError
 
 __all__ = ["AddTasks", "add_tasks", "sample_completions"]

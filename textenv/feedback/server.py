@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from textenv.env.render import visible
 from textenv.feedback.annotators import is_program
 from textenv.feedback.figures import LiveFigures, blind_state, project_state
 from textenv.feedback.store import Assignment, FeedbackStore, Verdict, annotator_name
-from textenv.render import visible
 from textenv.types import TextEnvError
 
 try:
@@ -52,8 +52,8 @@ except ModuleNotFoundError as error:
         "Run: pip install 'textenv[web]'"
     ) from error
 
-from textenv import web_server
-from textenv.web_guard import HEADERS, Guard, is_media_type, known_hosts
+from textenv.web import server as web_server
+from textenv.web.guard import HEADERS, Guard, is_media_type, known_hosts
 
 __all__ = ["create_app", "made_password", "only_here", "owner_key", "page_key", "serve"]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
-from textenv.files import to_json
+from textenv.data.files import to_json
 from textenv.types import Conversation, Ranking, TextEnvError
 
 __all__ = [

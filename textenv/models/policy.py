@@ -19,7 +19,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from textenv import acting
+from textenv.models import acting
 from textenv.models.causal_lm import CausalLM, log_softmax, quiet
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 
-from textenv.files import write_atomically, write_json
+from textenv.data.files import write_atomically, write_json
 from textenv.models.causal_lm import BUNDLED, CausalLM, quiet
 from textenv.types import Conversation, Message, TextEnvError
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from textenv.data.files import to_json
 from textenv.data.values import as_annotator, as_conversation, as_margin, short
 from textenv.feedback.formats.shared import (
     Format,
@@ -17,7 +18,6 @@ from textenv.feedback.formats.shared import (
     plain_prompt,
     without_empty,
 )
-from textenv.files import to_json
 from textenv.types import Ranking, TextEnvError
 
 __all__ = ["FORMAT"]

@@ -1,0 +1,136 @@
+"""Files are whole or absent."""
+
+import ast
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_imports import modules
+from textenv.data.files import locked, to_json, write_atomically, write_json
+from textenv.types import TextEnvError
+
+
+def test_text_and_bytes(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", "ä")
+    write_atomically(tmp_path / "b", b"\x00")
+    assert (tmp_path / "a").read_bytes() == "ä".encode()
+    assert (tmp_path / "b").read_bytes() == b"\x00"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(handle: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_file_has_the_mode_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    write_atomically(tmp_path / "file", "x")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_json_round_trips(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None, "ä"], "b": {"c": True}}
+    write_json(tmp_path / "x.json", value)
+    assert json.loads((tmp_path / "x.json").read_text()) == value
+    assert (tmp_path / "x.json").read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_json_has_no_numbers_that_are_none(number: float, tmp_path: Path) -> None:
+    value = {"after": {"score": [1.0, {"stderr": number}]}}
+    with pytest.raises(TextEnvError, match=rf"value\['after'\]\['score'\]\[1\]\['stderr'\] is {number}"):
+        write_json(tmp_path / "x.json", value)
+    assert not (tmp_path / "x.json").exists()
+    with pytest.raises(TextEnvError, match="value is"):
+        to_json(number)
+
+
+def loose(source: str) -> list[int]:
+    """Return the lines that write JSON by themselves and let NaN pass."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("dump", "dumps"):
+            strict: Any = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("allow_nan")
+            if ast.unparse(node.func.value) == "json" and strict != "False":
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_all_json_is_written_without_nan(module: str) -> None:
+    assert loose(modules()[module].read_text("utf-8")) == []
+
+
+def test_loose_json_is_found() -> None:
+    assert loose("json.dumps(x)\njson.dump(x, f, allow_nan=True)\njson.dumps(x, allow_nan=False)") == [1, 2]
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    """Start a process that holds the lock of a folder until it is killed."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom textenv.data.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_folder_is_locked_by_one_process_for_as_long_as_it_lives(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    with hold(folder) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            with (
+                pytest.raises(
+                    TextEnvError, match=rf"{folder} is being written by process {other.pid} on .*another folder"
+                ),
+                locked(folder),
+            ):
+                pytest.fail("it is held by another process")
+        finally:
+            other.kill()
+    assert (folder / ".lock").exists(), "a process that is killed leaves the file"
+    with locked(folder):  # and no lock
+        (folder / "written").write_text("by this run")
+    assert [path.name for path in folder.iterdir()] == ["written"]
+
+
+def test_a_lock_is_free_again_after_an_error_and_leaves_no_folder_that_is_empty(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyError), locked(tmp_path / "run"):
+            raise KeyError
+        assert not (tmp_path / "run").exists()
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(TextEnvError, match=f"process {os.getpid()} "),
+        locked(tmp_path / "run"),
+    ):
+        pytest.fail("it is held by this process")
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="a file system without locks"), locked(tmp_path / "run"):
+        pass

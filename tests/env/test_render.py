@@ -1,0 +1,170 @@
+"""Episodes as coloured text: nothing that a token holds steers the terminal or the page."""
+
+import dataclasses
+import html
+import io
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
+from rich.text import Text
+
+from textenv.env.render import save_html, to_ansi, to_html, visible
+from textenv.rollouts.tracking import SafeConsole
+from textenv.types import Episode
+from textenv.web.markup import fill, join
+
+HOSTILE = ("<script>alert(1)</script>", '" onmouseover="x', "\x1b[31m", "\u202eabc", "\r\n", "&amp;", "日本", "\ufffd")
+
+
+def episode(*tokens: str, kl: float = 1.0) -> Episode:
+    n = len(tokens)
+    return Episode(
+        prompt="The <b>film\x07",
+        completion="".join(tokens),
+        prompt_ids=(1,),
+        completion_ids=tuple(range(n)),
+        completion_tokens=tokens,
+        kl=tuple(kl * (-1) ** i for i in range(n)),
+        token_rewards=(0.5,) * n,
+        score=0.25,
+        stop_reason="eos",
+    )
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.text = ""
+        self.styled: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+        self.styled += [value or "" for name, value in attrs if name == "style"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    return reader
+
+
+@given(st.text())
+def test_visible_text_has_no_control_characters(text: str) -> None:
+    assert visible(text).isprintable() or all(c.isprintable() or c.isspace() for c in visible(text))
+    assert not set(visible(text)) & set(map(chr, range(32)))
+
+
+def test_visible_leaves_what_people_read() -> None:
+    assert visible("Ein Mädchen, 日本 😀 a b") == "Ein Mädchen, 日本 😀 a b"
+    assert visible("a\n\x1b[0m\u202e") == "a\\n\\x1b[0m\\u202e"
+
+
+def test_without_colours_the_terminal_gets_no_escape() -> None:
+    text = to_ansi(episode(*HOSTILE), color=False)
+    assert "\x1b" not in text
+    assert "\n" not in text
+    assert "score +0.250" in text
+    assert "8 tokens, eos" in text
+
+
+def test_with_colours_the_only_escapes_are_ours() -> None:
+    text = to_ansi(episode("good", "\x1b[2Jbad"))
+    escapes = [part.split("m")[0] for part in text.split("\x1b[")[1:]]
+    assert all(code in {"0", "2"} or code.startswith("38;2;0;0;0;48;2;") for code in escapes)
+    assert "\\x1b[2Jbad" in text
+
+
+def test_colour_tells_the_sign_and_size_of_the_kl() -> None:
+    page = read(to_html([episode("a", "b", kl=4.0)]))
+    assert any(style.startswith("background:rgba(220,38,38,0.70") for style in page.styled)
+    assert any(style.startswith("background:rgba(37,99,235,0.70") for style in page.styled)
+
+
+def test_an_unfinished_episode_has_no_score() -> None:
+    text = to_ansi(episode("a"), color=False, finished=False)
+    assert "unfinished" in text
+    assert "score" not in text
+
+
+def test_the_page_is_inert() -> None:
+    page = read(to_html([episode(*HOSTILE)], title="<img src=x>\u202e", captions=["<img src=y>\u202e"]))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert not any(name.startswith("on") or name in {"src", "href"} for name in page.attributes)
+    assert "<script>alert(1)</script>" in page.text  # shown, not run
+    assert "\u202e" not in page.text
+
+
+def test_figures_of_a_token_and_of_the_episode_are_told() -> None:
+    source = to_html([episode("a", kl=1.5)])
+    assert "KL +1.500 nats&#10;reward +0.5000" in source
+    assert "+0.250" in read(source).text
+
+
+def test_the_file_is_written_whole(tmp_path: Path) -> None:
+    save_html(tmp_path / "x.html", [episode("a"), episode("b")])
+    assert (tmp_path / "x.html").read_text("utf-8") == to_html([episode("a"), episode("b")])
+
+
+def test_numbers_that_are_not_finite_are_shown() -> None:
+    odd = dataclasses.replace(episode("a"), kl=(float("nan"),), token_rewards=(float("inf"),))
+    assert "KL nan nats" in to_ansi(odd, color=False)
+    assert "KL +nan nats" in to_html([odd])
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        assert not os.environ.get("CI"), "CI installs Debian's chromium"
+        pytest.skip("no chromium on this machine")
+    save_html(tmp_path / "page.html", [episode(" good", *HOSTILE, kl=3.0)] * 3)
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=900,700"]
+    command += [f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "page.html").as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    picture = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
+    red = (picture[..., 0] - picture[..., 2] > 0.2).sum()
+    blue = (picture[..., 2] - picture[..., 0] > 0.2).sum()
+    assert red > 100
+    assert blue > 100
+    assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 20
+
+
+def test_html_is_escaped_unless_it_was_made_here() -> None:
+    inner = fill("<b title='{words}'>{words}</b>", words="\"'<&>\x1b\n{0}")
+    assert inner == "<b title='&quot;&#x27;&lt;&amp;&gt;\\x1b\n{0}'>&quot;&#x27;&lt;&amp;&gt;\\x1b\n{0}</b>"
+    assert fill("<p>{inner}{inner:s}{number:.2f}</p>", inner=inner, number=1.0) == f"<p>{inner}{inner}1.00</p>"
+    assert fill("{given}", given=str(inner)) == html.escape(inner)  # a string that merely looks like it
+    assert fill("<i>{all}</i>", all=join([inner, inner], ", ")) == f"<i>{inner}, {inner}</i>"
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[31mred", "\x9b31m", "a\rb", "\u202eabc", "\x07", "[bold]b[/bold]", "[/x]", ":smile:"]
+)
+def test_a_console_shows_strings_as_they_are(text: str) -> None:
+    console = SafeConsole(file=io.StringIO(), force_terminal=True, color_system=None, width=80)
+    table = Table(text, title=text)
+    table.add_row(text)
+    console.print(text, table, Text("styled", style="red"))
+    console.rule(text)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count(visible(text)) == 5
+    assert not {"\x1b[31m", "\x9b", "\r", "\u202e", "\x07"} & {*shown, *re.findall("\x1b\\[[0-9;]*m", shown)}

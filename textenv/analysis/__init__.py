@@ -1,0 +1,1 @@
+"""What is known of a process exactly, and whether it measures what it claims to."""

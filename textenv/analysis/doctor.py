@@ -1,0 +1,173 @@
+"""Checks that an environment and the policy in it measure what they claim to: ``textenv doctor``."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from scipy import stats
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from textenv.env.vector import TextVectorEnv
+from textenv.models.policy import TextPolicy
+from textenv.rollouts.collect import collect, text_env
+from textenv.types import Episode, TextEnvError
+
+__all__ = ["Finding", "examine"]
+
+_DRAWS = 4000
+_TEXTS = "prompt and completion are the text of all tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it holds.
+        detail: The figures.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: int = 0) -> Iterator[Finding]:
+    """Check an environment with a fresh policy, a copy of its reference; yields a finding a check.
+
+    Args:
+        env_id: A registered id.
+        settings: Keywords of ``gymnasium.make``.
+        num_envs: Rows of the vector environment.
+        seed: Seeds prompts and tokens.
+    """
+    yield _checker("gymnasium check_env", lambda: check_env(gym.make(env_id, **settings).unwrapped))
+    yield _checker("stable-baselines3 check_env", lambda: sb3_check_env(gym.make(env_id, **settings)))
+    envs: Any = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    base = text_env(envs)
+    policy = TextPolicy(base.reference, temperature=base.settings.temperature)
+    generator = torch.Generator(policy.lm.device).manual_seed(seed)
+    began = time.perf_counter()
+    rollout = collect(envs, policy, generator, seed=seed)
+    seconds = time.perf_counter() - began
+
+    kl = max(abs(value) for episode in rollout.finished for value in episode.kl)
+    yield Finding("KL of the untrained policy is 0", kl <= 1e-4, f"largest |KL_t| {kl:.1e} nats")
+
+    beta = base.settings.kl_coef
+    worst = max(abs(sum(e.token_rewards) - (e.score - beta * sum(e.kl))) for e in rollout.finished)
+    yield Finding("rewards add up to score - beta * KL", worst <= 1e-5, f"largest difference {worst:.1e}")
+
+    masks = None
+    if rollout.action_masks is not None:
+        bits = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=policy.lm.vocab_size)
+        masks = torch.from_numpy(bits.astype(bool)).to(policy.lm.device)
+    columns = (rollout.input_ids, rollout.lengths, rollout.starts)
+    ids, lengths, starts = (torch.from_numpy(column).to(policy.lm.device) for column in columns)
+    now = _log_probs(policy, ids, lengths, starts, masks)
+    ratio = (now - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()
+    off = float((ratio - 1).abs().max())
+    yield Finding("training forward agrees with the sampler (ratio 1)", off <= 1e-4, f"largest |ratio - 1| {off:.1e}")
+
+    yield _texts(base, rollout.finished)
+    yield _ends(base.reference)
+    yield _draws(policy, envs, generator, seed)
+    speed = rollout.tokens / seconds
+    yield Finding(
+        "throughput", True, f"{speed:,.0f} tokens/s, {num_envs} rows, {rollout.tokens} tokens, values recorded"
+    )
+
+
+def _checker(name: str, check: Callable[[], object]) -> Finding:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check()
+        return Finding(name, True, "no warnings")
+    except Exception as error:
+        return Finding(name, False, f"{type(error).__name__}: {error}")
+
+
+def _log_probs(
+    policy: TextPolicy, ids: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor, masks: torch.Tensor | None
+) -> torch.Tensor:
+    """Return log pi of every token written, ``(tokens,)``; a text at a time, so that few logits are in memory."""
+    found: list[torch.Tensor] = []
+    done = 0
+    for row, written in enumerate((lengths - starts).tolist()):
+        mine = slice(row, row + 1)
+        allowed = None if masks is None else masks[done : done + written]
+        width = int(lengths[row])
+        with torch.no_grad():
+            now = policy.evaluate(ids[mine, :width], lengths[mine], starts[mine], allowed, entropy=False)
+        found.append(now.log_probs.cpu())
+        done += written
+    return torch.cat(found)
+
+
+def _texts(base: TextVectorEnv, episodes: Sequence[Episode]) -> Finding:
+    """What a reward and people read must be what the model has read and written."""
+    lm = base.reference
+    read: list[tuple[str, str]] = []  # what the model reads or writes, and what others read of it
+    for prompt in base.prompts:
+        whole, begun = lm.decode(prompt.ids), lm.prompt(prompt.ids[:-1])
+        read.append((whole, begun.text + lm.completion_text(begun, prompt.ids[-1:])))
+        if prompt.given is None:  # a chat template's special tokens are decoded to nothing
+            read.append((whole, prompt.text))
+    for episode in episodes:
+        whole = lm.decode((*episode.prompt_ids, *episode.completion_ids))
+        text = lm.decode(episode.prompt_ids) + episode.completion
+        read.append((whole[: len(text)] if episode.stop_reason == "stop" else whole, text))
+    for model, others in read:
+        if model != others:
+            return Finding(_TEXTS, False, f"{model[-60:]!r} of the model is {others[-60:]!r} to the reward")
+    return Finding(_TEXTS, True, f"{len(base.prompts)} prompts, {len(episodes)} completions")
+
+
+def _ends(lm: Any) -> Finding:
+    """An end token must end a text and padding must not matter, also where the two share an id."""
+    ids = np.array([lm.encode("The film")], dtype=np.int64)
+    length = np.array([ids.shape[1]])
+    padded = np.concatenate([ids, np.full((1, 3), lm.pad_id)], axis=1)
+    other = np.concatenate([ids, np.full((1, 3), lm.eos_ids[0])], axis=1)
+    logits = [lm.next_token_logits(tokens, length) for tokens in (ids, padded, other)]
+    same = max(float((logits[0] - row).abs().max()) for row in logits[1:])
+    shared = "pad shares an id with it" if lm.pad_id in lm.eos_ids else f"pad {lm.pad_id}"
+    return Finding(
+        "padding is not read", same <= 1e-4, f"end of sequence {lm.eos_ids}, {shared}, difference {same:.1e}"
+    )
+
+
+def _draws(policy: TextPolicy, envs: Any, generator: torch.Generator, seed: int) -> Finding:
+    """Tokens must be drawn with the probabilities that are reported of them (chi-squared test)."""
+    obs, infos = envs.reset(seed=seed)
+    row = np.zeros(1, dtype=np.int64)
+    masks = infos["action_mask"].astype(bool) if "action_mask" in infos else None
+    counts = np.zeros(policy.lm.vocab_size)
+    policy.forget()
+    for begin in range(0, _DRAWS, envs.num_envs):  # as many rows at once as in an episode, so as much memory
+        size = min(envs.num_envs, _DRAWS - begin)
+        repeated = {name: np.repeat(values[:1], size, axis=0) for name, values in obs.items()}
+        allowed = None if masks is None else np.repeat(masks[:1], size, axis=0)
+        np.add.at(counts, policy.act(repeated, generator=generator, masks=allowed)[0], 1)
+    policy.act(obs, generator=None, rows=row, masks=masks)
+    expected = np.exp(policy.action_log_probs()[0].astype(np.float64)) * _DRAWS
+    common = expected >= 5
+    observed = [*counts[common], counts[~common].sum()]
+    wanted = np.array([*expected[common], expected[~common].sum()])
+    if len(wanted) < 2 or wanted[-1] == 0:
+        observed, wanted = observed[:-1], wanted[:-1]
+    if len(wanted) < 2:
+        raise TextEnvError("the policy gives one token all probability; nothing to test")
+    p = float(stats.chisquare(observed, wanted * (sum(observed) / wanted.sum())).pvalue)
+    return Finding("tokens are drawn as often as reported", p > 1e-4, f"chi-squared p = {p:.3f}, {_DRAWS} draws")

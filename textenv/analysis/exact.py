@@ -1,0 +1,424 @@
+"""The optimum of a text environment whose texts can all be enumerated, and the exact figures of any policy in it.
+
+A policy is worth ``J(pi) = E[score] - beta * KL(pi || pi_ref)``, beta being ``kl_coef``. The best there is follows from
+a soft-value recursion, backwards from the ends of all texts, and is known without sampling; so is how far any other
+policy falls short of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from scipy import special
+
+from textenv.env.vector import TextVectorEnv
+from textenv.models.causal_lm import CausalLM
+from textenv.models.policy import TextPolicy
+from textenv.rollouts.collect import text_env
+from textenv.types import IntArray, Observation, Prompt, StopReason, TextEnvError
+
+__all__ = ["LogProbs", "Outcome", "Policy", "States", "Table", "Tree", "model_log_probs"]
+
+LogProbs: TypeAlias = Callable[[IntArray], NDArray[Any]]
+"""From token ids ``(n, length)``, prompts and what was written, to ``log pi(.|s)`` in nats, ``(n, vocab_size)``."""
+Table: TypeAlias = Sequence[Sequence[NDArray[Any]]]
+"""``log pi(.|s)`` in nats of all states: for each prompt, for each number of tokens written, ``(states, V)``."""
+Policy: TypeAlias = TextPolicy | CausalLM | LogProbs | Table
+
+logsumexp = cast("Callable[..., NDArray[np.float64]]", special.logsumexp)  # its own annotations tell less
+
+_MOST = 2**22  # states times tokens; some of the arrays are of so many float64
+_AT_ONCE = 4096  # states that a model reads in one forward
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class States:
+    """The states of one prompt in which the same number of tokens is written.
+
+    The states after them, in order, are those that the places where ``ended`` is False lead to, row by row.
+
+    Attributes:
+        ids: Token ids of the prompt and of what was written, shape ``(states, length)``.
+        ref_log_probs: ``log pi_ref(.|s)`` in nats, shape ``(states, V)``.
+        ended: Whether the token ends the episode, shape ``(states, V)``.
+        scores: What it is then paid, else 0, shape ``(states, V)``.
+    """
+
+    ids: IntArray
+    ref_log_probs: NDArray[np.float64]
+    ended: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a policy comes to, the mean over the prompts.
+
+    Attributes:
+        score: Expected score.
+        kl: Its KL divergence from the reference, of whole texts, in nats.
+        value: ``J = score - kl_coef * kl``, the expected return.
+    """
+
+    score: float
+    kl: float
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """All texts of a text environment.
+
+    Attributes:
+        prompts: The prompts that episodes are drawn from, evenly.
+        states: For each prompt, for each number of tokens written from 0, its states.
+        kl_coef: Weight of the KL penalty, beta. ``dataclasses.replace(tree, kl_coef=...)`` gives it another.
+        temperature: Divides the logits of models.
+        pad_id: Token id that fills up observations.
+        width: Length of an observation.
+    """
+
+    prompts: tuple[Prompt, ...]
+    states: tuple[tuple[States, ...], ...]
+    kl_coef: float
+    temperature: float
+    pad_id: int
+    width: int
+
+    @classmethod
+    def of(cls, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Tree:
+        """Enumerate the texts of an environment, and score each.
+
+        The KL in its figures is the divergence itself, which ``kl_estimator`` ``"k1"``, ``"k3"`` and ``"full"``
+        estimate without bias; so ``kl_mode`` does not matter, nor does which of them it is.
+
+        Args:
+            env: A text environment, single or vectorised, whose reward depends on the text alone.
+
+        Raises:
+            TextEnvError: There are too many texts, or a setting makes rewards depend on more than the text.
+        """
+        base = _base(env)
+        _check_settings(base)
+        reference = model_log_probs(base.reference, base.settings.temperature)
+        return cls(
+            prompts=tuple(base.prompts),
+            states=tuple(_states(base, prompt, reference) for prompt in base.prompts),
+            kl_coef=base.kl_coef,
+            temperature=base.settings.temperature,
+            pad_id=base.reference.pad_id,
+            width=base.max_prompt_tokens + base.settings.max_new_tokens,
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of finished texts, of all prompts."""
+        return sum(int(at.ended.sum()) for levels in self.states for at in levels)
+
+    @cached_property
+    def _solution(self) -> tuple[Table, Table]:
+        """The optimal values, ``(states,)`` each, and the optimal policy."""
+        solved = [_solve(levels, self.kl_coef) for levels in self.states]
+        return [values for values, _ in solved], [policy for _, policy in solved]
+
+    @property
+    def optimal_values(self) -> Table:
+        """``V*(s)`` of all states: for each prompt, for each number of tokens written, ``(states,)``.
+
+        ``V*(s) = beta * log sum_a pi_ref(a|s) * exp((r + V*(s')) / beta)``, the score being r at the last token and 0
+        before it (Levine 2018, section 2.2, with pi_ref as prior; Korbak et al. 2022). For beta = 0 it is the largest
+        score within reach.
+        """
+        return self._solution[0]
+
+    @property
+    def optimal_policy(self) -> Table:
+        """``pi*(a|s) = pi_ref(a|s) * exp((r + V*(s') - V*(s)) / beta)``.
+
+        For beta = 0 it is what that comes to as beta vanishes: of the policies with the best score, the one that is
+        closest to the reference.
+        """
+        return self._solution[1]
+
+    @cached_property
+    def optimum(self) -> Outcome:
+        """What the optimal policy comes to; its ``value`` is J*, the mean of ``V*`` over the prompts."""
+        return self.evaluate(self.optimal_policy)
+
+    @cached_property
+    def reference(self) -> Outcome:
+        """What the reference comes to."""
+        return self.evaluate([[at.ref_log_probs for at in levels] for levels in self.states])
+
+    def evaluate(self, policy: Policy) -> Outcome:
+        """Return what a policy comes to, without sampling.
+
+        Args:
+            policy: A ``TextPolicy``, by its own temperature; a ``CausalLM``, by that of the environment; a function of
+                token ids; or a table.
+
+        Raises:
+            TextEnvError: It gives something that is not ``log pi`` of all tokens.
+        """
+        figures = [_evaluate(levels, table) for levels, table in zip(self.states, self.tabulate(policy), strict=True)]
+        score, kl = np.mean(figures, axis=0).tolist()
+        return self._outcome(score, kl)
+
+    def tabulate(self, policy: Policy) -> Table:
+        """Return ``log pi`` of all states in float64.
+
+        Args:
+            policy: As in ``evaluate``.
+
+        Raises:
+            TextEnvError: As there.
+        """
+        if isinstance(policy, TextPolicy):
+            policy = model_log_probs(policy.lm, policy.temperature)
+        elif isinstance(policy, CausalLM):
+            policy = model_log_probs(policy, self.temperature)
+        if callable(policy):
+            return [[_checked(policy(at.ids.copy()), at) for at in levels] for levels in self.states]
+        if [len(table) for table in policy] != [len(levels) for levels in self.states]:
+            raise TextEnvError(
+                f"The table of a policy has {[len(table) for table in policy]} arrays; expected "
+                f"{[len(levels) for levels in self.states]}: for each prompt, one for each number of tokens written."
+            )
+        return [
+            [_checked(values, at) for values, at in zip(table, levels, strict=True)]
+            for table, levels in zip(policy, self.states, strict=True)
+        ]
+
+    def regret(self, policy: Policy) -> float:
+        """Return ``(J* - J(pi)) / (J* - J(pi_ref))``: 0 is the optimum, 1 the reference; more is worse than that.
+
+        Args:
+            policy: As in ``evaluate``.
+
+        Raises:
+            TextEnvError: As there; or the reference is optimal, so that nothing can be gained.
+        """
+        return self.regret_of(self.evaluate(policy))
+
+    def regret_of(self, outcome: Outcome) -> float:
+        """Return the regret of what ``evaluate`` or ``best_of_n`` returned; see ``regret``."""
+        gain = self.optimum.value - self.reference.value
+        if gain <= 1e-12 * max(1.0, abs(self.optimum.value)):
+            raise TextEnvError(
+                f"The reference comes to {self.reference.value:.6g}, and no policy to more, so there is no regret to "
+                "speak of; give a reward that tells its texts apart."
+            )
+        return (self.optimum.value - outcome.value) / gain
+
+    def best_of_n(self, n: float) -> Outcome:
+        """Return what best-of-n from the reference comes to: of n samples, the one with the best score.
+
+        Of samples with equal scores one is kept at random, so that texts of the same score stay as likely, relative to
+        each other, as they were; the divergence is then that of the scores. It is below ``best_of_n_kl(n)`` where texts
+        or scores repeat (Beirami et al. 2024, theorem 1).
+
+        Args:
+            n: Number of samples, at least 1.
+
+        Raises:
+            TextEnvError: ``n`` is less than 1.
+        """
+        if not n >= 1:
+            raise TextEnvError(f"n={n!r}: expected a number of at least 1.")
+        score, kl = np.mean([_best_of_n(*_texts(levels), n) for levels in self.states], axis=0).tolist()
+        return self._outcome(score, kl)
+
+    def observations(self, ids: IntArray) -> Observation:
+        """Return states as the environment's observations, for policies that read these.
+
+        Args:
+            ids: Token ids, shape ``(n, length)``, as a policy that is a function gets them.
+        """
+        count, length = ids.shape
+        padded = np.full((count, self.width), self.pad_id, dtype=np.int64)
+        padded[:, :length] = ids
+        mask = np.zeros((count, self.width), dtype=np.int8)
+        mask[:, :length] = 1
+        return {"input_ids": padded, "attention_mask": mask}
+
+    def _outcome(self, score: float, kl: float) -> Outcome:
+        return Outcome(score, kl, score - self.kl_coef * kl if self.kl_coef else score)  # the KL may be infinite
+
+
+def model_log_probs(lm: CausalLM, temperature: float = 1.0) -> LogProbs:
+    """Return a language model's policy as a function of token ids.
+
+    Args:
+        lm: The model.
+        temperature: Divides its logits.
+    """
+
+    @torch.no_grad()
+    def log_probs(ids: IntArray) -> NDArray[Any]:
+        found = []
+        size = max(1, min(_AT_ONCE, _MOST // lm.vocab_size))
+        for begin in range(0, len(ids), size):
+            part = torch.from_numpy(ids[begin : begin + size]).to(lm.device)
+            lengths = torch.full((len(part),), part.shape[1], device=lm.device)
+            last = lengths.cumsum(dim=0) - 1
+            logits = lm.head(lm.hidden_states(part, lengths, last)).double() / temperature
+            found.append(torch.log_softmax(logits, dim=-1).cpu().numpy())
+        return np.concatenate(found)
+
+    return log_probs
+
+
+def _base(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> TextVectorEnv:
+    batch = getattr(env.unwrapped, "batch", None)  # of a TextEnv
+    if isinstance(batch, TextVectorEnv):
+        return batch
+    if isinstance(env, VectorEnv):
+        return text_env(env)
+    raise TextEnvError(f"{env} is no text environment; expected one made from an id that starts with 'textenv/'.")
+
+
+def _check_settings(base: TextVectorEnv) -> None:
+    settings = base.settings
+    for name in ("kl_target", "top_k", "top_p"):
+        if getattr(settings, name) is not None:
+            raise TextEnvError(f"{name}={getattr(settings, name)}: no optimum is known with it; leave it out.")
+    if settings.kl_estimator == "k2":
+        raise TextEnvError("kl_estimator='k2' does not pay the KL in expectation; use 'k1', 'k3' or 'full'.")
+    if hasattr(base.reward, "state_dict"):
+        raise TextEnvError(
+            f"The reward {base.reward!r} has a state, so that the score of a text depends on those before it; give one "
+            "that depends on the text alone."
+        )
+    vocab = base.reference.vocab_size
+    going = vocab - len(base.reference.eos_ids)
+    pairs = len(base.prompts) * vocab * sum(going**written for written in range(settings.max_new_tokens))
+    if pairs > _MOST:
+        raise TextEnvError(
+            f"{len(base.prompts)} prompts, {vocab} tokens and max_new_tokens={settings.max_new_tokens} "
+            f"make {pairs:.2g} beginnings of texts, too many to enumerate; expected at most {_MOST:,}. "
+            "Lower one of them, as textenv/Exact-v0 does."
+        )
+
+
+def _states(base: TextVectorEnv, prompt: Prompt, reference: LogProbs) -> tuple[States, ...]:
+    """Enumerate the texts that begin with a prompt."""
+    vocab, budget = base.reference.vocab_size, base.settings.max_new_tokens
+    ids = np.array([prompt.ids], dtype=np.int64)
+    levels: list[States] = []
+    for written in range(1, budget + 1):
+        after = np.concatenate([np.repeat(ids, vocab, axis=0), np.tile(np.arange(vocab), len(ids))[:, None]], axis=1)
+        ended, scores = _endings(base, prompt, after, last=written == budget)
+        ref = np.asarray(reference(ids), dtype=np.float64)
+        if not np.isfinite(ref).all():
+            raise TextEnvError("The reference gives a token no probability, or its logits are not finite.")
+        levels.append(States(ids, ref, ended.reshape(-1, vocab), scores.reshape(-1, vocab)))
+        ids = after[~ended]
+        if not len(ids):
+            break
+    return tuple(levels)
+
+
+def _endings(
+    base: TextVectorEnv, prompt: Prompt, ids: IntArray, *, last: bool
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return which token sequences are finished texts, and what these are paid, both ``(n,)``."""
+    said_so = np.isin(ids[:, -1], base.reference.eos_ids)
+    written: list[list[int]] = ids[:, len(prompt.ids) :].tolist()
+    stopped = np.zeros(len(ids), dtype=bool)
+    if base.settings.stop:
+        stopped[:] = [base.completion_text(prompt, tokens)[1] for tokens in written]
+    ended = said_so | stopped | last
+    over = np.flatnonzero(ended).tolist()
+    reasons: list[StopReason] = ["eos" if said_so[row] else "stop" if stopped[row] else "length" for row in over]
+    completions = [base.completion_text(prompt, written[row])[0] for row in over]
+    scores = np.zeros(len(ids))
+    scores[over] = base.score_completions([prompt] * len(over), completions, [written[row] for row in over], reasons)
+    return ended, scores
+
+
+def _solve(levels: Sequence[States], kl_coef: float) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Return the optimal values and policy, for each number of tokens written."""
+    values: list[NDArray[np.float64]] = []
+    policy: list[NDArray[np.float64]] = []
+    later, mass = np.zeros(0), np.zeros(0)  # V* of the next states; their log pi_ref of the best texts, for beta = 0
+    for at in reversed(levels):
+        gains, masses = at.scores.copy(), np.zeros(at.scores.shape)
+        gains[~at.ended] = later
+        if kl_coef:
+            weights = at.ref_log_probs + gains / kl_coef
+            total = logsumexp(weights, axis=1)
+            later = kl_coef * total
+        else:
+            masses[~at.ended] = mass
+            later = gains.max(axis=1)
+            weights = np.where(gains == later[:, None], at.ref_log_probs + masses, -np.inf)
+            mass = total = logsumexp(weights, axis=1)
+        values.append(later)
+        policy.append(weights - total[:, None])
+    return values[::-1], policy[::-1]
+
+
+def _evaluate(levels: Sequence[States], table: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Return the expected score and the KL of a policy, forward through all states."""
+    reached = np.ones(1)
+    score = kl = 0.0
+    for at, log_probs in zip(levels, table, strict=True):
+        chances = reached[:, None] * np.exp(log_probs)
+        possible = np.isfinite(log_probs)
+        score += float((chances * at.scores).sum())
+        kl += float((chances * (np.where(possible, log_probs, 0.0) - np.where(possible, at.ref_log_probs, 0.0))).sum())
+        reached = chances[~at.ended]
+    return score, kl
+
+
+def _texts(levels: Sequence[States]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return log pi_ref and the score of every finished text."""
+    reached = np.zeros(1)
+    log_probs, scores = [], []
+    for at in levels:
+        joint = reached[:, None] + at.ref_log_probs
+        log_probs.append(joint[at.ended])
+        scores.append(at.scores[at.ended])
+        reached = joint[~at.ended]
+    return np.concatenate(log_probs), np.concatenate(scores)
+
+
+def _best_of_n(log_probs: NDArray[np.float64], scores: NDArray[np.float64], n: float) -> tuple[float, float]:
+    """Return the expected score and the KL of best-of-n from texts of these probabilities."""
+    levels, group = np.unique(scores, return_inverse=True)
+    chances = np.bincount(group, np.exp(log_probs))
+    below = np.cumsum(chances)  # as good or worse
+    # P(best of n is this good) = F^n - (F - p)^n, without subtracting numbers that are almost equal
+    with np.errstate(divide="ignore"):
+        share = np.log1p(-chances / below)  # -inf for the worst
+    best = (below / below[-1]) ** n * -np.expm1(n * share)
+    drawn = best > 0
+    kl = float((best[drawn] * np.log(best[drawn] / chances[drawn])).sum())
+    return float(best @ levels), kl
+
+
+def _checked(values: Any, at: States) -> NDArray[np.float64]:
+    """Return what a policy says of states, checked."""
+    log_probs = np.asarray(values, dtype=np.float64)
+    if log_probs.shape != at.ref_log_probs.shape:
+        raise TextEnvError(
+            f"The policy returned shape {log_probs.shape} for token ids of shape {at.ids.shape}; expected log pi of "
+            f"every token, {at.ref_log_probs.shape}."
+        )
+    total = logsumexp(log_probs, axis=1)
+    if not (np.abs(total) <= 1e-3).all():  # a NaN is refused too
+        worst = int(np.argmax(np.where(np.isnan(total), np.inf, np.abs(total))))
+        raise TextEnvError(
+            f"The policy's log-probabilities after the tokens {at.ids[worst].tolist()} are "
+            f"{log_probs[worst].tolist()}, the log of their sum {total[worst]:.3g}; expected 0. If these are logits, "
+            "take log_softmax of them."
+        )
+    return np.asarray(log_probs - total[:, None])  # so that sums over texts are not off by what float32 rounds

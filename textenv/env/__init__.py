@@ -1,0 +1,1 @@
+"""The Markov decision process of writing text, as a Gymnasium environment."""

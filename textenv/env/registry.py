@@ -1,0 +1,79 @@
+"""What others need to know of an environment id, registered with it.
+
+A file in ``textenv/env/ids/`` registers an id and its record; an id of another package does the same with
+``textenv.register``. Nothing else knows an id: what depends on it asks ``record_of``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+
+from textenv.types import TextEnvError
+
+__all__ = ["EnvRecord", "record_of", "register", "register_all"]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvRecord:
+    """What others need to know of an environment id.
+
+    Attributes:
+        held_out: Keywords of ``gymnasium.make`` that select its held-out prompts; None if it has none.
+        agent_settings: Settings of agents that suit it better than their defaults, by name.
+        enumerable: Whether all its texts can be enumerated (``textenv.analysis.exact``).
+        takes_model: Whether it takes another model than its own as ``model``.
+    """
+
+    held_out: Mapping[str, Any] | None = None
+    agent_settings: Mapping[str, Any] = field(default_factory=dict)
+    enumerable: bool = False
+    takes_model: bool = True
+
+
+_RECORDS: dict[str, EnvRecord] = {}
+
+
+def register(
+    id: str,
+    *,
+    entry_point: Any,
+    vector_entry_point: Any,
+    record: EnvRecord | None = None,
+    **keywords: Any,
+) -> None:
+    """Register an environment id with Gymnasium, and its record with textenv.
+
+    Args:
+        id: ``"namespace/Name-v0"``.
+        entry_point: What makes the single environment, ``"package.module:attribute"`` or a callable.
+        vector_entry_point: The same of the vector environment.
+        record: What others need to know of it; None for an ``EnvRecord`` of defaults.
+        **keywords: Further keywords of ``gymnasium.register``.
+    """
+    gymnasium.register(id=id, entry_point=entry_point, vector_entry_point=vector_entry_point, **keywords)
+    _RECORDS[id] = record or EnvRecord()
+
+
+def record_of(id: str) -> EnvRecord:
+    """Return the record of an id; that of an id which was registered with Gymnasium alone has the defaults.
+
+    Raises:
+        TextEnvError: Gymnasium knows no such id.
+    """
+    if id not in _RECORDS and id not in gymnasium.registry:
+        known = sorted(_RECORDS)
+        raise TextEnvError(f"env={id!r} is not registered; expected one of {', '.join(known)}, or your own.")
+    return _RECORDS.get(id, EnvRecord())
+
+
+def register_all() -> None:
+    """Register the ids of the files in ``textenv/env/ids/``, which import nothing heavy."""
+    package = importlib.import_module("textenv.env.ids")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"textenv.env.ids.{module.name}")

@@ -1,0 +1,157 @@
+"""Call a reward on a batch of finished completions, and check what it returns.
+
+A score that is missing, NaN or infinite would surface thousands of steps later as a policy that stopped learning. Here
+it becomes an error that names the reward and the completion.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+from textenv import plugins
+from textenv.types import FloatArray, Reward, TextEnvError
+
+__all__ = ["RewardSpec", "resolve_reward", "reward_name", "score", "signature_mismatch", "unscored"]
+
+RewardSpec: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
+
+_RESERVED = ("prompts", "completions", "completion_ids")
+_SHOWN = 120  # characters of a text in a message
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def resolve_reward(spec: RewardSpec) -> Reward:
+    """Build a reward from a name, a mapping or an import path; a callable is returned as it is.
+
+    ``textenv.rewards`` is imported when it is asked for, and not before: the environment doesn't depend on it.
+
+    Raises:
+        TextEnvError: If ``spec`` describes no reward.
+    """
+    return cast("Reward", plugins.rewards().make(spec))
+
+
+def unscored(*, completions: Sequence[Any], **_: Any) -> list[float]:
+    """Return zeros, which say nothing: the reward of an environment whose texts are written and not scored.
+
+    Its scores are shown to nobody, and agents that act by scores refuse it (``textenv.agents.agent.refuse_unscored``).
+    """
+    return [0.0] * len(completions)
+
+
+def reward_name(reward: Callable[..., Any]) -> str:
+    """Return what to call a reward in a message: a function's name, otherwise its ``repr``, shortened."""
+    name = getattr(reward, "__qualname__", None)
+    return name if isinstance(name, str) else _shorten(repr(reward))
+
+
+def score(
+    reward: Callable[..., Any],
+    *,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[Any]],
+) -> FloatArray:
+    """Score ``n`` finished completions with one call of the reward.
+
+    Args:
+        reward: The reward, as ``Reward`` describes it. It may return a sequence, an array or a tensor, shape ``(n,)``.
+        prompts: ``n`` prompts, texts or lists of messages.
+        completions: ``n`` completions. With none of them the reward isn't called.
+        completion_ids: Their token ids.
+        columns: The prompts' other columns, ``n`` values each.
+
+    Returns:
+        The scores, finite, shape ``(n,)``.
+
+    Raises:
+        TextEnvError: If the reward raises, or returns anything but ``n`` numbers that are finite in float32.
+    """
+    clashing = sorted(set(columns) & set(_RESERVED))
+    if clashing:
+        raise TextEnvError(
+            f"The prompts have columns named {clashing}, which a reward gets from the environment. Rename them."
+        )
+    if not completions:
+        return np.zeros(0, dtype=np.float32)
+    # Lists, because functions written for TRL get lists, and copies, because such a function may change them.
+    arguments: dict[str, Any] = {
+        "prompts": list(prompts),
+        "completions": list(completions),
+        "completion_ids": [list(ids) for ids in completion_ids],
+        **{name: list(values) for name, values in columns.items()},
+    }
+    try:
+        returned = reward(**arguments)
+    except Exception as error:
+        raise TextEnvError(
+            signature_mismatch(reward, columns)
+            or f"The reward {reward_name(reward)} raised {type(error).__name__}: {error}. It was scoring "
+            f"a batch of {len(completions)}, of which the first {_row(prompts[0], completions[0])}."
+        ) from error
+    values = _as_list(reward, returned, len(completions))
+    for value, prompt, completion in zip(values, prompts, completions, strict=True):
+        if not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+            raise TextEnvError(
+                f"The reward {reward_name(reward)} returned {_shorten(repr(value))}. The {_row(prompt, completion)}. "
+                "Expected a finite float32 number. A reward that has no opinion returns 0.0."
+            )
+    return np.array([float(value) for value in values], dtype=np.float32)
+
+
+def _as_list(reward: Callable[..., Any], returned: Any, count: int) -> list[Any]:
+    """Turn what the reward returned into ``count`` Python values, not checked yet."""
+    if hasattr(returned, "tolist"):  # arrays and tensors, wherever they are and whether they need a gradient or not
+        values = returned.tolist()
+    else:
+        values = list(returned) if isinstance(returned, Sequence) else returned
+    if not isinstance(values, list) or len(values) != count:
+        what = f"{len(values)} scores" if isinstance(values, list) else f"{_shorten(repr(returned))}"
+        raise TextEnvError(
+            f"The reward {reward_name(reward)} returned {what} for {count} completions; "
+            "expected a list of floats, one for each completion."
+        )
+    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
+
+
+def signature_mismatch(reward: Callable[..., Any], columns: Iterable[str]) -> str | None:
+    """Say why a reward cannot be called with columns of these names; ``None`` if it can."""
+    names = [*_RESERVED, *columns]
+    for call, by_place in _as_called(reward):
+        try:
+            signature = inspect.signature(call)
+        except (TypeError, ValueError):  # a builtin without one
+            continue
+        try:
+            signature.bind(*by_place, **dict.fromkeys(names))
+        except TypeError as error:
+            return (
+                f"The reward {reward_name(reward)}{signature} cannot be called with the keywords {', '.join(names)}: "
+                f"{error}. Expected (*, prompts, completions, completion_ids, **columns), columns being the prompts' "
+                "other columns. Add **columns to take those that it doesn't use; a column that it needs must be in the "
+                "prompts."
+            )
+    return None
+
+
+def _as_called(reward: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Yield a reward, and the function behind it with what it is given by position: ``self``, which a column may be."""
+    yield reward, ()
+    if inspect.ismethod(reward):
+        yield reward.__func__, (reward.__self__,)
+    elif inspect.isfunction(type(reward).__call__):
+        yield type(reward).__call__, (reward,)
+
+
+def _row(prompt: Any, completion: Any) -> str:
+    return f"prompt is {_shorten(repr(prompt))} and the completion {_shorten(repr(completion))}"
+
+
+def _shorten(text: str) -> str:
+    half = _SHOWN // 2
+    return text if len(text) <= _SHOWN else f"{text[:half]}…{text[-half:]}"

@@ -1,0 +1,116 @@
+"""What a file may name: nothing in it runs code, or reads an environment variable, unless its reader trusts it.
+
+What was typed on the command line, or given in Python, is the user's own and never comes here. What was read from a
+file (the ``config.json`` of a run or of a policy, the TOML of a comparison) may be a stranger's, and goes through a
+``Source`` before anything is looked up by it. ``docs/security.md`` says it for users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from textenv.env.settings import TextEnvSettings
+from textenv.types import TextEnvError
+
+__all__ = ["Source"]
+
+_IMPORT = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.\-/]*")
+_VARIABLE = re.compile(r"\$\{")
+_OURS = frozenset(field.name for field in dataclasses.fields(TextEnvSettings))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that names rewards, agents and environments.
+
+    Every method returns what it was given, or raises ``TextEnvError``: the value would import a module, or hand out an
+    environment variable, and ``trust`` is False; or it is of the wrong type.
+
+    Attributes:
+        path: The file, for messages.
+        trust: Whether its reader trusts it as much as a program.
+        how: How the reader says so, for messages.
+    """
+
+    path: Path
+    trust: bool
+    how: str = "--trust"
+
+    def reward(self, spec: Any) -> Any:
+        """Check the specification of a reward, those inside it (of a weighted sum, say) included."""
+        if not isinstance(spec, str | Mapping):
+            raise TextEnvError(f"{self.path}: reward {spec!r}: expected a name, or an object with 'name'.")
+        name = spec if isinstance(spec, str) else spec.get("name")
+        if isinstance(name, str) and ":" in name:
+            self._refuse("reward", name, "imports a module")
+        if isinstance(spec, Mapping):
+            for value in (spec.get(key) for key in ("reward", "rewards")):
+                for inner in value if isinstance(value, list | tuple) else () if value is None else (value,):
+                    self.reward(inner)
+            for text in _texts(spec):
+                if _VARIABLE.search(text):
+                    self._refuse("reward", text, "reads an environment variable")
+        return spec
+
+    def agent(self, name: Any) -> str:
+        """Check the name of an agent."""
+        if not isinstance(name, str):
+            raise TextEnvError(f"{self.path}: agent {name!r}: expected a name.")
+        if ":" in name:
+            self._refuse("agent", name, "imports a module")
+        return name
+
+    def env(self, name: Any) -> str:
+        """Check the id of an environment; without trust it has to be registered already."""
+        if not isinstance(name, str):
+            raise TextEnvError(f"{self.path}: env {name!r}: expected the id of an environment.")
+        if ":" in name:
+            self._refuse("env", name, "imports a module")
+        elif name not in gym.registry:
+            raise TextEnvError(
+                f"{self.path}: env {name!r} is not registered. Expected one of textenv's or Gymnasium's own; for "
+                f"another, write the file's id as 'package.module:{name}' and give {self.how} if you trust the file."
+            )
+        return name
+
+    def settings(self, values: Any) -> dict[str, Any]:
+        """Check keywords of ``gymnasium.make``: the reward, and texts that an environment of others may look up."""
+        if not isinstance(values, Mapping):
+            raise TextEnvError(f"{self.path}: settings {values!r}: expected an object.")
+        for name, value in values.items():
+            if name == "reward":
+                self.reward(value)
+            elif name not in _OURS:  # ours name files and models, which are read and not run
+                for text in _texts(value):
+                    if _IMPORT.fullmatch(text):
+                        self._refuse(name, text, "looks like the import of a module")
+                    if _VARIABLE.search(text):
+                        self._refuse(name, text, "reads an environment variable")
+        return dict(values)
+
+    def _refuse(self, kind: str, value: str, why: str) -> None:
+        if not self.trust:
+            raise TextEnvError(
+                f"{self.path}: {kind} {value!r} {why}, which a file may do only if you trust it as you would a "
+                f"program. Give {self.how} if you do."
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

@@ -1,0 +1,82 @@
+"""Agents, rewards and worlds by name: each is a file of its folder, or an import path of one's own.
+
+The only place that imports them by name. A file ``my_reward.py`` in ``rewards/`` that defines the class ``MyReward`` is
+the reward ``my_reward``; a file ``my_agent.py`` in ``agents/`` that defines ``MyAgent`` and ``MyAgentConfig`` is the
+agent ``my_agent``. Nothing else has to be edited. Names are found by reading the files, so that listing them imports
+none of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from textenv.types import TextEnvError
+from textenv.validation import did_you_mean
+
+__all__ = ["agents", "built_in", "find", "rewards"]
+
+
+@functools.cache
+def built_in(package: str, *, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]:
+    """Return the classes that the files of a package are named after, by file name, sorted.
+
+    Args:
+        package: Its import name, such as ``"textenv.rewards"``.
+        suffixes: What is appended to the name of the class for each class that the file must define; the first is the
+            class that counts.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    found = {}
+    for path in sorted(path for folder in folders for path in Path(folder).glob("[!_]*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        classes = {node.name.lower(): node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+        wanted = [f"{path.stem.replace('_', '')}{suffix.lower()}" for suffix in suffixes]
+        if all(name in classes for name in wanted):
+            found[path.stem] = classes[wanted[0]]
+    return found
+
+
+def find(kind: str, package: str, name: str, *, suffixes: tuple[str, ...] = ("",)) -> Any:
+    """Return the class of a built-in name, or what an import path ``package.module:attribute`` stands for.
+
+    Args:
+        kind: What it is called in messages, such as ``"agent"``.
+        package: Where the built-in ones are.
+        name: The name or the import path.
+        suffixes: As in ``built_in``.
+
+    Raises:
+        TextEnvError: There is none, or it cannot be imported.
+    """
+    known = built_in(package, suffixes=suffixes)
+    if name in known:
+        return getattr(importlib.import_module(f"{package}.{name}"), known[name])
+    if ":" not in name:
+        raise TextEnvError(
+            f"There is no {kind} named {name!r}.{did_you_mean(name, known)} Expected one of {', '.join(known)}, or the "
+            "import path of your own, 'package.module:attribute'."
+        )
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TextEnvError(
+            f"The {kind} {name!r} cannot be imported ({error}). Expected 'package.module:attribute', the package "
+            "installed or in a folder of PYTHONPATH."
+        ) from error
+
+
+def agents() -> Any:
+    """Return the package of the agents: its ``find``, ``config_of``."""
+    return importlib.import_module("textenv.agents")
+
+
+def rewards() -> Any:
+    """Return the package of the rewards: its ``make``."""
+    return importlib.import_module("textenv.rewards")

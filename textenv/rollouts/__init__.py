@@ -1,0 +1,1 @@
+"""Collecting episodes, and what a training run keeps in its folder."""

@@ -1,0 +1,1 @@
+"""Training language models and reward models on files."""

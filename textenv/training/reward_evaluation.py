@@ -1,0 +1,290 @@
+"""How well a reward model agrees with people, and how well people agree with each other."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.data.files import write_atomically
+from textenv.data.records import read_records
+from textenv.data.values import as_prompt, as_text
+from textenv.training.reward_models import text_key, texts_of
+from textenv.types import Conversation, Ranking, TextEnvError
+
+__all__ = ["Calibration", "Evaluation", "calibration", "evaluate", "plot_evaluations", "reward_bench"]
+
+Scorer: TypeAlias = Callable[[Sequence[str | Conversation], Sequence[str]], NDArray[Any]]
+"""Maps prompts and completions to scores, as ``RewardModel.scores`` does."""
+
+_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Whether a model that is sure to 80 % is right in 80 % of the comparisons.
+
+    Attributes:
+        ece: Expected calibration error: mean distance of confidence and accuracy over the bins, by their size.
+        brier: Mean squared error of the probability of what was judged better; 0.25 for a coin.
+        confidence: Mean confidence of each bin that has comparisons, from 0.5 to 1.
+        accuracy: Accuracy of each of them.
+        count: Comparisons of each of them.
+    """
+
+    ece: float
+    brier: float
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    count: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures of a reward model on rankings; shares are of comparisons without ties unless it says otherwise.
+
+    Attributes:
+        comparisons: How many there are.
+        accuracy: Share that the model orders as the person did; equal scores count half.
+        person: The same of another person who compared the two texts; None where no two did.
+        majority: Share of pairs of texts that the model orders as most people did who compared them; None where no pair
+            has a majority.
+        person_majority: The same of one person and the majority of the others, which is the human ceiling; None where
+            no three did.
+        groups: Accuracy and comparisons by whether prompt and annotator were seen in training.
+        calibration: Of the probability that one text is better than the other.
+        longer: Share in which the model prefers the longer text; of texts of different lengths. None where there
+            are none.
+        longer_people: Share in which the person does; likewise.
+    """
+
+    comparisons: int
+    accuracy: float
+    person: float | None
+    majority: float | None
+    person_majority: float | None
+    groups: Mapping[str, tuple[float, int]]
+    calibration: Calibration
+    longer: float | None
+    longer_people: float | None
+
+
+def evaluate(
+    scorer: Scorer, rankings: Sequence[Ranking], *, scale: float = 1.0, trained_on: Sequence[Ranking] = ()
+) -> Evaluation:
+    """Measure a reward model on rankings.
+
+    Args:
+        scorer: Gives the scores.
+        rankings: What people said.
+        scale: What a difference of scores is multiplied with to be a log-odds: ``RewardModel.scale``.
+        trained_on: What it learnt from, which tells prompts and annotators that it has seen from those held out. If
+            all prompts are the same, as those of texts without any, the texts are told apart in their place.
+
+    Raises:
+        TextEnvError: There is no comparison without a tie.
+    """
+    texts = {text_key(text): text for ranking in rankings for text in texts_of(ranking)}
+    found = scorer([prompt for prompt, _ in texts.values()], [completion for _, completion in texts.values()])
+    row_of = {key: row for row, key in enumerate(texts)}
+    scores = np.asarray(found, dtype=np.float64)
+    lengths = np.array([len(completion) for _, completion in texts.values()])
+    by_text = len({repr(ranking.prompt) for ranking in rankings}) == 1
+    seen = {_named(ranking, text, by_text) for ranking in trained_on for text in texts_of(ranking)}
+    people = {ranking.annotator for ranking in trained_on}
+    better_rows: list[int] = []
+    worse_rows: list[int] = []
+    where: list[str] = []
+    for ranking in rankings:
+        each = texts_of(ranking)
+        rows = [row_of[text_key(text)] for text in each]
+        known = [_named(ranking, text, by_text) in seen for text in each]
+        name = "annotator " + ("seen" if ranking.annotator in people else "held out")
+        for better, worse, tied in ranking.pairs():
+            if not tied:
+                better_rows.append(rows[better])
+                worse_rows.append(rows[worse])
+                both = known[better] + known[worse]
+                what = "text" if by_text else "prompt"
+                where.append(f"{what} {('held out', 'partly seen', 'seen')[both]}, {name}")
+    if not where:
+        raise TextEnvError(f"{len(rankings)} rankings have no comparison without a tie to measure a reward model on.")
+    first, second = np.array(better_rows), np.array(worse_rows)
+    lead = scores[first] - scores[second]
+    right = 0.5 + 0.5 * np.sign(lead)
+    groups = {}
+    for name in sorted(set(where)) if trained_on else ():
+        chosen = np.array([one == name for one in where])
+        groups[name] = (float(right[chosen].mean()), int(chosen.sum()))
+    person, majority, person_majority = _ceiling(first, second, scores)
+    uneven = lengths[first] != lengths[second]
+    longer = lengths[first] > lengths[second]
+    preferred = np.where(longer, right, 1 - right)[uneven]
+    return Evaluation(
+        comparisons=len(where),
+        accuracy=float(right.mean()),
+        person=person,
+        majority=majority,
+        person_majority=person_majority,
+        groups=groups,
+        calibration=calibration(scale * lead),
+        longer=float(preferred.mean()) if len(preferred) else None,
+        longer_people=float(longer[uneven].mean()) if len(preferred) else None,
+    )
+
+
+def _named(ranking: Ranking, text: Any, by_text: bool) -> str:
+    return text_key(text) if by_text else repr(ranking.prompt)
+
+
+def _ceiling(
+    better: NDArray[Any], worse: NDArray[Any], scores: NDArray[np.float64]
+) -> tuple[float | None, float | None, float | None]:
+    """Return agreement of two people, of the model with the majority, and of a person with that of the others."""
+    votes: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+    for one, other in zip(better.tolist(), worse.tolist(), strict=True):
+        votes[min(one, other), max(one, other)][int(one > other)] += 1
+    pairs = np.array(list(votes))
+    counts = np.array(list(votes.values()), dtype=np.float64)  # for the first of the two, and for the second
+    total = counts.sum(axis=1)
+    agreeing = (counts * (counts - 1)).sum(axis=1)
+    several = total >= 2
+    person = float(agreeing.sum() / (total * (total - 1)).sum()) if several.any() else None
+    decided = counts[:, 0] != counts[:, 1]
+    lead = np.sign(scores[pairs[:, 0]] - scores[pairs[:, 1]]) * np.sign(counts[:, 0] - counts[:, 1])
+    majority = float((0.5 + 0.5 * lead[decided]).mean()) if decided.any() else None
+    right = weight = 0.0
+    for side in (0, 1):
+        mine, others = counts[:, side], counts[:, 1 - side]
+        agree = np.sign(mine - 1 - others)  # each of those who are for this side, against the rest
+        told = (total >= 3) & (agree != 0)
+        right += float((mine * (agree > 0))[told].sum())
+        weight += float(mine[told].sum())
+    return person, majority, right / weight if weight else None
+
+
+def calibration(log_odds: NDArray[Any]) -> Calibration:
+    """Return how far probabilities can be trusted (Guo et al. 2017, equation 3, in 10 bins; Brier 1950).
+
+    Args:
+        log_odds: What the model gives to that which was judged better being better, shape ``(comparisons,)``.
+    """
+    probability = 1 / (1 + np.exp(-np.clip(log_odds, -700, 700)))
+    confidence, right = np.maximum(probability, 1 - probability), 0.5 + 0.5 * np.sign(log_odds)
+    places = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    bins = [places == place for place in range(_BINS) if (places == place).any()]
+    sure, accurate = [float(confidence[b].mean()) for b in bins], [float(right[b].mean()) for b in bins]
+    count = [int(b.sum()) for b in bins]
+    gaps = [n * abs(one - other) for n, one, other in zip(count, sure, accurate, strict=True)]
+    brier = float(((1 - probability) ** 2).mean())
+    return Calibration(sum(gaps) / len(log_odds), brier, tuple(sure), tuple(accurate), tuple(count))
+
+
+_SECTIONS = {
+    "Chat": ["alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"],
+    "Chat Hard": [
+        "mt-bench-hard",
+        "llmbar-natural",
+        "llmbar-adver-neighbor",
+        "llmbar-adver-GPTInst",
+        "llmbar-adver-GPTOut",
+        "llmbar-adver-manual",
+    ],
+    "Safety": [
+        "refusals-dangerous",
+        "refusals-offensive",
+        "xstest-should-refuse",
+        "xstest-should-respond",
+        "donotanswer",
+    ],
+    "Reasoning": ["math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"],
+}
+
+
+def reward_bench(scorer: Scorer, path: Path) -> dict[str, float]:
+    """Return the scores of RewardBench (Lambert et al. 2024) on a file of pairs, each a share from 0 to 1.
+
+    A pair is right if the chosen completion scores higher; equal scores are wrong. A section is the mean over its
+    pairs; in Reasoning, mathematics weighs as much as all the code. The score is the mean of the sections there are.
+    Subsets of other names are a section of their own together, "Other".
+
+    Args:
+        scorer: Gives the scores.
+        path: Records with ``prompt`` (a text or messages) and the texts ``chosen``, ``rejected`` and ``subset``.
+
+    Returns:
+        Accuracy of each subset and section by name, and ``"score"``.
+
+    Raises:
+        TextEnvError: The file cannot be read, holds nothing, or a record is something else.
+    """
+    prompts: list[str | Conversation] = []
+    texts: dict[str, list[str]] = {"chosen": [], "rejected": [], "subset": []}
+    for where, row in read_records(path):
+        try:
+            prompts.append(as_prompt(row.get("prompt")))
+            for name, cells in texts.items():
+                cells.append(as_text(row.get(name), name))
+        except TextEnvError as error:
+            raise TextEnvError(
+                f"{where}: {error} A pair has a 'prompt' and the texts 'chosen', 'rejected' and 'subset'."
+            ) from error
+    chosen, rejected = (scorer(prompts, texts[name]) for name in ("chosen", "rejected"))
+    right: dict[str, list[bool]] = defaultdict(list)
+    for subset, one, other in zip(texts["subset"], chosen, rejected, strict=True):
+        right[subset].append(bool(one > other))
+    results = {name: float(np.mean(each)) for name, each in right.items()}
+    code = sum(len(right[name]) for name in _SECTIONS["Reasoning"][1:] if name in right)
+    sections = {section: [name for name in names if name in right] for section, names in _SECTIONS.items()}
+    sections["Other"] = [name for name in right if not any(name in names for names in _SECTIONS.values())]
+    scores = {}
+    for section, names in sections.items():
+        weights = [code if name == "math-prm" and code else len(right[name]) for name in names]
+        if names:
+            scores[section] = float(np.average([results[name] for name in names], weights=weights))
+    return {**results, **scores, "score": float(np.mean(list(scores.values())))}
+
+
+def plot_evaluations(evaluations: Mapping[str, tuple[int, Evaluation]], path: Path) -> None:
+    """Draw accuracy over the number of comparisons learnt from, beside the human ceiling, and the calibration.
+
+    Args:
+        evaluations: By the model's name, comparisons it learnt from and its figures.
+        path: The picture; its suffix gives the format.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 (slow)
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    curve, trust = figure.subplots(1, 2)
+    ordered = sorted(evaluations.values(), key=lambda one: one[0])
+    counts = [count for count, _ in ordered]
+    majority = [math.nan if one.majority is None else one.majority for _, one in ordered]  # which is not drawn
+    curve.plot(counts, majority, "o-", label="reward model, against the majority")
+    curve.plot(counts, [one.accuracy for _, one in ordered], "o-", label="reward model, against a person")
+    last = ordered[-1][1]
+    for level, colour, what in ((last.person_majority, "C0", "the majority of the others"), (last.person, "C1", "one")):
+        if level is not None:
+            curve.axhline(level, color=colour, linestyle="--", label=f"a person, against {what}")
+    if min(counts) > 0:
+        curve.set_xscale("log")
+    curve.set(xlabel="comparisons learnt from", ylabel="accuracy", title="Accuracy")
+    for name, (_, one) in evaluations.items():
+        trust.plot(
+            one.calibration.confidence, one.calibration.accuracy, "o-", label=f"{name}, ECE {one.calibration.ece:.3f}"
+        )
+    trust.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1)
+    trust.set(xlabel="confidence", ylabel="accuracy", title="Calibration")
+    for panel in (curve, trust):
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize="small")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:])
+    write_atomically(path, picture.getvalue())

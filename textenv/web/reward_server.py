@@ -1,0 +1,169 @@
+"""Serve a reward over HTTP: ``textenv reward serve``.
+
+``POST /score`` takes a batch and returns its scores, ``GET /health`` tells which reward answers. The format is that of
+the reward named ``http``, whose help describes it; ``/openapi.json`` of the server itself has its schema.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from textenv.env.scoring import reward_name, score, signature_mismatch
+from textenv.types import Reward, TextEnvError
+
+try:
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.concurrency import run_in_threadpool
+    from pydantic import BaseModel, ConfigDict, ValidationError
+    from starlette.requests import ClientDisconnect
+except ModuleNotFoundError as error:
+    raise TextEnvError(
+        f"Serving a reward needs fastapi and uvicorn, which cannot be imported ({error}). "
+        "Run: pip install 'textenv[web]'"
+    ) from error
+
+from textenv.web import server as web_server
+from textenv.web.guard import Guard, is_media_type, known_hosts
+
+__all__ = ["Batch", "Health", "Scores", "make_app", "serve"]
+
+_RESERVED = {"prompts", "completions", "completion_ids"}
+_NOBODY_LISTENS = 499  # nginx's status for a client that has gone; nobody reads it
+_MOST_BYTES = 8_000_000
+_log = logging.getLogger(__name__)
+
+
+class Batch(BaseModel):
+    """Texts to score: ``n`` of each; ``columns`` holds the prompts' other columns."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompts: list[str]
+    completions: list[str]
+    completion_ids: list[list[int]]
+    columns: dict[str, list[Any]] = {}
+
+
+class Scores(BaseModel):
+    """``n`` finite numbers, in the order of the texts."""
+
+    scores: list[float]
+
+
+class Health(BaseModel):
+    """Which reward answers."""
+
+    reward: str
+
+
+def make_app(reward: Reward, *, max_bytes: int = _MOST_BYTES, hosts: Sequence[str] = ()) -> FastAPI:
+    """Return an application that scores with ``reward``, one batch after the other: rewards need no locks.
+
+    Answers with status 4xx if the request is at fault, and with 500 if the reward raises or returns no scores; either
+    says why in ``detail``.
+
+    Args:
+        reward: The reward.
+        max_bytes: Size of a request's body, at most.
+        hosts: Names that the server answers by, besides ``localhost`` and this machine's own loopback addresses.
+    """
+    # No pages of documentation: they would run scripts of another site.
+    app = FastAPI(title="textenv reward", summary=reward_name(reward), docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, hosts=known_hosts(hosts))
+    turn = asyncio.Lock()
+    body = {"required": True, "content": {"application/json": {"schema": Batch.model_json_schema()}}}
+
+    @app.get("/health")
+    async def health() -> Health:
+        return Health(reward=reward_name(reward))
+
+    # The body is read by hand: as a parameter it would be read whole, whatever its size.
+    @app.post("/score", openapi_extra={"requestBody": body})
+    async def score_batch(request: Request) -> Scores:
+        if not is_media_type(request.headers.get("content-type", ""), "application/json"):
+            raise HTTPException(415, "Expected JSON: a header Content-Type: application/json.")
+        try:
+            # In a thread, as the scoring: a large body takes long, and others ask too.
+            batch = await run_in_threadpool(_parsed, await _read(request, max_bytes), reward)
+            async with turn:
+                if await request.is_disconnected():  # it gave up while others had their turn, and may have come again
+                    raise ClientDisconnect
+                scores = await run_in_threadpool(
+                    score,
+                    reward,
+                    prompts=batch.prompts,
+                    completions=batch.completions,
+                    completion_ids=batch.completion_ids,
+                    columns=batch.columns,
+                )
+        except ClientDisconnect as error:
+            raise HTTPException(_NOBODY_LISTENS) from error
+        except TextEnvError as error:
+            _log.exception("The reward failed.")
+            raise HTTPException(500, str(error)) from error
+        return Scores(scores=scores.tolist())
+
+    return app
+
+
+def serve(
+    reward: Reward,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8900,
+    max_bytes: int = _MOST_BYTES,
+    hosts: Sequence[str] = (),
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve ``reward`` until a signal ends it; requests that are being answered then are finished.
+
+    Args:
+        reward: The reward.
+        host: Address to listen at. There is no password: keep to this machine, or put a proxy with one in front.
+        port: Port to listen at; 0 for one that is free.
+        max_bytes: Size of a request's body, at most.
+        hosts: Other names that the server answers by, such as a proxy's.
+        announce: Told the address to post to, once it can be.
+
+    Raises:
+        TextEnvError: The address cannot be listened at, or no request could be small enough.
+    """
+    if max_bytes < 1:
+        raise TextEnvError(f"max_bytes={max_bytes}: expected the size of a request, at least 1.")
+    app = make_app(reward, max_bytes=max_bytes, hosts=[host, *hosts])
+    web_server.serve(app, host=host, port=port, announce=lambda address: announce(f"{address}/score"))
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise HTTPException(413, f"The body is larger than {max_bytes} bytes; send fewer texts at once.")
+    return bytes(body)
+
+
+def _parsed(body: bytes, reward: Reward) -> Batch:
+    try:
+        batch = Batch.model_validate_json(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        reasons = [": ".join((".".join(map(str, one["loc"])), one["msg"])).removeprefix(": ") for one in found[:3]]
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise HTTPException(422, f"{'; '.join(reasons)}{more}. /openapi.json has the schema.") from error
+    lengths = {
+        "prompts": len(batch.prompts),
+        "completions": len(batch.completions),
+        "completion_ids": len(batch.completion_ids),
+        **{f"columns.{name}": len(values) for name, values in batch.columns.items()},
+    }
+    if len(set(lengths.values())) > 1:
+        raise HTTPException(422, f"Expected as many values of each, one for each text; found {lengths}.")
+    if clashing := sorted(_RESERVED & batch.columns.keys()):
+        raise HTTPException(422, f"columns holds {clashing}, which are not columns; rename them.")
+    if mismatch := signature_mismatch(reward, batch.columns):
+        raise HTTPException(422, mismatch)
+    return batch
