@@ -208,7 +208,7 @@ def test_what_a_reward_and_people_read(kind: str) -> None:
         1, model=lm, reward=reward, prompts=["the film"], max_new_tokens=len(ids) + 1, stop=[" good"],
         autoreset_mode="Disabled",
     )  # fmt: skip
-    env.reset(seed=0)
+    _, infos = env.reset(seed=0)
     for token in ids:
         *_, infos = env.step(np.array([token]))
     (episode,) = env.last_episodes
