@@ -107,9 +107,13 @@ def ray_cluster(workers: int, threads: int) -> Iterator[Pool]:
 
 _idle = threading.Event()
 """Set in a worker process that does no job."""
+_ending = threading.Event()
+"""Set in a worker process that is to begin no other."""
 
 
 def _do(function: Callable[..., None], given: tuple[Any, ...]) -> None:
+    if _ending.is_set():
+        raise Stopped(signal.SIGTERM)
     _idle.clear()
     try:
         function(*given)
@@ -135,6 +139,7 @@ def _end_with_the_parent(parent: Connection) -> None:
     def wait() -> None:
         with contextlib.suppress(EOFError, OSError):
             parent.recv_bytes()
+        _ending.set()
         if not _idle.is_set():
             main = threading.main_thread().ident
             assert main is not None
