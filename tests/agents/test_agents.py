@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.agents.test_ppo import PROMPTS, count_e, make_envs
-from tests.contracts import AgentContract
 from textenv.agents import AGENTS, config_of, find
 from textenv.agents.a2c import A2CConfig
 from textenv.agents.agent import Agent, AgentConfig, paid
@@ -30,6 +29,7 @@ from textenv.compare.plan import Budget, Task
 from textenv.compare.runs import Ruler
 from textenv.models.causal_lm import CausalLM
 from textenv.rollouts.collect import Rollout, text_env
+from textenv.testing import AgentContract
 from textenv.types import TextEnvError
 
 WITHOUT_WEIGHTS = {"best_of_n", "guided"}

@@ -15,7 +15,6 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from tests.contracts import AgentContract
 from tests.families import make_family
 from textenv.agents import agent as shared
 from textenv.agents.ppo import PPO, PPOConfig
@@ -23,6 +22,7 @@ from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.checkpoint import latest_checkpoint
 from textenv.rollouts.collect import collect, sample_episodes
+from textenv.testing import AgentContract
 from textenv.types import TextEnvError
 
 PROMPTS = ["the film", "a plot", "it"]

@@ -16,10 +16,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import NumpyToTorch, RecordEpisodeStatistics, TimeLimit
 
 import textenv
-from tests.contracts import EnvironmentContract
 from textenv import CausalLM, Handle, TextEnv, TextEnvError
 from textenv.env.handle import unwrap
 from textenv.models.policy import TextPolicy
+from textenv.testing import EnvironmentContract
 
 PROMPTS = ["the film", "a plot that was thin", "it"]
 EOS, PAD = 0, 1

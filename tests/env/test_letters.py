@@ -13,12 +13,12 @@ import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-from tests.contracts import EnvironmentContract, RewardContract
 from textenv import CausalLM, TextEnvError
 from textenv.analysis.exact import model_log_probs
 from textenv.env.letters import FAMILIES, letter_model
 from textenv.models.policy import TextPolicy
 from textenv.rewards import Letters
+from textenv.testing import EnvironmentContract, RewardContract
 from textenv.types import Reward
 
 

@@ -14,10 +14,10 @@ import torch
 
 import textenv  # noqa: F401 (registers the ids)
 from tests.conftest import build_lm
-from tests.contracts import RewardContract
 from textenv.data.reviews import load_reviews
 from textenv.models.reward_model import Ensemble, RewardModel, bundled_reward_folder
 from textenv.rewards import Learned, make
+from textenv.testing import RewardContract
 from textenv.types import Reward, TextEnvError
 
 TEXTS = ["", "a great film", "the plot was thin, and the film was a great, great bore", "x" * 40, "日本の猫"]

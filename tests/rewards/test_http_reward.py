@@ -26,8 +26,8 @@ import gymnasium
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from tests.contracts import RewardContract
 from textenv.rewards import Http, Vader, http, make
+from textenv.testing import RewardContract
 from textenv.types import Reward, TextEnvError
 
 Answer = Callable[["Handler", dict[str, Any]], None]

@@ -26,7 +26,6 @@ from transformers import (
     RobertaConfig,
 )
 
-from tests.contracts import COMPLETIONS, RewardContract
 from textenv.rewards import (
     Bleu,
     Chrf,
@@ -44,6 +43,7 @@ from textenv.rewards import (
     vader,
 )
 from textenv.rewards.classifier import log_odds
+from textenv.testing import COMPLETIONS, RewardContract
 from textenv.types import Reward, TextEnvError
 
 WORDS = ["the", "film", "was", "great", "awful", "and", "I", "slept", "."]
