@@ -21,6 +21,7 @@ from textenv.types import TextEnvError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 FENCE = re.compile(r"(?:<!-- test: (?P<hint>.*?) -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)^```$", re.M)
 
 
@@ -188,8 +189,18 @@ def test_commands_within_the_text(command: str) -> None:
     check_command(shlex.split(command))
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", re.sub(r"<!--.*?-->", "", README, flags=re.S)):
+def test_contributing_names_what_there_is() -> None:
+    for block in blocks_of(CONTRIBUTING):
+        for line in block.code.splitlines():
+            check_command(shlex.split(line))
+    places = re.findall(r"^\| `([\w./]+)` \|", CONTRIBUTING, re.M)
+    assert len(places) > 15
+    assert [place for place in places if not (ROOT / place).exists()] == []
+
+
+@pytest.mark.parametrize("page", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", re.sub(r"<!--.*?-->", "", page, flags=re.S)):
         path = ROOT / target
         assert path.is_dir() or path.read_bytes(), f"{target} is missing or empty"
 
