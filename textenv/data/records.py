@@ -170,10 +170,8 @@ def write_records(path: Path, rows: Sequence[Row], *, json_columns: Collection[s
         write_atomically(path, _serialized(path, rows, kind, json_columns))
     except UnicodeEncodeError as error:
         raise TextEnvError(f"{path}: a text holds half of a surrogate pair, which is no Unicode ({error}).") from error
-    except TextEnvError:
-        raise
     except (OSError, TypeError, ValueError) as error:
-        raise TextEnvError(f"{path}: cannot be written ({error}).") from error
+        raise TextEnvError(f"{path}: cannot be written ({error})") from error
 
 
 # Text
