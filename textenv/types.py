@@ -206,7 +206,7 @@ class Reward(Protocol):
 
 
 @runtime_checkable
-class StatefulReward(Protocol):
+class StatefulReward(Reward, Protocol):
     """A reward whose scores depend on what it has scored before; a run saves its state with its checkpoints."""
 
     def state_dict(self) -> Mapping[str, Any]:
