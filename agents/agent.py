@@ -46,7 +46,6 @@ __all__ = [
     "check",
     "describe",
     "episode_tensors",
-    "keeps_statistics",
     "new_policy",
     "paid",
     "read_saved",
@@ -653,7 +652,7 @@ class Agent(ABC, Generic[ConfigT]):
             raise TextEnvError("FSDP shards weights that learn, and with lora_rank few do: launch without --use_fsdp.")
         if self.config.minibatch_size is not None:
             self.world.share("minibatch_size", self.config.minibatch_size)
-        if keeps_statistics(base):
+        if base.scorer.keeps_state:
             raise TextEnvError(
                 "The reward keeps statistics of what it has scored, and each process would keep its own; train with it "
                 "on one process."
@@ -803,16 +802,6 @@ def refuse_unscored(base: TextVectorEnv, agent: str) -> None:
             f"{agent} chooses what it writes by the reward, and this environment has none; give it one (--reward of "
             "'textenv sample', where 'run' stands for the run's own)."
         )
-
-
-def keeps_statistics(base: TextVectorEnv) -> bool:
-    """Tell whether the environment's reward depends on what it has scored before."""
-    return _any(base.state_dict()["reward"])
-
-
-def _any(state: Any) -> bool:
-    """Tell whether a reward's state holds anything; one that only passes on the state of others may not."""
-    return any(map(_any, state.values())) if isinstance(state, Mapping) else state is not None
 
 
 _ROWS = 8  # fewer are not worth a pass of their own

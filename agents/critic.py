@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from textenv.agents.agent import keeps_statistics
 from textenv.env.vector import TextVectorEnv
 from textenv.rollouts.collect import Rollout
 from textenv.types import IntArray, Prompt, StopReason, TextEnvError
@@ -96,7 +95,7 @@ def refuse_statistics(base: TextVectorEnv) -> None:
     Raises:
         TextEnvError: It keeps statistics of what it scores.
     """
-    if keeps_statistics(base):
+    if base.scorer.keeps_state:
         raise TextEnvError(
             "The reward keeps statistics of what it has scored, and this agent has it score texts that nobody "
             "wrote; leave the normalisation out."
@@ -138,15 +137,15 @@ def score_next(
     base: TextVectorEnv, prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]]
 ) -> tuple[_Floats, NDArray[np.bool_]]:
     """Score completions that may not be finished, and tell which are, ``(n,)`` each."""
-    texts = [base.completion_text(prompt, each) for prompt, each in zip(prompts, ids, strict=True)]
-    reasons: list[StopReason] = []
+    texts = [base.endings.completion_text(prompt, each) for prompt, each in zip(prompts, ids, strict=True)]
+    last = np.array([each[-1] if each else 0 for each in ids], dtype=np.int64)
+    sizes = np.array([len(each) for each in ids], dtype=np.int64)
+    ended = base.endings.reasons(last, sizes, lambda: [stopped for _, stopped in texts])
     over = np.zeros(len(ids), dtype=bool)
-    for place, (each, (_, stopped)) in enumerate(zip(ids, texts, strict=True)):
-        said_so, spent = bool(each) and each[-1] in base.reference.eos_ids, len(each) == base.settings.max_new_tokens
-        over[place] = said_so or stopped or spent
-        # one that goes on is not blamed for not having ended
-        reasons.append("stop" if stopped and not said_so else "length" if spent and not said_so else "eos")
-    return base.score_completions(prompts, [text for text, _ in texts], ids, reasons), over
+    over[list(ended)] = True
+    # A completion that goes on is scored without the penalty for a missing end, as one that has ended by itself is.
+    reasons: list[StopReason] = [ended.get(place, "eos") for place in range(len(ids))]
+    return base.scorer.score(prompts, [text for text, _ in texts], ids, reasons), over
 
 
 _SCORE_KNOTS, _TIME_KNOTS = 9, 6

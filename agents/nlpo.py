@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from textenv.agents.agent import Agent, AgentConfig, check, new_policy
 from textenv.agents.ppo import PPOConfig, clipped_update
-from textenv.env.vector import likeliest
+from textenv.env.reference import likeliest
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import Rollout, text_env
 from textenv.rollouts.distributed import full

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
-from textenv.types import Reward, TextEnvError
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A reward that remembers something between calls, to be saved with a run."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state that ``state_dict`` returned."""
-        ...
+from textenv.types import Reward, TextEnvError, is_stateful
 
 
 def check_reward(user: str, reward: object) -> None:
@@ -71,7 +58,7 @@ def inner_scores(
 
 def state_of(reward: Reward) -> dict[str, Any]:
     """Return the state of a wrapped reward: empty if it keeps none."""
-    return reward.state_dict() if isinstance(reward, Stateful) else {}
+    return dict(reward.state_dict()) if is_stateful(reward) else {}
 
 
 def load_state(reward: Reward, state: object) -> None:
@@ -80,7 +67,7 @@ def load_state(reward: Reward, state: object) -> None:
     Raises:
         TextEnvError: If ``state`` holds something and ``reward`` keeps no state.
     """
-    if isinstance(reward, Stateful) and isinstance(state, Mapping):
+    if is_stateful(reward) and isinstance(state, Mapping):
         reward.load_state_dict(cast("Mapping[str, Any]", state))
     elif state != {}:
         raise TextEnvError(

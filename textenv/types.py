@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,10 @@ __all__ = [
     "Prompt",
     "Ranking",
     "Reward",
+    "StatefulReward",
     "StopReason",
     "TextEnvError",
+    "is_stateful",
 ]
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -80,29 +82,46 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """A finished episode, token by token. ``T`` is the number of tokens that the agent wrote.
+    """An episode, token by token, and what it was paid. ``T`` is the number of tokens that the agent wrote.
 
     Attributes:
-        prompt: The prompt's text, as the model reads it.
+        start: What it started from: the prompt, and the columns that the reward was given.
         completion: The text that was scored: without special tokens, cut before a stop string.
-        prompt_ids: Token ids of the prompt.
         completion_ids: Token ids of the completion as sampled, the end-of-sequence token included, shape ``(T,)``.
         completion_tokens: The text of each token of ``completion_ids``.
+        log_probs: log pi of each token in nats as the reward took it, shape ``(T,)``; 0 where no policy was known.
+        ref_log_probs: The same of the reference, shape ``(T,)``.
         kl: KL penalty per token in nats, before the coefficient, shape ``(T,)``.
         token_rewards: What each token earned: ``-kl_coef * kl`` and, at the last, the score; shape ``(T,)``.
         score: The reward model's score, a missing end-of-sequence penalty included.
         stop_reason: ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (the token budget).
     """
 
-    prompt: str
+    start: Prompt
     completion: str
-    prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     completion_tokens: tuple[str, ...]
+    log_probs: tuple[float, ...]
+    ref_log_probs: tuple[float, ...]
     kl: tuple[float, ...]
     token_rewards: tuple[float, ...]
     score: float
     stop_reason: StopReason
+
+    @property
+    def prompt(self) -> str:
+        """The prompt's text, as the model reads it."""
+        return self.start.text
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Token ids of the prompt."""
+        return self.start.ids
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The other columns of the prompt data set, as the reward was given them."""
+        return self.start.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +203,29 @@ class Reward(Protocol):
     ) -> Sequence[float]:
         """Return ``n`` finite floats, one for each completion."""
         ...
+
+
+@runtime_checkable
+class StatefulReward(Reward, Protocol):
+    """A reward whose scores depend on what it has scored before; a run saves its state with its checkpoints."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state that ``state_dict`` returned."""
+        ...
+
+
+def is_stateful(reward: object) -> TypeGuard[StatefulReward]:
+    """Tell whether a reward has a state that a run saves.
+
+    The ``state_dict`` that every ``torch.nn.Module`` has is no such state: it holds weights, which scoring leaves as
+    they are. A module that keeps statistics of what it scores overrides it to return JSON values.
+    """
+    own = getattr(type(reward), "state_dict", None)
+    return isinstance(reward, StatefulReward) and not str(getattr(own, "__module__", "")).startswith("torch.nn.")
 
 
 @runtime_checkable

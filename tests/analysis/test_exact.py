@@ -321,6 +321,21 @@ def test_best_of_n_costs_less_than_its_formula_where_outcomes_repeat() -> None:
     assert many.score == pytest.approx(dataclasses.replace(dense, kl_coef=0.0).optimum.score, abs=1e-9)
 
 
+def test_a_wrapper_around_a_reward_without_state_has_an_optimum() -> None:
+    """Every wrapper has a ``state_dict``; what counts is whether there is anything in it."""
+    plain = {"name": "length", "target": 2, "unit": "tokens"}
+    alone, clipped, weighted = (
+        Tree.of(make(reward=reward, max_new_tokens=3))
+        for reward in (
+            plain,
+            {"name": "clip", "reward": plain, "low": -100.0, "high": 100.0},
+            {"name": "weighted_sum", "rewards": [plain, plain], "weights": [0.5, 0.5]},
+        )
+    )
+    assert clipped.optimum == alone.optimum
+    assert weighted.optimum.value == pytest.approx(alone.optimum.value)
+
+
 # -- what has no optimum, or too many texts ------------------------------------------------------------------------
 
 
@@ -331,13 +346,11 @@ def test_best_of_n_costs_less_than_its_formula_where_outcomes_repeat() -> None:
         ({"top_p": 0.5}, r"top_p=0\.5"),
         ({"kl_target": 3.0}, r"kl_target=3\.0"),
         ({"kl_estimator": "k2"}, "'k1', 'k3' or 'full'"),
-        ({"reward": {"name": "normalize", "reward": "length:Length"}}, "has a state"),
+        ({"reward": {"name": "normalize", "reward": {"name": "length", "target": 2}}}, "has a state"),
         ({"vocab_size": 26, "max_new_tokens": 9}, "too many to enumerate"),
     ],
 )
 def test_refused(settings: dict[str, Any], message: str) -> None:
-    if "reward" in settings:
-        settings = {"reward": {"name": "normalize", "reward": {"name": "length", "target": 2}}}
     with pytest.raises(TextEnvError, match=message):
         Tree.of(make(**settings))
 

@@ -149,7 +149,7 @@ def test_the_reference_of_one_environment_serves_another() -> None:
         ({"prompts": ["The film"]}, "'The film'"),
         ({"max_new_tokens": 100}, "lower one of them"),
         ({"reward": "dens"}, "no reward named 'dens'"),
-        ({"vocab": 8}, "Unknown setting 'vocab'"),
+        ({"vocab": 8}, "unexpected keyword argument 'vocab'"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from textenv.env.render import save_html, to_ansi, to_html, visible
 from textenv.rollouts.tracking import SafeConsole
-from textenv.types import Episode
+from textenv.types import Episode, Prompt
 from textenv.web.markup import fill, join
 
 HOSTILE = ("<script>alert(1)</script>", '" onmouseover="x', "\x1b[31m", "\u202eabc", "\r\n", "&amp;", "日本", "\ufffd")
@@ -29,11 +29,12 @@ HOSTILE = ("<script>alert(1)</script>", '" onmouseover="x', "\x1b[31m", "\u202ea
 def episode(*tokens: str, kl: float = 1.0) -> Episode:
     n = len(tokens)
     return Episode(
-        prompt="The <b>film\x07",
+        start=Prompt("The <b>film\x07", (1,)),
         completion="".join(tokens),
-        prompt_ids=(1,),
         completion_ids=tuple(range(n)),
         completion_tokens=tokens,
+        log_probs=(0.0,) * n,
+        ref_log_probs=(0.0,) * n,
         kl=tuple(kl * (-1) ** i for i in range(n)),
         token_rewards=(0.5,) * n,
         score=0.25,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from textenv.env.scoring import resolve_reward, reward_name, score
-from textenv.types import TextEnvError
+from textenv.env.scoring import Scorer, resolve_reward, reward_name, score
+from textenv.rewards.clip import Clip
+from textenv.rewards.normalize import Normalize
+from textenv.rewards.weighted_sum import WeightedSum
+from textenv.types import Prompt, TextEnvError
 
 PROMPTS = ["a prompt", "another prompt", "the third prompt"]
 COMPLETIONS = ["one", "two words", "three words here"]
@@ -223,3 +227,84 @@ class TestResolveReward:
     def test_refuses_what_is_no_reward(self) -> None:
         with pytest.raises(TextEnvError, match=r"no reward named 'vadder'.*'vader'"):
             resolve_reward("vadder")
+
+
+class Network(torch.nn.Module):
+    """A reward that is a module, as many are: its ``state_dict`` holds tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+    def forward(self, completions: Sequence[str], **_: Any) -> torch.Tensor:
+        return self.weight * torch.tensor([float(len(text)) for text in completions])
+
+
+class Counter:
+    """Pays for how often it was called before."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def __call__(self, completions: Sequence[str], **_: Any) -> list[float]:
+        self.state = {"calls": self.state["calls"] + 1}
+        return [float(self.state["calls"])] * len(completions)
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.state = dict(state)
+
+
+class TestScorer:
+    def test_penalizes_a_missing_end_and_hands_over_the_columns(self) -> None:
+        def wanted(completions: Sequence[str], want: Sequence[str], **_: Any) -> list[float]:
+            return [float(text == each) for text, each in zip(completions, want, strict=True)]
+
+        prompts = [Prompt("a", (1,), {"want": "x"}), Prompt("b", (2,), {"want": "y"}), Prompt("c", (3,), {"want": "y"})]
+        scores = Scorer(wanted, missing_eos_penalty=0.25).score(
+            prompts, ["x", "x", "y"], IDS, ["eos", "length", "length"]
+        )
+        assert scores.tolist() == [1.0, -0.25, 0.75]
+        assert scores.dtype == np.float64
+
+    @pytest.mark.parametrize(
+        ("reward", "keeps"),
+        [
+            (narrow, False),
+            (Clip(narrow, low=0.0, high=1.0), False),
+            (WeightedSum([narrow, Clip(narrow, low=0.0, high=1.0)]), False),
+            (Normalize(narrow), True),
+            (Clip(Normalize(narrow), low=0.0, high=1.0), True),
+            (WeightedSum([narrow, Normalize(narrow)]), True),
+            (Network(), False),
+            (Clip(Network(), low=0.0, high=1.0), False),
+            (Counter({"calls": 0}), True),
+            (Counter({}), False),
+        ],
+        ids=repr,
+    )
+    def test_says_whether_the_reward_keeps_a_state(self, reward: Any, keeps: bool) -> None:
+        scorer = Scorer(reward)
+        assert scorer.keeps_state is keeps
+        scorer.load_state(json.loads(json.dumps(scorer.state())))
+
+    def test_a_state_goes_on_where_it_was(self) -> None:
+        one, other = Scorer(Counter({"calls": 3})), Scorer(Counter({"calls": 0}))
+        arguments: Any = ([Prompt("a", (1,))], ["x"], [[1]], ["eos"])
+        assert one.score(*arguments).tolist() == [4.0]
+        other.load_state(one.state())
+        assert other.score(*arguments).tolist() == one.score(*arguments).tolist() == [5.0]
+
+    @pytest.mark.parametrize("value", [torch.zeros(2), np.zeros(2), float("nan")], ids=["tensor", "array", "nan"])
+    def test_a_state_that_no_checkpoint_can_hold_is_refused_at_once(self, value: Any) -> None:
+        for reward in (Counter({"mean": value}), Clip(Counter({"mean": value}), low=0.0, high=1.0)):
+            with pytest.raises(TextEnvError, match=r"state of the reward .* Expected state_dict\(\) to return JSON"):
+                Scorer(reward)
+
+    def test_the_state_of_another_reward_is_refused(self) -> None:
+        with pytest.raises(TextEnvError, match=r"\{'calls': 1\}, but narrow has no state"):
+            Scorer(narrow).load_state({"calls": 1})
+        with pytest.raises(TextEnvError, match=r"None, but .* has a state, and none was saved"):
+            Scorer(Counter({"calls": 1})).load_state(None)

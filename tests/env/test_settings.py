@@ -58,10 +58,10 @@ def test_what_is_not_expected_is_refused_by_name(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("max_new_token", "Unknown setting 'max_new_token'. Did you mean 'max_new_tokens'"),
+        ("max_new_token", "unexpected keyword argument 'max_new_token'. Did you mean 'max_new_tokens'"),
         ("kl_coeff", "Did you mean 'kl_coef'"),
         ("dtype", "Did you mean 'torch_dtype'"),
-        ("zzz", "Unknown setting 'zzz'. Expected some of: model, device"),
+        ("zzz", "unexpected keyword argument 'zzz'. Expected one of: model, device"),
     ],
 )
 def test_an_unknown_setting_is_answered_with_the_nearest(given: str, message: str) -> None:

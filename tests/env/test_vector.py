@@ -349,6 +349,39 @@ def test_another_architecture_with_padding_that_is_an_end_token(make_lm: Callabl
         assert obs["attention_mask"][row].sum() == len(episode.prompt_ids) + len(episode.completion_ids)
 
 
+@pytest.mark.parametrize("mode", ["dense", "lump"])
+def test_an_episode_holds_all_that_is_known_of_it(tiny_lm: CausalLM, mode: str) -> None:
+    rows = [{"prompt": text, "label": number} for number, text in enumerate(PROMPTS)]
+    envs = TextVectorEnv(
+        3, autoreset_mode=AutoresetMode.DISABLED, **keywords(tiny_lm, kl_mode=mode, kl_coef=0.3, prompts=rows)
+    )
+    policy = TextPolicy(tiny_lm, temperature=1.0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.3)
+    envs.attach_policy(policy)
+    obs, infos = envs.reset(options={"prompt_index": [2, 0, 1]})
+    generator = torch.Generator().manual_seed(0)
+    drawn = np.zeros((3, 5))
+    for step in range(5):
+        actions = policy.act(obs, generator=generator)[0]
+        drawn[:, step] = policy.action_log_prob(actions)
+        obs, _, _, _, infos = envs.step(actions)
+    for row, episode in enumerate(envs.last_episodes):
+        assert episode is not None
+        assert episode.start is envs.row_prompts[row]
+        assert (episode.prompt, episode.columns) == (PROMPTS[[2, 0, 1][row]], {"label": [2, 0, 1][row]})
+        size = len(episode.completion_ids)
+        assert episode.log_probs == pytest.approx(drawn[row, :size].tolist(), abs=1e-6)
+        difference = np.subtract(episode.log_probs, episode.ref_log_probs)
+        assert np.abs(difference).max() > 1e-3
+        assert episode.kl == pytest.approx(difference.tolist(), abs=1e-6)
+        expected = [-0.3 * kl for kl in episode.kl]
+        expected[-1] += episode.score
+        assert episode.token_rewards == pytest.approx(expected, abs=1e-6)
+        assert infos["ref_logprob"][row] == episode.ref_log_probs[-1]
+
+
 # -- wrappers -----------------------------------------------------------------------------------------------------
 
 

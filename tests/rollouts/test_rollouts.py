@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +18,7 @@ from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.rloo import RLOO, RLOOConfig
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
+from textenv.rewards.clip import Clip
 from textenv.rollouts.collect import Rollout, collect, sample_episodes, text_env
 from textenv.types import TextEnvError
 
@@ -208,3 +210,23 @@ def test_paying_later_is_for_those_who_wait_for_the_end(tiny_lm: CausalLM) -> No
         assert settle() == []
     base.reset(seed=0)
     assert base.step(np.array([5, 6]))[1].all()  # at once again
+
+
+class Lengths(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.25), requires_grad=False)
+
+    def forward(self, completions: Sequence[str], **_: Any) -> torch.Tensor:
+        return self.scale * torch.tensor([float(len(text)) for text in completions])
+
+
+@pytest.mark.parametrize("wrap", [lambda reward: reward, lambda reward: Clip(reward, low=0.0, high=9.0)])
+def test_a_run_whose_reward_is_a_module_is_resumed(tiny_lm: CausalLM, tmp_path: Path, wrap: Any) -> None:
+    def agent() -> PPO:
+        return PPO(make_envs(tiny_lm, 3, reward=wrap(Lengths())), PPOConfig(minibatch_size=None))
+
+    steps = agent().learn(20, checkpoints=tmp_path, checkpoint_every=1).steps
+    resumed = agent()
+    assert resumed.resume(tmp_path, 20)
+    assert resumed.steps == steps >= 20

@@ -23,7 +23,7 @@ from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import text_env
-from textenv.types import IntArray, Observation, Prompt, StopReason, TextEnvError
+from textenv.types import IntArray, Observation, Prompt, TextEnvError
 
 __all__ = ["LogProbs", "Outcome", "Policy", "States", "Table", "Tree", "model_log_probs"]
 
@@ -292,7 +292,7 @@ def _check_settings(base: TextVectorEnv) -> None:
             raise TextEnvError(f"{name}={getattr(settings, name)}: no optimum is known with it; leave it out.")
     if settings.kl_estimator == "k2":
         raise TextEnvError("kl_estimator='k2' does not pay the KL in expectation; use 'k1', 'k3' or 'full'.")
-    if hasattr(base.reward, "state_dict"):
+    if base.scorer.keeps_state:
         raise TextEnvError(
             f"The reward {base.reward!r} has a state, so that the score of a text depends on those before it; give one "
             "that depends on the text alone."
@@ -310,37 +310,35 @@ def _check_settings(base: TextVectorEnv) -> None:
 
 def _states(base: TextVectorEnv, prompt: Prompt, reference: LogProbs) -> tuple[States, ...]:
     """Enumerate the texts that begin with a prompt."""
-    vocab, budget = base.reference.vocab_size, base.settings.max_new_tokens
+    vocab = base.reference.vocab_size
     ids = np.array([prompt.ids], dtype=np.int64)
     levels: list[States] = []
-    for written in range(1, budget + 1):
+    while len(ids):  # the token budget ends every text
         after = np.concatenate([np.repeat(ids, vocab, axis=0), np.tile(np.arange(vocab), len(ids))[:, None]], axis=1)
-        ended, scores = _endings(base, prompt, after, last=written == budget)
+        ended, scores = _finished(base, prompt, after)
         ref = np.asarray(reference(ids), dtype=np.float64)
         if not np.isfinite(ref).all():
             raise TextEnvError("The reference gives a token no probability, or its logits are not finite.")
         levels.append(States(ids, ref, ended.reshape(-1, vocab), scores.reshape(-1, vocab)))
         ids = after[~ended]
-        if not len(ids):
-            break
     return tuple(levels)
 
 
-def _endings(
-    base: TextVectorEnv, prompt: Prompt, ids: IntArray, *, last: bool
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _finished(base: TextVectorEnv, prompt: Prompt, ids: IntArray) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return which token sequences are finished texts, and what these are paid, both ``(n,)``."""
-    said_so = np.isin(ids[:, -1], base.reference.eos_ids)
     written: list[list[int]] = ids[:, len(prompt.ids) :].tolist()
-    stopped = np.zeros(len(ids), dtype=bool)
-    if base.settings.stop:
-        stopped[:] = [base.completion_text(prompt, tokens)[1] for tokens in written]
-    ended = said_so | stopped | last
-    over = np.flatnonzero(ended).tolist()
-    reasons: list[StopReason] = ["eos" if said_so[row] else "stop" if stopped[row] else "length" for row in over]
-    completions = [base.completion_text(prompt, written[row])[0] for row in over]
-    scores = np.zeros(len(ids))
-    scores[over] = base.score_completions([prompt] * len(over), completions, [written[row] for row in over], reasons)
+    sizes = np.full(len(ids), ids.shape[1] - len(prompt.ids))
+    endings = base.endings
+    reasons = endings.reasons(
+        ids[:, -1], sizes, lambda: [endings.completion_text(prompt, tokens)[1] for tokens in written]
+    )
+    over = list(reasons)
+    completions = [endings.completion_text(prompt, written[place])[0] for place in over]
+    ended, scores = np.zeros(len(ids), dtype=bool), np.zeros(len(ids))
+    ended[over] = True
+    scores[over] = base.scorer.score(
+        [prompt] * len(over), completions, [written[place] for place in over], list(reasons.values())
+    )
     return ended, scores
 
 

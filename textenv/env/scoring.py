@@ -11,17 +11,117 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textenv import plugins
-from textenv.types import FloatArray, Reward, TextEnvError
+from textenv.data.files import to_json
+from textenv.types import FloatArray, Prompt, Reward, StopReason, TextEnvError, is_stateful
 
-__all__ = ["RewardSpec", "resolve_reward", "reward_name", "score", "signature_mismatch", "unscored"]
+__all__ = ["RewardSpec", "Scorer", "resolve_reward", "reward_name", "score", "signature_mismatch", "unscored"]
 
 RewardSpec: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
 
 _RESERVED = ("prompts", "completions", "completion_ids")
 _SHOWN = 120  # characters of a text in a message
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+class Scorer:
+    """Scores finished completions: the reward, with the prompts' columns, less the penalty for a missing end.
+
+    Attributes:
+        reward: The reward.
+        missing_eos_penalty: Subtracted from the score of a completion that the token budget ended.
+    """
+
+    def __init__(self, spec: RewardSpec, *, missing_eos_penalty: float = 0.0) -> None:
+        """Build the reward.
+
+        Args:
+            spec: As in ``resolve_reward``.
+            missing_eos_penalty: In units of score.
+
+        Raises:
+            TextEnvError: ``spec`` describes no reward, or one whose state is not made of JSON values.
+        """
+        self.reward, self.missing_eos_penalty = resolve_reward(spec), missing_eos_penalty
+        self.state()  # refused here, and not at the first checkpoint
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        reasons: Sequence[StopReason],
+    ) -> NDArray[np.float64]:
+        """Return what completions are paid, shape ``(n,)``.
+
+        Args:
+            prompts: ``n`` prompts.
+            completions: Texts, as ``textenv.env.endings.Endings.completion_text`` gives them.
+            completion_ids: Their token ids.
+            reasons: Why each ended.
+
+        Raises:
+            TextEnvError: The reward raises, or returns anything but ``n`` finite numbers.
+        """
+        names = sorted({name for prompt in prompts for name in prompt.columns})
+        given = [prompt.for_reward(text) for prompt, text in zip(prompts, completions, strict=True)]
+        scores = score(
+            self.reward,
+            prompts=[prompt for prompt, _ in given],
+            completions=[completion for _, completion in given],
+            completion_ids=completion_ids,
+            columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
+        ).astype(np.float64)
+        unfinished = np.array([reason == "length" for reason in reasons], dtype=bool)
+        return np.asarray(scores - self.missing_eos_penalty * unfinished)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a completion's score depends on those that were scored before it."""
+        return _holds_anything(self.state())
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the reward's state as JSON values; None for a reward without one (``textenv.types.is_stateful``).
+
+        Raises:
+            TextEnvError: It holds anything else.
+        """
+        if not is_stateful(self.reward):
+            return None
+        state = self.reward.state_dict()
+        try:
+            to_json(state)
+        except (TypeError, ValueError) as error:
+            raise TextEnvError(
+                f"The state of the reward {reward_name(self.reward)} cannot be saved with a run: {error}. Expected "
+                "state_dict() to return JSON values (numbers, texts, lists, mappings); turn tensors into lists there "
+                "and back in load_state_dict()."
+            ) from error
+        return dict(state)
+
+    def load_state(self, state: Mapping[str, Any] | None) -> None:
+        """Go back to a state that ``state`` returned.
+
+        Raises:
+            TextEnvError: It is that of another reward.
+        """
+        if is_stateful(self.reward) and state is not None:
+            self.reward.load_state_dict(state)
+        elif state is not None or is_stateful(self.reward):
+            has = "no state" if state is not None else "a state, and none was saved"
+            raise TextEnvError(
+                f"The saved state of a reward is {_shorten(repr(state))}, but {reward_name(self.reward)} has {has}; "
+                "give the reward that the run was started with."
+            )
+
+
+def _holds_anything(state: Any) -> bool:
+    """Tell whether a state holds a value; that of a reward which only passes on the states of others may not."""
+    if isinstance(state, Mapping):
+        return any(map(_holds_anything, state.values()))
+    return any(map(_holds_anything, state)) if isinstance(state, list | tuple) else state is not None
 
 
 def resolve_reward(spec: RewardSpec) -> Reward:

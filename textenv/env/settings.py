@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, get_args
+from numbers import Integral
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Interval, MinLen
 
 from textenv.types import KLEstimator, KLMode, TextEnvError
+from textenv.validation import Count, NonNegative, Positive, build, validate
 
 __all__ = ["TextEnvSettings", "check_counts"]
 
@@ -27,10 +27,6 @@ def check_counts(settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise TextEnvError(f"{name}={value!r}: expected a whole number of at least 1.")
-
-
-class _UnknownSettingError(TextEnvError, TypeError):
-    """Python's error too, in its words: TorchRL's GymEnv tries whether an environment takes ``frameskip``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +69,18 @@ class TextEnvSettings:
     prompts: Any = None
     chat: bool = False
     reward: Any = "learned"
-    max_new_tokens: int = 12
-    max_prompt_tokens: int | None = None
-    kl_coef: float = 0.035
+    max_new_tokens: Count = 12
+    max_prompt_tokens: Count | None = None
+    kl_coef: NonNegative = 0.035
     kl_estimator: KLEstimator = "k1"
     kl_mode: KLMode = "dense"
-    kl_target: float | None = None
-    kl_horizon: int = 10_000
-    temperature: float = 1.0
-    stop: tuple[str, ...] = ()
+    kl_target: Positive | None = None
+    kl_horizon: Count = 10_000
+    temperature: Positive = 1.0
+    stop: tuple[Annotated[str, MinLen(1)], ...] = ()
     missing_eos_penalty: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
+    top_k: Count | None = None
+    top_p: Annotated[float, Interval(gt=0, le=1)] | None = None
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> TextEnvSettings:
@@ -93,48 +89,24 @@ class TextEnvSettings:
         Raises:
             TextEnvError: A keyword is unknown, or its value is not what is expected.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in keywords:
-            if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise _UnknownSettingError(
-                    f"Unknown setting {name!r}.{hint} Expected some of: {', '.join(names)}; got an unexpected keyword "
-                    f"argument {name!r}."
-                )
-        return cls(**keywords)
+        # Other libraries probe for a keyword, and look for Python's own words in the error: TorchRL's GymEnv does.
+        return build(cls, keywords, what="The environment got an unexpected keyword argument")
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, choices in (("kl_estimator", get_args(KLEstimator)), ("kl_mode", get_args(KLMode))):
-            if getattr(self, name) not in choices:
-                raise TextEnvError(f"{name}={getattr(self, name)!r}: expected one of {list(choices)}.")
-        if self.torch_dtype not in (None, *get_args(DType)):
-            raise TextEnvError(f"torch_dtype={self.torch_dtype!r}: expected one of {[*get_args(DType)]}, or None.")
-        if self.device is not None and not isinstance(self.device, str):
-            raise TextEnvError(f"device={self.device!r}: expected a text such as 'cpu', 'cuda' or 'auto', or None.")
-        if not isinstance(self.chat, bool):
-            raise TextEnvError(f"chat={self.chat!r}: expected True or False.")
-        for name in ("max_new_tokens", "max_prompt_tokens", "kl_horizon", "top_k"):
-            value = getattr(self, name)
-            if value is None and name in ("max_prompt_tokens", "top_k"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise TextEnvError(f"{name}={value!r}: expected a whole number of at least 1.")
-        for name in ("kl_coef", "kl_target", "temperature", "missing_eos_penalty", "top_p"):
-            value = getattr(self, name)
-            if value is None and name in ("kl_target", "top_p"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-                raise TextEnvError(f"{name}={value!r}: expected a finite number.")
-        if self.kl_coef < 0:
-            raise TextEnvError(f"kl_coef={self.kl_coef}: expected a number of at least 0.")
-        if not self.temperature > 0:
-            raise TextEnvError(f"temperature={self.temperature}: expected a number above 0.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise TextEnvError(f"top_p={self.top_p}: expected a probability above 0 and at most 1, or None.")
-        given: Any = self.stop
-        stop = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
-        if not all(isinstance(string, str) and string for string in stop):
-            raise TextEnvError(f"stop={given!r}: expected strings that are not empty.")
-        object.__setattr__(self, "stop", stop)
+        stop: Any = self.stop
+        if isinstance(stop, str):
+            object.__setattr__(self, "stop", (stop,))
+        elif isinstance(stop, Iterable) and not isinstance(stop, Sequence):
+            object.__setattr__(self, "stop", tuple(stop))
+        validate(self)
+
+    @property
+    def masks_actions(self) -> bool:
+        """Whether ``top_k`` or ``top_p`` masks actions."""
+        return self.top_k is not None or self.top_p is not None
+
+    @property
+    def reads_each_step(self) -> bool:
+        """Whether the reference reads every token as it is written, and not a whole episode at its end."""
+        return self.kl_mode == "dense" or self.kl_estimator == "full" or self.masks_actions

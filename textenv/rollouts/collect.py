@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -17,9 +15,10 @@ from numpy.typing import NDArray
 
 from textenv.env.kl import AdaptiveKL
 from textenv.env.vector import TextVectorEnv
-from textenv.models.policy import TextPolicy, observation_arrays
+from textenv.models.policy import TextPolicy
 from textenv.rollouts.distributed import ALONE, World
-from textenv.types import Episode, FloatArray, IntArray, Observation, Prompt, TextEnvError
+from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
+from textenv.types import Episode, IntArray, Observation, TextEnvError
 
 __all__ = ["ActionMask", "Rollout", "collect", "sample_episodes", "text_env", "vectorise"]
 
@@ -40,58 +39,6 @@ class ActionMask(Protocol):
             allowed: What the environment allows, same shape, to stay within; None for every token.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One finished episode a row; ``time`` is the longest completion.
-
-    Attributes:
-        input_ids: Prompts and completions, padded on the right, ``(batch, width)``.
-        lengths: Tokens of each row, ``(batch,)``.
-        starts: Tokens of each row's prompt, ``(batch,)``.
-        log_probs: log pi of the tokens when they were drawn, in nats, ``(batch, time)``.
-        values: ``V(s)`` when they were drawn, ``(batch, time)``.
-        rewards: What each token earned, ``(batch, time)``.
-        mask: True at tokens that the agent wrote, ``(batch, time)``.
-        bootstrap: ``V`` of the last state where an outer wrapper truncated the episode, else 0, ``(batch,)``.
-        action_masks: Which tokens could be drawn, packed bits, ``(batch, time, ceil(vocab_size / 8))``; or None.
-        episodes: Each episode as the environment tells it; None where a wrapper truncated it before it was scored.
-        prompts: What each began with, its columns included; several may have the same text and other columns.
-        kl_coef: Weight of the KL in the rewards.
-    """
-
-    input_ids: IntArray
-    lengths: IntArray
-    starts: IntArray
-    log_probs: FloatArray
-    values: FloatArray
-    rewards: FloatArray
-    mask: NDArray[np.bool_]
-    bootstrap: FloatArray
-    action_masks: NDArray[np.uint8] | None
-    episodes: tuple[Episode | None, ...]
-    prompts: tuple[Prompt, ...]
-    kl_coef: float
-
-    def rows(self, picks: IntArray) -> Rollout:
-        """Return the episodes of some rows, in the order of ``picks``."""
-        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        chosen: dict[str, Any] = {name: array[picks] for name, array in arrays.items() if isinstance(array, np.ndarray)}
-        episodes, prompts = (
-            tuple(column[row] for row in picks.tolist() if column) for column in (self.episodes, self.prompts)
-        )
-        return dataclasses.replace(self, **chosen, episodes=episodes, prompts=prompts)
-
-    @property
-    def finished(self) -> list[Episode]:
-        """The episodes that were scored."""
-        return [episode for episode in self.episodes if episode is not None]
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens that the agent wrote."""
-        return int(self.mask.sum())
 
 
 def vectorise(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
@@ -171,156 +118,68 @@ def collect(
     if total < n:
         raise TextEnvError(f"episodes={total}: expected at least {n}, one for each row.")
     coef = base.kl_controller.coef
-    desk = _Desk(n, total, base)
-    desk.take(np.arange(n))
-    obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=desk.options(options))
-    desk.begin(obs)
+    width = base.max_prompt_tokens + base.settings.max_new_tokens
+    buffer = RolloutBuffer(n, total, width=width, pad_id=base.reference.pad_id)
+    buffer.assign(np.arange(n))
+    obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=buffer.options(options))
+    buffer.begin(obs, base.row_prompts)
     allowed = _allowed(infos, None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(base.attached(policy))
         stack.enter_context(policy.unchanged())
         stack.enter_context(base.reference.unchanged())
-        # where no wrapper looks at the rewards
-        settle = stack.enter_context(base.paying_later()) if envs is base and base.can_pay_later else None
-        while any(writing := world.counts(int(desk.alive.sum()))):
+        later = envs is base and base.can_pay_later  # no wrapper looks at the rewards
+        settle = stack.enter_context(base.paying_later()) if later else None
+        while any(writing := world.counts(int(buffer.writing.sum()))):
             uniform = None if generator is None else _uniform(generator, writing, world.rank)
-            if not desk.alive.any():  # others still write
+            if not buffer.writing.any():  # other processes still write
                 continue
-            rows = np.flatnonzero(desk.alive)
+            rows = np.flatnonzero(buffer.writing)
             masks = allowed if mask is None else mask(obs, rows, allowed)
             actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=masks)
             obs, rewards, terminations, truncations, infos = envs.step(actions)
-            desk.write(rows, masks, log_probs=policy.action_log_prob(actions), values=values, rewards=rewards)
+            buffer.append(rows, masks, log_probs=policy.action_log_prob(actions), values=values, rewards=rewards)
             allowed = _allowed(infos, allowed)
             if not (terminations | truncations)[rows].any():
                 continue
-            cut = rows[truncations[rows] & ~terminations[rows]]
-            if len(cut) and base.settings.kl_mode == "lump":
-                raise TextEnvError(
-                    "A wrapper truncated an episode whose KL is paid in a lump at its end, so it would never be paid. "
-                    "Use kl_mode='dense', where every token is paid at once."
-                )
-            if len(cut):
-                desk.bootstrap[desk.episode[cut]] = policy.values(obs, cut)
-            desk.end(rows[terminations[rows]], cut, obs)
-            free = np.flatnonzero(~desk.alive)
-            if desk.begun < total and len(free) * _AT_ONCE >= n:
-                desk.take(free[: total - desk.begun])
-                adapted, base.kl_controller.coef = base.kl_controller.coef, coef  # they all pay the same for the KL
-                obs, infos = envs.reset(options={**desk.options(options), "reset_mask": desk.taken})
+            truncated = rows[truncations[rows] & ~terminations[rows]]
+            if len(truncated):
+                _refuse_truncated_lump(base)
+                buffer.bootstrap[buffer.episode[truncated]] = policy.values(obs, truncated)
+            buffer.finish(rows[terminations[rows]], truncated, obs, base.last_episodes)
+            free = np.flatnonzero(~buffer.writing)
+            if buffer.unassigned and len(free) * _AT_ONCE >= n:
+                buffer.assign(free[: buffer.unassigned])
+                adapted, base.kl_controller.coef = base.kl_controller.coef, coef  # all episodes pay the same for the KL
+                obs, infos = envs.reset(options={**buffer.options(options), "reset_mask": buffer.assigned})
                 base.kl_controller.coef = adapted
-                desk.begin(obs)
+                buffer.begin(obs, base.row_prompts)
                 allowed = _allowed(infos, allowed)
         if settle is not None:
-            desk.pay(settle())
-    rollout = desk.rollout(coef)
+            buffer.add_scored(settle())
+    rollout = buffer.rollout(coef)
     if base.settings.kl_mode == "lump":
         if settle is None:
             _check_pay(rollout)
         _spread(rollout)
     if world.size > 1:
-        rollout = _joined(world.gather(rollout))
+        rollout = join(world.gather(rollout))
         base.kl_controller.coef = coef  # not what the rows of this process have made of it
         _adapt(base.kl_controller, rollout.finished)
     return rollout
 
 
+def _refuse_truncated_lump(base: TextVectorEnv) -> None:
+    """Raise where a wrapper has cut an episode whose KL is paid at its end."""
+    if base.settings.kl_mode == "lump":
+        raise TextEnvError(
+            "A wrapper truncated an episode whose KL is paid in a lump at its end, so it would never be paid. "
+            "Use kl_mode='dense', where every token is paid at once."
+        )
+
+
 _AT_ONCE = 4
 """Rows begin anew when a quarter of them is over: reading the prompts of few takes nearly as long as those of many."""
-
-
-class _Desk:
-    """The episodes of a rollout as they are written, in whichever row.
-
-    Attributes:
-        begun: How many rows have taken.
-        episode: That of each row.
-        taken: Rows that have taken one, and have written nothing of it.
-        alive: Rows that write.
-        bootstrap: That of each episode.
-    """
-
-    def __init__(self, rows: int, total: int, base: TextVectorEnv) -> None:
-        self.begun, self._total, self._base = 0, total, base
-        self.episode, self._place = np.zeros((2, rows), dtype=np.int64)
-        self.taken, self.alive = np.zeros((2, rows), dtype=np.bool_)
-        self.bootstrap = np.zeros(total, dtype=np.float32)
-        width = base.max_prompt_tokens + base.settings.max_new_tokens
-        self._ids = np.full((total, width), base.reference.pad_id, dtype=np.int64)
-        self._starts, self._lengths = np.zeros((2, total), dtype=np.int64)
-        self._finished: list[Episode | None] = [None] * total
-        self._prompts: list[Prompt] = [base.prompts[0]] * total
-        self._ended: list[int] = []  # the episodes, in the order in which they did
-        self._columns: dict[str, list[NDArray[Any]]] = {}
-
-    def take(self, rows: IntArray) -> None:
-        """Give an episode that nobody writes to each of some rows."""
-        self.episode[rows] = np.arange(self.begun, self.begun + len(rows))
-        self.begun += len(rows)
-        self._place[rows], self.taken[rows] = 0, True
-
-    def options(self, given: dict[str, Any] | None) -> dict[str, Any]:
-        """Return options for ``reset``, of whose lists of one item an episode each row gets that of its own."""
-        return {
-            name: [value[episode] for episode in self.episode]
-            if isinstance(value, list) and len(value) == self._total
-            else value
-            for name, value in (given or {}).items()
-        }
-
-    def begin(self, obs: Observation) -> None:
-        """Take down the prompts of the rows that have taken an episode."""
-        self._starts[self.episode[self.taken]] = observation_arrays(obs)[1][self.taken]
-        for row in np.flatnonzero(self.taken).tolist():
-            self._prompts[self.episode[row]] = self._base.row_prompts[row]
-        self.alive |= self.taken
-        self.taken = np.zeros_like(self.taken)
-
-    def write(self, rows: IntArray, masks: NDArray[np.bool_] | None, **columns: NDArray[Any]) -> None:
-        """Take down a token of each of some rows, and what is known of it, each of shape ``(rows of all,)``."""
-        given = {"episode": self.episode, "place": self._place, "mask": self.alive, **columns}
-        given |= {} if masks is None else {"action_masks": np.packbits(masks, axis=1)}
-        for name, array in given.items():
-            self._columns.setdefault(name, []).append(array[rows])
-        self._place[rows] += 1
-
-    def end(self, terminated: IntArray, cut: IntArray, obs: Observation) -> None:
-        """Take down the texts of rows that are over; those that were cut have no score."""
-        over = np.concatenate((terminated, cut))
-        if not len(over):
-            return
-        self.alive[over] = False
-        texts, lengths = observation_arrays(obs)
-        self._ids[self.episode[over]], self._lengths[self.episode[over]] = texts[over], lengths[over]
-        self._ended += self.episode[terminated].tolist()
-        for row in terminated:
-            self._finished[self.episode[row]] = self._base.last_episodes[row]
-
-    def pay(self, episodes: Sequence[Episode]) -> None:
-        """Take down episodes that have ended without being paid, in the order in which they did."""
-        for place, episode in zip(self._ended, episodes, strict=True):
-            self._finished[place] = episode
-
-    def rollout(self, kl_coef: float) -> Rollout:
-        """Return what was taken down, episode by episode."""
-        columns = {name: np.concatenate(arrays) for name, arrays in self._columns.items()}
-        where = columns.pop("episode"), columns.pop("place")
-        time = int(where[1].max()) + 1
-        laid_out: dict[str, Any] = {"action_masks": None}
-        for name, column in columns.items():
-            dtype = np.float32 if column.dtype.kind == "f" else column.dtype
-            laid_out[name] = np.zeros((self._total, time, *column.shape[1:]), dtype=dtype)
-            laid_out[name][where] = column
-        return Rollout(
-            input_ids=self._ids[:, : int(self._lengths.max())].copy(),
-            lengths=self._lengths,
-            starts=self._starts,
-            bootstrap=self.bootstrap,
-            episodes=tuple(self._finished),
-            prompts=tuple(self._prompts),
-            kl_coef=kl_coef,
-            **laid_out,
-        )
 
 
 def _allowed(infos: dict[str, Any], before: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -363,26 +222,6 @@ def _uniform(generator: torch.Generator, rows: Sequence[int], rank: int) -> torc
     return drawn if len(rows) == 1 else drawn[sum(rows[:rank]) :][: rows[rank]]
 
 
-def _joined(parts: Sequence[Rollout]) -> Rollout:
-    """Return the episodes of several processes as those of one."""
-
-    def stacked(name: str) -> Any:
-        arrays = [getattr(part, name) for part in parts]
-        if arrays[0] is None:
-            return None
-        if arrays[0].ndim > 1:  # a column a token or a step, of which the longest texts have the most
-            width = max(array.shape[1] for array in arrays)
-            around = [(0, 0)] * (arrays[0].ndim - 2)
-            arrays = [np.pad(array, [(0, 0), (0, width - array.shape[1]), *around]) for array in arrays]
-        return np.concatenate(arrays)
-
-    names = {field.name for field in dataclasses.fields(Rollout)} - {"episodes", "prompts", "kl_coef"}
-    episodes = tuple(episode for part in parts for episode in part.episodes)
-    prompts = tuple(prompt for part in parts for prompt in part.prompts)
-    columns = {name: stacked(name) for name in names}
-    return Rollout(**columns, episodes=episodes, prompts=prompts, kl_coef=parts[0].kl_coef)
-
-
 def _adapt(controller: AdaptiveKL, episodes: Sequence[Episode]) -> None:
     """Move the KL coefficient as one environment with these rows does: as they end, those of a step at a time."""
     for length in sorted({len(episode.completion_ids) for episode in episodes}):
@@ -391,7 +230,7 @@ def _adapt(controller: AdaptiveKL, episodes: Sequence[Episode]) -> None:
 
 
 def _spread(rollout: Rollout) -> None:
-    """Put rewards where they were earned; they were paid at the end of an episode, or not at all yet."""
+    """Put rewards at the tokens that earned them; a lump was paid at the end of an episode, or not at all yet."""
     for rewards, episode in zip(rollout.rewards, rollout.episodes, strict=True):
         if episode is not None:
             rewards[: len(episode.token_rewards)] = episode.token_rewards

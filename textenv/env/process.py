@@ -1,0 +1,193 @@
+"""The Markov decision process of writing text, batched: beginning episodes, appending tokens, paying for them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.env.behavior import Behavior
+from textenv.env.endings import Endings
+from textenv.env.episodes import EpisodeBatch
+from textenv.env.kl import AdaptiveKL, full_kl, kl_estimate
+from textenv.env.reference import NextTokens
+from textenv.env.scoring import Scorer
+from textenv.env.settings import TextEnvSettings
+from textenv.env.settlement import Settlement, in_parts
+from textenv.models.causal_lm import CausalLM
+from textenv.types import Episode, IntArray, Prompt, TextEnvError
+
+__all__ = ["TextProcess"]
+
+
+class TextProcess:
+    """Rows of texts that are written token by token.
+
+    Attributes:
+        episodes: The rows' episodes, while they are written.
+        done: Rows whose episode is over, or that have none yet, shape ``(num_envs,)``.
+        begun: Rows that have begun an episode; a reward that raises takes it from those it was to score.
+        finished: Of each row, the episode that it has just finished, or None.
+        kl: The weight of the KL penalty, which may adapt.
+        behavior: Finds log pi of the actions.
+        next_tokens: What the reference says of each row's next token.
+        endings: Says why a text has ended.
+        settlement: Scores episodes.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        settings: TextEnvSettings,
+        reference: CausalLM,
+        scorer: Scorer,
+        width: int,
+        prompt: Prompt,
+    ) -> None:
+        """Make rows without episodes.
+
+        Args:
+            num_envs: Number of rows.
+            settings: Of the environment.
+            reference: The reference model.
+            scorer: Scores finished completions.
+            width: The most tokens of a prompt and a completion.
+            prompt: Stands in for the rows' prompts until they have one.
+        """
+        self._num_envs, self._settings, self._reference = num_envs, settings, reference
+        self.kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_horizon)
+        self.endings = Endings(reference, stop=settings.stop, max_new_tokens=settings.max_new_tokens)
+        self.settlement = Settlement(reference, scorer, self.endings, settings)
+        self.behavior = Behavior(settings, num_envs, reference.vocab_size)
+        self.next_tokens = NextTokens(reference, settings, num_envs)
+        self.episodes = EpisodeBatch.empty(
+            num_envs, width=width, max_new_tokens=settings.max_new_tokens, pad_id=reference.pad_id, prompt=prompt
+        )
+        self.done = np.ones(num_envs, dtype=bool)
+        self.begun = np.zeros(num_envs, dtype=bool)
+        self.finished: NDArray[np.object_] = np.full(num_envs, None, dtype=object)
+        self._writing: IntArray | None = None  # rows that go on; None where they have to be looked up again
+        self._unscored: list[EpisodeBatch] | None = None  # those that ended while scoring waits, or None
+
+    def clear(self) -> None:
+        """Give up all episodes."""
+        self.done[:], self.begun[:], self._writing = True, False, None
+
+    def begin(self, rows: IntArray, prompts: Sequence[Prompt]) -> None:
+        """Begin an episode in each of some rows."""
+        self.episodes.begin(rows, prompts, kl_coef=self.kl.coef, pad_id=self._reference.pad_id)
+        self.done[rows], self.begun[rows], self._writing = False, True, None
+        self._reference.forget(rows)
+        if self._settings.masks_actions:
+            self.next_tokens.read(self.episodes, rows)
+
+    def writing(self) -> IntArray:
+        """Return the rows whose episode goes on.
+
+        Raises:
+            TextEnvError: A row has not begun one.
+        """
+        if self._writing is None:
+            if not self.begun.all():
+                raise TextEnvError("step before reset: call reset() first.")
+            self._writing = np.flatnonzero(~self.done)
+        return self._writing
+
+    def advance(self, rows: IntArray, tokens: IntArray) -> tuple[NDArray[np.float64], IntArray]:
+        """Append a token to each of some rows.
+
+        Args:
+            rows: Rows that are ``writing``.
+            tokens: Actions of all rows, shape ``(num_envs,)``.
+
+        Returns:
+            What all rows are paid, shape ``(num_envs,)``; and the rows whose episode is over and in ``finished``.
+
+        Raises:
+            TextEnvError: Policy or reward are not what is expected.
+        """
+        episodes, settings = self.episodes, self._settings
+        chosen = tokens[rows]
+        at = episodes.lengths[rows] - episodes.starts[rows]
+        log_probs, distributions = self.behavior.log_probs(episodes, rows, tokens)
+        episodes.log_probs[rows, at] = log_probs
+        if settings.reads_each_step:
+            ref_log_probs = self.next_tokens.log_prob_of(episodes, rows, chosen)
+            episodes.ref_log_probs[rows, at] = ref_log_probs
+            episodes.kl[rows, at] = self._kl(rows, log_probs, ref_log_probs, distributions)
+        episodes.append(rows, chosen)
+        rewards = np.zeros(self._num_envs)
+        if settings.kl_mode == "dense":
+            rewards[rows] = -episodes.kl_coefs[rows] * episodes.kl[rows, at]
+        return rewards, self._end(rows, chosen, at + 1, rewards)
+
+    def _kl(
+        self, rows: IntArray, log_probs: NDArray[Any], ref_log_probs: NDArray[Any], distributions: NDArray[Any] | None
+    ) -> NDArray[np.float64]:
+        """Return the KL of a token of each of some rows, in nats."""
+        estimator = self._settings.kl_estimator
+        if estimator != "full":
+            return kl_estimate(log_probs, ref_log_probs, estimator)
+        if distributions is None:  # all probability is on the action: the sum has one term
+            return kl_estimate(log_probs, ref_log_probs, "k1")
+        assert self.next_tokens.log_probs is not None
+        return full_kl(distributions, self.next_tokens.log_probs[rows])
+
+    def _end(self, rows: IntArray, tokens: IntArray, sizes: IntArray, rewards: NDArray[np.float64]) -> IntArray:
+        """End the episodes of ``rows`` that are over, and pay for them; return the rows that were scored."""
+        episodes = self.episodes
+        reasons = self.endings.reasons(tokens, sizes, lambda: [self._has_stop(row) for row in rows.tolist()])
+        if not reasons:
+            return rows[:0]
+        over = rows[list(reasons)]
+        for row, reason in zip(over.tolist(), reasons.values(), strict=True):
+            episodes.reasons[row] = reason
+        ended = episodes.select(over)
+        self._writing = None
+        if self._unscored is not None:
+            self._unscored.append(ended)
+            self.done[over] = True
+            return rows[:0]
+        self.begun[over] = False  # a reward that raises leaves rows that neither go on nor are over
+        if not self._settings.reads_each_step:
+            self.settlement.read(ended, at_once=self._num_envs)
+        finished = self.settlement.score(ended)
+        self.begun[over] = True
+        totals = ended.kl.sum(axis=1)
+        if self._settings.kl_mode == "lump":
+            rewards[over] = -ended.kl_coefs * totals
+        rewards[over] += [episode.score for episode in finished]
+        self.done[over] = True
+        self.kl.update(float(totals.mean()), len(over))
+        for row, episode in zip(over.tolist(), finished, strict=True):
+            self.finished[row] = episode
+        return over
+
+    def _has_stop(self, row: int) -> bool:
+        return self.endings.completion_text(self.episodes.prompts[row], self.episodes.completion_ids(row))[1]
+
+    @contextlib.contextmanager
+    def scoring_later(self) -> Iterator[Callable[[], list[Episode]]]:
+        """Keep the episodes that end inside, and score them when the function that the context gives is called."""
+        self._unscored = []
+        try:
+            yield self._score_kept
+        finally:
+            self._unscored = None
+
+    def _score_kept(self) -> list[Episode]:
+        if not self._unscored:
+            return []
+        parts, self._unscored = self._unscored, []
+        ended = EpisodeBatch.concatenate(parts)
+        self.settlement.read(ended, at_once=self._num_envs)
+        places = in_parts(np.arange(len(ended.prompts)), self._num_envs)
+        finished = [episode for some in places for episode in self.settlement.score(ended.select(some))]
+        totals = ended.kl.sum(axis=1)
+        for part in np.split(totals, np.cumsum([len(part.prompts) for part in parts])[:-1]):  # as they ended
+            self.kl.update(float(part.mean()), len(part))
+        return finished
