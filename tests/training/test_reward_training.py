@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import build_lm
-from textenv.models.causal_lm import quiet
+from textenv.models.loading import quiet
 from textenv.models.reward_model import RewardModel
 from textenv.rollouts.checkpoint import save_checkpoint
 from textenv.training import language_models as training

@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tests.conftest import build_lm
 from textenv import CausalLM, TextEnvError
 from textenv.data.files import locked
-from textenv.models.causal_lm import quiet
+from textenv.models.loading import quiet
 from textenv.training import language_models as training
 from textenv.training.language_models import PretrainConfig, SftConfig, pretrain, read_texts, sft, train_tokenizer
 

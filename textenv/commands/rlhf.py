@@ -224,7 +224,7 @@ def _load(writer: Path | None, envs: Any) -> TextPolicy:
     if writer is not None:
         return PPO.load(writer, envs).policy
     base = text_env(envs)
-    return TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
+    return TextPolicy.of_reference(base)
 
 
 # Sampling and ranking

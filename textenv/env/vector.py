@@ -26,7 +26,9 @@ from textenv.env.render import to_ansi
 from textenv.env.scoring import resolve_reward, score
 from textenv.env.settings import TextEnvSettings
 from textenv.models import acting
-from textenv.models.causal_lm import CausalLM, find_device, log_softmax
+from textenv.models.causal_lm import CausalLM
+from textenv.models.distributions import log_softmax
+from textenv.models.loading import find_device
 from textenv.types import (
     ActionLogProb,
     Conversation,

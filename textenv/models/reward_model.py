@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from textenv.data.files import write_atomically, write_json
-from textenv.models.causal_lm import BUNDLED, CausalLM, quiet
+from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import BUNDLED, quiet
 from textenv.types import Conversation, Message, TextEnvError
 
 __all__ = ["Ensemble", "RewardModel", "bundled_reward_folder"]

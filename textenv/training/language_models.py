@@ -32,7 +32,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from textenv.data.files import locked, to_json, write_json
 from textenv.data.records import ROW_KINDS, kind_of, read_records, read_text
 from textenv.data.values import as_text, short
-from textenv.models.causal_lm import CausalLM, quiet
+from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import quiet
 from textenv.rollouts.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.types import IntArray, TextEnvError
 

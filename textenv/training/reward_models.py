@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from textenv.data.files import locked, to_json
-from textenv.models.causal_lm import BUNDLED, CausalLM
+from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import BUNDLED
 from textenv.models.reward_model import RewardModel
 from textenv.training.language_models import check, compare_settings, optimise, permutation, seeded, settings_of
 from textenv.training.preferences import center_loss, pair_loss, plackett_luce_loss, rank_tensor, ranking_loss
