@@ -46,7 +46,7 @@ from textenv.models import causal_lm
 from textenv.models.loading import quiet
 from textenv.models.positions import longest_input
 from textenv.models.weight_watch import WeightWatch
-from textenv.training.language_models import train_tokenizer
+from textenv.training.tokenizer import train_tokenizer
 
 VOCABULARY = 300
 WIDTH = 24

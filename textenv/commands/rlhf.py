@@ -47,8 +47,9 @@ from textenv.feedback.store import FeedbackStore
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, described, figure_text, mean_and_error, summary
-from textenv.training.language_models import SftConfig, sft
-from textenv.training.reward_models import RewardModelConfig, train_reward_model
+from textenv.training.configs import RewardModelConfig, SftConfig
+from textenv.training.reward_models import train_reward_model
+from textenv.training.sft import sft
 from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["Rlhf", "rlhf"]

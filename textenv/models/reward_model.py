@@ -193,7 +193,7 @@ class RewardModel(nn.Module):
         found: NDArray[np.float32] = ((outputs - self.shift) / self.scale).cpu().numpy()
         return found
 
-    def normalise(self, prompts: Sequence[str | Conversation], completions: Sequence[Any]) -> None:
+    def normalize(self, prompts: Sequence[str | Conversation], completions: Sequence[Any]) -> None:
         """Set ``shift`` and ``scale`` so that the scores of these samples have mean 0 and (population) variance 1.
 
         Raises:

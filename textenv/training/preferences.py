@@ -41,7 +41,7 @@ def pair_loss(
         worse: Scores of what was judged worse, the same shape.
         tied: Whether the two were judged equal, the same shape; None where none was.
         margin: By how much ``better`` should lead, the same shape; ties have none.
-        log_nu: Logarithm of Davidson's ``nu``, one number, which may be learnt. None has no outcome "tied": a tie is
+        log_nu: Logarithm of Davidson's ``nu``, one number, which may be learned. None has no outcome "tied": a tie is
             half a comparison for either side (Christiano et al. 2017, section 2.2.3).
         error_rate: Share of judgements made at random, all outcomes alike: their probabilities become
             ``(1 - error_rate) * p + error_rate / outcomes`` (Christiano et al. 2017, section 2.2.3, takes 10 %).
@@ -131,8 +131,8 @@ def plackett_luce_loss(scores: torch.Tensor, ranks: torch.Tensor) -> torch.Tenso
     chosen = ranks.isfinite()
     left = ranks[:, None, :] >= ranks[:, :, None]  # (rankings, who is chosen, from whom); False at nan
     left = left | torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)  # no row of nothing but -inf
-    normaliser = torch.logsumexp(scores[:, None, :].expand(left.shape).masked_fill(~left, -torch.inf), dim=-1)
-    return torch.where(chosen, normaliser - scores, 0.0).sum(dim=-1)
+    normalizer = torch.logsumexp(scores[:, None, :].expand(left.shape).masked_fill(~left, -torch.inf), dim=-1)
+    return torch.where(chosen, normalizer - scores, 0.0).sum(dim=-1)
 
 
 def best_of_k_loss(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.data.files import write_atomically
-from textenv.data.records import read_records
-from textenv.data.values import as_prompt, as_text
-from textenv.training.reward_models import text_key, texts_of
+from textenv.training.ranked_texts import text_key, texts_of
 from textenv.types import Conversation, Ranking, TextEnvError
 
-__all__ = ["Calibration", "Evaluation", "calibration", "evaluate", "plot_evaluations", "reward_bench"]
+__all__ = ["Calibration", "RewardEvaluation", "Scorer", "calibration", "evaluate", "plot_evaluations"]
 
 Scorer: TypeAlias = Callable[[Sequence[str | Conversation], Sequence[str]], NDArray[Any]]
 """Maps prompts and completions to scores, as ``RewardModel.scores`` does."""
@@ -47,7 +45,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class RewardEvaluation:
     """Figures of a reward model on rankings; shares are of comparisons without ties unless it says otherwise.
 
     Attributes:
@@ -78,14 +76,14 @@ class Evaluation:
 
 def evaluate(
     scorer: Scorer, rankings: Sequence[Ranking], *, scale: float = 1.0, trained_on: Sequence[Ranking] = ()
-) -> Evaluation:
+) -> RewardEvaluation:
     """Measure a reward model on rankings.
 
     Args:
         scorer: Gives the scores.
         rankings: What people said.
         scale: What a difference of scores is multiplied with to be a log-odds: ``RewardModel.scale``.
-        trained_on: What it learnt from, which tells prompts and annotators that it has seen from those held out. If
+        trained_on: What it learned from, which tells prompts and annotators that it has seen from those held out. If
             all prompts are the same, as those of texts without any, the texts are told apart in their place.
 
     Raises:
@@ -127,7 +125,7 @@ def evaluate(
     uneven = lengths[first] != lengths[second]
     longer = lengths[first] > lengths[second]
     preferred = np.where(longer, right, 1 - right)[uneven]
-    return Evaluation(
+    return RewardEvaluation(
         comparisons=len(where),
         accuracy=float(right.mean()),
         person=person,
@@ -187,76 +185,11 @@ def calibration(log_odds: NDArray[Any]) -> Calibration:
     return Calibration(sum(gaps) / len(log_odds), brier, tuple(sure), tuple(accurate), tuple(count))
 
 
-_SECTIONS = {
-    "Chat": ["alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"],
-    "Chat Hard": [
-        "mt-bench-hard",
-        "llmbar-natural",
-        "llmbar-adver-neighbor",
-        "llmbar-adver-GPTInst",
-        "llmbar-adver-GPTOut",
-        "llmbar-adver-manual",
-    ],
-    "Safety": [
-        "refusals-dangerous",
-        "refusals-offensive",
-        "xstest-should-refuse",
-        "xstest-should-respond",
-        "donotanswer",
-    ],
-    "Reasoning": ["math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"],
-}
-
-
-def reward_bench(scorer: Scorer, path: Path) -> dict[str, float]:
-    """Return the scores of RewardBench (Lambert et al. 2024) on a file of pairs, each a share from 0 to 1.
-
-    A pair is right if the chosen completion scores higher; equal scores are wrong. A section is the mean over its
-    pairs; in Reasoning, mathematics weighs as much as all the code. The score is the mean of the sections there are.
-    Subsets of other names are a section of their own together, "Other".
+def plot_evaluations(evaluations: Mapping[str, tuple[int, RewardEvaluation]], path: Path) -> None:
+    """Draw accuracy over the number of comparisons learned from, beside the human ceiling, and the calibration.
 
     Args:
-        scorer: Gives the scores.
-        path: Records with ``prompt`` (a text or messages) and the texts ``chosen``, ``rejected`` and ``subset``.
-
-    Returns:
-        Accuracy of each subset and section by name, and ``"score"``.
-
-    Raises:
-        TextEnvError: The file cannot be read, holds nothing, or a record is something else.
-    """
-    prompts: list[str | Conversation] = []
-    texts: dict[str, list[str]] = {"chosen": [], "rejected": [], "subset": []}
-    for where, row in read_records(path):
-        try:
-            prompts.append(as_prompt(row.get("prompt")))
-            for name, cells in texts.items():
-                cells.append(as_text(row.get(name), name))
-        except TextEnvError as error:
-            raise TextEnvError(
-                f"{where}: {error} A pair has a 'prompt' and the texts 'chosen', 'rejected' and 'subset'."
-            ) from error
-    chosen, rejected = (scorer(prompts, texts[name]) for name in ("chosen", "rejected"))
-    right: dict[str, list[bool]] = defaultdict(list)
-    for subset, one, other in zip(texts["subset"], chosen, rejected, strict=True):
-        right[subset].append(bool(one > other))
-    results = {name: float(np.mean(each)) for name, each in right.items()}
-    code = sum(len(right[name]) for name in _SECTIONS["Reasoning"][1:] if name in right)
-    sections = {section: [name for name in names if name in right] for section, names in _SECTIONS.items()}
-    sections["Other"] = [name for name in right if not any(name in names for names in _SECTIONS.values())]
-    scores = {}
-    for section, names in sections.items():
-        weights = [code if name == "math-prm" and code else len(right[name]) for name in names]
-        if names:
-            scores[section] = float(np.average([results[name] for name in names], weights=weights))
-    return {**results, **scores, "score": float(np.mean(list(scores.values())))}
-
-
-def plot_evaluations(evaluations: Mapping[str, tuple[int, Evaluation]], path: Path) -> None:
-    """Draw accuracy over the number of comparisons learnt from, beside the human ceiling, and the calibration.
-
-    Args:
-        evaluations: By the model's name, comparisons it learnt from and its figures.
+        evaluations: By the model's name, comparisons it learned from and its figures.
         path: The picture; its suffix gives the format.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 (slow)
@@ -269,17 +202,17 @@ def plot_evaluations(evaluations: Mapping[str, tuple[int, Evaluation]], path: Pa
     curve.plot(counts, majority, "o-", label="reward model, against the majority")
     curve.plot(counts, [one.accuracy for _, one in ordered], "o-", label="reward model, against a person")
     last = ordered[-1][1]
-    for level, colour, what in ((last.person_majority, "C0", "the majority of the others"), (last.person, "C1", "one")):
+    for level, color, what in ((last.person_majority, "C0", "the majority of the others"), (last.person, "C1", "one")):
         if level is not None:
-            curve.axhline(level, color=colour, linestyle="--", label=f"a person, against {what}")
+            curve.axhline(level, color=color, linestyle="--", label=f"a person, against {what}")
     if min(counts) > 0:
         curve.set_xscale("log")
-    curve.set(xlabel="comparisons learnt from", ylabel="accuracy", title="Accuracy")
+    curve.set(xlabel="comparisons learned from", ylabel="accuracy", title="Accuracy")
     for name, (_, one) in evaluations.items():
         trust.plot(
             one.calibration.confidence, one.calibration.accuracy, "o-", label=f"{name}, ECE {one.calibration.ece:.3f}"
         )
-    trust.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1)
+    trust.plot([0.5, 1], [0.5, 1], color="gray", linewidth=1)
     trust.set(xlabel="confidence", ylabel="accuracy", title="Calibration")
     for panel in (curve, trust):
         panel.grid(alpha=0.3)
