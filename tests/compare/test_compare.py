@@ -304,10 +304,13 @@ def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
     plan = make_plan(asked)
     ruler = Ruler(plan.tasks[0], plan.budget)
 
+    class Derived(TextPolicy):
+        """A policy derived from ours."""
+
     class Own:
         """An agent that samples from a policy derived from ours, and so from something else."""
 
-        policy = type("Derived", (TextPolicy,), {}).of_reference(text_env(ruler.envs))
+        policy = Derived.of_reference(text_env(ruler.envs))
 
         @staticmethod
         def sample(envs: Any, prompts: Any, *, generator: Any = None) -> Any:

@@ -25,7 +25,7 @@ from tests.conftest import build_lm
 from textenv import CausalLM, TextEnvError
 from textenv.data.files import locked
 from textenv.models.loading import quiet
-from textenv.training import next_token
+from textenv.training import loop, next_token
 from textenv.training import pretrain as pretrain_module
 from textenv.training.configs import PretrainConfig, SftConfig
 from textenv.training.pretrain import pretrain
@@ -361,7 +361,7 @@ def test_the_mean_loss_is_that_of_a_run_that_was_not_stopped(
 ) -> None:
     """The mean of the last hundred steps, some of which were before the checkpoint."""
     found: list[float] = []
-    plain = pretrain_module.minimize
+    plain = loop.minimize
     monkeypatch.setattr(pretrain_module, "minimize", lambda *args, **given: found.append(plain(*args, **given)))
     losses = record_losses(monkeypatch)
     pretrain(small(text, tmp_path / "whole", epochs=12.0))

@@ -141,8 +141,6 @@ def minimize(
     in_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies_bfloat16(device))
     with _ProgressBar(name, steps, steps_done) as progress:
         for step in range(steps_done, steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule(step, steps, config.warmup)
             torch.manual_seed(_mix(config.seed, step))  # dropout is the same in a run that was stopped on the way
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
                 loss, tokens = loss_at(step)
@@ -151,10 +149,8 @@ def minimize(
                     f"The loss is {float(loss.detach())} at step {step} with learning_rate={config.learning_rate}. "
                     "Lower it, and train into another folder."
                 )
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            learning_rate = config.learning_rate * _schedule(step, steps, config.warmup)
+            _update(model, optimizer, loss, learning_rate)
             losses.append(float(loss.detach()))
             progress.advance(step + 1, fmean(losses), tokens, after_step(step + 1))
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
@@ -239,6 +235,16 @@ class _ProgressBar:
         if not console.is_terminal:
             where = f"{self._name}: step {steps_done}/{self._steps}"
             console.print(f"{where}, loss {loss:.4f}, {self._speed:,.0f} tokens/s")
+
+
+def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float) -> None:
+    """Take one step down the gradient of a loss, whose norm is clipped at 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.data.files import write_atomically
-from textenv.training.ranked_texts import text_key, texts_of
+from textenv.training.ranked_texts import Text, columns, text_key, texts_of
 from textenv.types import Conversation, Ranking, TextEnvError
 
 __all__ = ["Calibration", "RewardEvaluation", "Scorer", "calibration", "evaluate", "plot_evaluations"]
@@ -89,44 +89,22 @@ def evaluate(
     Raises:
         TextEnvError: There is no comparison without a tie.
     """
-    texts = {text_key(text): text for ranking in rankings for text in texts_of(ranking)}
-    found = scorer([prompt for prompt, _ in texts.values()], [completion for _, completion in texts.values()])
-    row_of = {key: row for row, key in enumerate(texts)}
-    scores = np.asarray(found, dtype=np.float64)
-    lengths = np.array([len(completion) for _, completion in texts.values()])
-    by_text = len({repr(ranking.prompt) for ranking in rankings}) == 1
-    seen = {_named(ranking, text, by_text) for ranking in trained_on for text in texts_of(ranking)}
-    people = {ranking.annotator for ranking in trained_on}
-    better_rows: list[int] = []
-    worse_rows: list[int] = []
-    where: list[str] = []
-    for ranking in rankings:
-        each = texts_of(ranking)
-        rows = [row_of[text_key(text)] for text in each]
-        known = [_named(ranking, text, by_text) in seen for text in each]
-        name = "annotator " + ("seen" if ranking.annotator in people else "held out")
-        for better, worse, tied in ranking.pairs():
-            if not tied:
-                better_rows.append(rows[better])
-                worse_rows.append(rows[worse])
-                both = known[better] + known[worse]
-                what = "text" if by_text else "prompt"
-                where.append(f"{what} {('held out', 'partly seen', 'seen')[both]}, {name}")
-    if not where:
-        raise TextEnvError(f"{len(rankings)} rankings have no comparison without a tie to measure a reward model on.")
-    first, second = np.array(better_rows), np.array(worse_rows)
-    lead = scores[first] - scores[second]
+    compared = _compare(rankings, trained_on)
+    prompts, completions = columns(compared.texts)
+    scores = np.asarray(scorer(prompts, completions), dtype=np.float64)
+    lead = scores[compared.better] - scores[compared.worse]
     right = 0.5 + 0.5 * np.sign(lead)
     groups = {}
-    for name in sorted(set(where)) if trained_on else ():
-        chosen = np.array([one == name for one in where])
+    for name in sorted(set(compared.groups)) if trained_on else ():
+        chosen = np.array([group == name for group in compared.groups])
         groups[name] = (float(right[chosen].mean()), int(chosen.sum()))
-    person, majority, person_majority = _ceiling(first, second, scores)
-    uneven = lengths[first] != lengths[second]
-    longer = lengths[first] > lengths[second]
+    person, majority, person_majority = _ceiling(compared.better, compared.worse, scores)
+    lengths = np.array([len(completion) for completion in completions])
+    uneven = lengths[compared.better] != lengths[compared.worse]
+    longer = lengths[compared.better] > lengths[compared.worse]
     preferred = np.where(longer, right, 1 - right)[uneven]
     return RewardEvaluation(
-        comparisons=len(where),
+        comparisons=len(lead),
         accuracy=float(right.mean()),
         person=person,
         majority=majority,
@@ -138,7 +116,51 @@ def evaluate(
     )
 
 
-def _named(ranking: Ranking, text: Any, by_text: bool) -> str:
+class _Comparisons(NamedTuple):
+    """The comparisons of rankings that are no ties.
+
+    Attributes:
+        texts: The different texts.
+        better: Index of the text that was judged better, shape ``(comparisons,)``.
+        worse: Index of the other, likewise.
+        groups: For each, whether its prompt (or text) and its annotator were seen in training, in words.
+    """
+
+    texts: list[Text]
+    better: NDArray[np.int64]
+    worse: NDArray[np.int64]
+    groups: list[str]
+
+
+def _compare(rankings: Sequence[Ranking], trained_on: Sequence[Ranking]) -> _Comparisons:
+    texts = {text_key(text): text for ranking in rankings for text in texts_of(ranking)}
+    index_of = {key: index for index, key in enumerate(texts)}
+    by_text = len({repr(ranking.prompt) for ranking in rankings}) == 1
+    seen = {_identity(ranking, text, by_text) for ranking in trained_on for text in texts_of(ranking)}
+    annotators = {ranking.annotator for ranking in trained_on}
+    what = "text" if by_text else "prompt"
+    better_texts: list[int] = []
+    worse_texts: list[int] = []
+    groups: list[str] = []
+    for ranking in rankings:
+        ranked = texts_of(ranking)
+        indices = [index_of[text_key(text)] for text in ranked]
+        known = [_identity(ranking, text, by_text) in seen for text in ranked]
+        annotator = "annotator " + ("seen" if ranking.annotator in annotators else "held out")
+        for better, worse, tied in ranking.pairs():
+            if not tied:
+                better_texts.append(indices[better])
+                worse_texts.append(indices[worse])
+                groups.append(
+                    f"{what} {('held out', 'partly seen', 'seen')[known[better] + known[worse]]}, {annotator}"
+                )
+    if not groups:
+        raise TextEnvError(f"{len(rankings)} rankings have no comparison without a tie to measure a reward model on.")
+    return _Comparisons(list(texts.values()), np.array(better_texts), np.array(worse_texts), groups)
+
+
+def _identity(ranking: Ranking, text: Text, by_text: bool) -> str:
+    """Return what tells whether a text was seen in training: its key, or that of its prompt."""
     return text_key(text) if by_text else repr(ranking.prompt)
 
 
@@ -160,11 +182,11 @@ def _ceiling(
     majority = float((0.5 + 0.5 * lead[decided]).mean()) if decided.any() else None
     right = weight = 0.0
     for side in (0, 1):
-        mine, others = counts[:, side], counts[:, 1 - side]
-        agree = np.sign(mine - 1 - others)  # each of those who are for this side, against the rest
-        told = (total >= 3) & (agree != 0)
-        right += float((mine * (agree > 0))[told].sum())
-        weight += float(mine[told].sum())
+        same, others = counts[:, side], counts[:, 1 - side]
+        majority_sign = np.sign(same - 1 - others)  # of the people other than one who is for this side
+        has_majority = (total >= 3) & (majority_sign != 0)
+        right += float((same * (majority_sign > 0))[has_majority].sum())
+        weight += float(same[has_majority].sum())
     return person, majority, right / weight if weight else None
 
 
