@@ -29,7 +29,8 @@ from textenv.data.files import to_json, write_json
 from textenv.env.scoring import unscored
 from textenv.env.vector import TextVectorEnv
 from textenv.models import acting
-from textenv.models.policy import Evaluation, Lora, TextPolicy, observation_arrays
+from textenv.models.lora import Lora
+from textenv.models.policy import Evaluation, TextPolicy, observation_arrays
 from textenv.rollouts.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from textenv.rollouts.collect import ActionMask, Rollout, collect, sample_episodes, text_env, vectorise
 from textenv.rollouts.distributed import World, connect, full

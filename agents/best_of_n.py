@@ -83,7 +83,7 @@ class BestOfN:
         self.world = world
         base = text_env(self.envs)
         refuse_unscored(base, "best_of_n")
-        self.policy = TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
+        self.policy = TextPolicy.of_reference(base)
         self._scratch = _like(base, self.config.samples)
         self._generator = torch.Generator(base.reference.device).manual_seed(self.config.seed)
         self._plans: dict[int, tuple[int, ...]] = {}  # of each row, the text it is writing

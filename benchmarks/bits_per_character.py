@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from textenv.data.reviews import load_reviews
-from textenv.models.causal_lm import BUNDLED, CausalLM
+from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import BUNDLED
 from textenv.training.bits_per_character import bits_per_character
 
 END = "\n"  # also what begins a snippet; no snippet holds one

@@ -25,7 +25,7 @@ from benchmarks._ours import Rollouts, make_env
 from benchmarks.rollout import Config as Written
 from benchmarks.rollout import Generate
 from textenv.env.vector import TextVectorEnv
-from textenv.models.causal_lm import find_device
+from textenv.models.loading import find_device
 from textenv.models.policy import TextPolicy
 
 

@@ -109,7 +109,7 @@ def _parsed(reward: str) -> Any:
 
 def _best_of_n(config: Config, envs: Any, golden: Any) -> list[dict[str, float]]:
     base = text_env(envs)
-    policy = TextPolicy(base.reference, value="none", trainable=False)
+    policy = TextPolicy.of_reference(base)
     generator = torch.Generator().manual_seed(config.seed)
     prompts = base.prompts[: config.prompts]
     proxies, golds = [], []

@@ -21,7 +21,7 @@ from textenv.models.policy import TextPolicy
 def main(episodes: int = 32, max_new_tokens: int = 12, seed: int = 0, name: str = "textenv/reference-v0") -> None:
     os.environ.setdefault("MINARI_DATASETS_PATH", tempfile.mkdtemp())
     env = DataCollector(gym.make("textenv/MovieReview-v0", max_new_tokens=max_new_tokens))
-    policy = TextPolicy(env.unwrapped.reference, value="none", trainable=False)
+    policy = TextPolicy.of_reference(env.unwrapped.batch)
     env.unwrapped.attach_policy(policy)
     generator = torch.Generator().manual_seed(seed)
     written = []

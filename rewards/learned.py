@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from textenv.models.causal_lm import BUNDLED
+from textenv.models.loading import BUNDLED
 from textenv.models.reward_model import Ensemble, RewardModel
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError

@@ -12,7 +12,7 @@ from hypothesis import settings
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from textenv.models.causal_lm import CausalLM
-from textenv.training.language_models import train_tokenizer
+from textenv.training.tokenizer import train_tokenizer
 
 VOCABULARY = 300
 

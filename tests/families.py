@@ -32,8 +32,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from textenv.models.causal_lm import CausalLM, quiet
-from textenv.training.language_models import train_tokenizer
+from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import quiet
+from textenv.training.tokenizer import train_tokenizer
 
 __all__ = ["FAMILIES", "WINDOW", "family_model", "family_tokenizer", "make_family", "save_family"]
 

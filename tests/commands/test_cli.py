@@ -212,7 +212,7 @@ def test_doctor_reads_no_more_rows_at_once_than_an_episode_has(monkeypatch: pyte
 
     rows: list[int] = []
     written: list[int] = []
-    head, read = CausalLM.head, CausalLM._read
+    head, read = CausalLM.head, CausalLM._logits_of
 
     def counted(self: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
         written.append(hidden[..., 0].numel())
@@ -223,7 +223,7 @@ def test_doctor_reads_no_more_rows_at_once_than_an_episode_has(monkeypatch: pyte
         return read(self, hidden)
 
     monkeypatch.setattr(CausalLM, "head", counted)
-    monkeypatch.setattr(CausalLM, "_read", counted_read)
+    monkeypatch.setattr(CausalLM, "_logits_of", counted_read)
     keywords = {"reward": {"name": "length", "target": 3}, "max_new_tokens": 6, "prompts": ["The film"]}
     assert all(finding.ok for finding in examine("textenv/Text-v0", keywords, num_envs=4))
     assert (max(rows), max(written)) == (4, 6), "rows that act, tokens that are trained on"

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import build_lm
 from tests.training.test_reward_training import rankings
 from textenv.commands.cli import main
-from textenv.models.causal_lm import quiet
+from textenv.models.loading import quiet
 
 FAST = ["--precision", "float32", "--learning-rate", "3e-3", "--epochs", "2", "--batch-size", "24"]
 

@@ -285,7 +285,7 @@ def test_a_masked_policy_is_measured_as_it_acts() -> None:
     class Masked:
         """A reference that may write only the first letter."""
 
-        policy = TextPolicy(text_env(ruler.envs).reference, value="none", trainable=False)
+        policy = TextPolicy.of_reference(text_env(ruler.envs))
 
         @staticmethod
         def mask(obs: Mapping[str, Any], rows: Any, allowed: Any) -> Any:
@@ -304,10 +304,13 @@ def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
     plan = make_plan(asked)
     ruler = Ruler(plan.tasks[0], plan.budget)
 
+    class Derived(TextPolicy):
+        """A policy derived from ours."""
+
     class Own:
         """An agent that samples from a policy derived from ours, and so from something else."""
 
-        policy = type("Derived", (TextPolicy,), {})(text_env(ruler.envs).reference, value="none", trainable=False)
+        policy = Derived.of_reference(text_env(ruler.envs))
 
         @staticmethod
         def sample(envs: Any, prompts: Any, *, generator: Any = None) -> Any:

@@ -18,8 +18,8 @@ from textenv.data.values import as_annotator, as_conversation, as_margin, as_pro
 from textenv.env.prompts import read_prompts
 from textenv.feedback.exchange import read_questions
 from textenv.feedback.formats import read_rankings
-from textenv.training.language_models import read_pairs, read_texts
-from textenv.training.reward_evaluation import reward_bench
+from textenv.training.reward_bench import reward_bench
+from textenv.training.texts import read_pairs, read_texts
 from textenv.types import Ranking, TextEnvError
 
 quick = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

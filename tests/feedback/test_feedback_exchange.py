@@ -183,7 +183,7 @@ def test_options_of_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_token_ids_are_decoded(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from textenv.models.causal_lm import bundled_folder
+    from textenv.models.loading import bundled_folder
 
     tokenizer = AutoTokenizer.from_pretrained(bundled_folder())
     row: dict[str, Any] = {f"sample{place}": tokenizer.encode(f" was {place}") + [50259] * 2 for place in range(4)}

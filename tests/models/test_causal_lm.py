@@ -43,9 +43,10 @@ from transformers.utils import logging
 from tests.conftest import Forwards, build_lm
 from textenv import CausalLM, TextEnvError
 from textenv.models import causal_lm
-from textenv.models.causal_lm import quiet
+from textenv.models.loading import quiet
 from textenv.models.positions import longest_input
-from textenv.training.language_models import train_tokenizer
+from textenv.models.weight_watch import WeightWatch
+from textenv.training.tokenizer import train_tokenizer
 
 VOCABULARY = 300
 WIDTH = 24
@@ -293,7 +294,7 @@ def test_buffers_hold_rows_times_length(make_lm: Callable[..., CausalLM]) -> Non
             lm.next_token_logits(ids[:2], np.full(2, step), rows=np.array([4, 1]))
     config: Any = lm.model.config
     head_size = config.hidden_size // config.num_attention_heads
-    held: Any = lm._cache._held
+    held: Any = lm._cache._keys_values
     assert len(held.buffers) == config.num_hidden_layers
     assert sum(b.untyped_storage().nbytes() for b in held.buffers) == (
         config.num_hidden_layers
@@ -369,13 +370,13 @@ def test_rows_of_the_cache_are_different(tiny_lm: CausalLM, rows: list[int]) -> 
 
 
 def noticed(watch: Any) -> bool:
-    restructured = watch.restructured()
-    return bool(watch.changed() or restructured)
+    restructured = watch.structure_changed()
+    return bool(watch.weights_changed() or restructured)
 
 
 def test_a_write_through_data_to_any_parameter_is_noticed(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm("gpt2")
-    watch = causal_lm._Watch(lm.model)
+    watch = WeightWatch(lm.model)
     assert noticed(watch)
     assert not noticed(watch)
     for parameter in lm.model.parameters():
@@ -393,18 +394,18 @@ def test_weights_that_are_said_not_to_change_are_looked_at_once(make_lm: Callabl
     with lm.unchanged():  # not inside: what was written before it is seen
         with lm.unchanged():
             torch.testing.assert_close(lm.next_token_logits(ids, lengths), before * 2, atol=1e-4, rtol=1e-4)
-        with mock.patch.object(lm._watch, "changed", wraps=lm._watch.changed) as looks:
+        with mock.patch.object(lm._watch, "weights_changed", wraps=lm._watch.weights_changed) as looks:
             lm.next_token_logits(ids, lengths)
             lm.token_log_probs(ids, lengths)
             assert not looks.called
-    with mock.patch.object(lm._watch, "changed", wraps=lm._watch.changed) as looks:
+    with mock.patch.object(lm._watch, "weights_changed", wraps=lm._watch.weights_changed) as looks:
         lm.next_token_logits(ids, lengths)
         assert looks.called
 
 
 def test_an_address_that_comes_back_is_noticed(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm()
-    watch = causal_lm._Watch(lm.model)
+    watch = WeightWatch(lm.model)
     noticed(watch)
     norm: Any = lm.model.base_model.norm
     for value in range(20):
@@ -430,7 +431,7 @@ def test_scalars_and_odd_layouts_are_watched() -> None:
     module.turned = torch.nn.Parameter(torch.randn(6, 40).t())
     module.short = torch.nn.Parameter(torch.randn(3, 5, 7, dtype=torch.bfloat16))
     module.empty = torch.nn.Parameter(torch.zeros(0, 4))
-    watch = causal_lm._Watch(module)
+    watch = WeightWatch(module)
     noticed(watch)
     for parameter in (module.scalar, module.turned, module.short):
         parameter.data.mul_(2)
@@ -463,7 +464,7 @@ def test_a_cache_that_was_emptied_runs_the_forwards_of_a_new_one() -> None:
             lm.next_token_logits(ids[alive], lengths[alive], rows=alive)
             lengths[alive] += 1
             alive = alive[rng.random(len(alive)) > 0.15]
-        size: tuple[int, int] = lm._cache._held.size  # type: ignore[union-attr]
+        size: tuple[int, int] = lm._cache._keys_values.size  # type: ignore[union-attr]
         return size
 
     differ = 0
@@ -531,7 +532,8 @@ def test_a_trunk_alone_is_refused() -> None:
 def test_token_log_probs_against_one_prefix_at_a_time(
     tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch, temperature: float, at_once: int
 ) -> None:
-    monkeypatch.setattr(causal_lm, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(causal_lm, "_MAX_CPU_LOGITS", at_once)
+    monkeypatch.setattr(causal_lm, "_MIN_CPU_ROWS", 1)
     ids, _ = random_texts(np.random.default_rng(1), width=9)
     lengths = np.array([9, 1, 4, 6])
     expected = np.zeros((ROWS, 8), dtype=np.float32)

@@ -16,7 +16,7 @@ from tests.families import family_model, family_tokenizer, make_family, save_fam
 from textenv import CausalLM, TextEnv, TextEnvError, TextVectorEnv
 from textenv.models.chat import end_of_turn
 from textenv.rewards import make
-from textenv.training.language_models import END
+from textenv.training.tokenizer import END
 from textenv.types import Prompt
 
 USER = {"role": "user", "content": "How is the film?"}

@@ -20,7 +20,8 @@ from textenv.env.render import to_ansi
 from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.models.reward_model import RewardModel
-from textenv.training.language_models import _encode_pairs, train_tokenizer
+from textenv.training.sft import encode_pairs
+from textenv.training.tokenizer import train_tokenizer
 from textenv.types import Prompt, TextEnvError
 
 WORDS = ["the film is good, and the plot of it was thin.", "The film was great", "a cast", "ab c0 b.a"]
@@ -221,7 +222,7 @@ def test_what_a_reward_and_people_read(kind: str) -> None:
 def test_pairs_are_trained_as_a_policy_writes_them(kind: str, tmp_path: Path) -> None:
     lm, file = make_lm(kind), tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"prompt": "the film", "completion": " is good"}))
-    ((ids, start),) = _encode_pairs(lm, (file,), 100)
+    ((ids, start),) = encode_pairs(lm, (file,), 100)
     assert (lm.decode(ids), tuple(ids[:start])) == ("the film is good", lm.encode("the film"))
     model = RewardModel(lm)
     assert lm.decode(model.encode(["the film"], [" is good"])[0]) == "the film is good"

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from tests.families import make_family
-from textenv.models import causal_lm as causal_lm_module
 from textenv.models import graphs as graphs_module
+from textenv.models import prefix_cache
 from textenv.models.causal_lm import CausalLM
-from textenv.models.policy import Lora, TextPolicy
+from textenv.models.lora import Lora
+from textenv.models.policy import TextPolicy
 
 Recorded = list[tuple[int, int]]
 
@@ -38,7 +39,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
         return replay, result
 
-    monkeypatch.setattr(causal_lm_module, "graphs_run_on", lambda device: True)
+    monkeypatch.setattr(prefix_cache, "graphs_run_on", lambda device: True)
     monkeypatch.setattr(graphs_module, "record", record)
     monkeypatch.setattr(graphs_module, "_MIN_KEYS", 4)
     return sizes

@@ -27,9 +27,10 @@ from textenv.models import linear as linear_module
 from textenv.models import network as network_module
 from textenv.models.families import BUILDERS, build_network
 from textenv.models.linear import Linear
+from textenv.models.lora import Lora
 from textenv.models.network import Block, Network
 from textenv.models.operations import activation, layer_norm
-from textenv.models.policy import Lora, TextPolicy
+from textenv.models.policy import TextPolicy
 
 KNOWN = [(name, tied) for name, tied in FAMILIES if name not in ("gemma2", "gemma3")]
 BATCH, TIME = 3, 11

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -199,27 +200,27 @@ def test_entropies_and_their_gradients(make_lm: Callable[..., CausalLM], masked:
 
 def test_the_gradient_of_an_entropy_under_a_mask_by_hand() -> None:
     """Two tokens are possible: H' = -p (log p + H), by the definition; the third stays out of it."""
-    from textenv.models.policy import _entropy
+    from textenv.models.distributions import entropy
 
     logits = torch.tensor([[0.3, -0.2, 5.0]], dtype=torch.float64, requires_grad=True)
-    entropy = _entropy(logits.masked_fill(torch.tensor([[False, False, True]]), -torch.inf))
-    entropy.sum().backward()
+    entropies = entropy(logits.masked_fill(torch.tensor([[False, False, True]]), -torch.inf))
+    entropies.sum().backward()
     p = torch.softmax(torch.tensor([0.3, -0.2], dtype=torch.float64), dim=0)
     h = -(p * p.log()).sum()
-    assert float(entropy.detach()[0]) == pytest.approx(float(h))
+    assert float(entropies.detach()[0]) == pytest.approx(float(h))
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad[0], torch.cat([-p * (p.log() + h), torch.zeros(1, dtype=torch.float64)]))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_gradient_of_the_chosen_is_that_of_cross_entropy(masked: bool) -> None:
-    from textenv.models.policy import _chosen
+    from textenv.models.distributions import token_log_prob
 
     logits, actions = torch.randn(5, 9, dtype=torch.float64, requires_grad=True), torch.tensor([0, 8, 3, 3, 7])
     upstream, found = torch.randn(5, dtype=torch.float64), []
     forbidden = torch.zeros(5, 9, dtype=torch.bool)
     forbidden[:, 4:6] = masked
-    for chosen in (_chosen, lambda x, a: -torch.nn.functional.cross_entropy(x, a, reduction="none")):
+    for chosen in (token_log_prob, lambda x, a: -torch.nn.functional.cross_entropy(x, a, reduction="none")):
         log_probs = chosen(logits.masked_fill(forbidden, -torch.inf), actions)
         found.append((log_probs, *torch.autograd.grad((log_probs * upstream).sum(), logits)))
     for ours, theirs in zip(*found, strict=True):
@@ -319,3 +320,19 @@ def test_values_that_do_not_fit_are_refused(make_lm: Callable[..., CausalLM], tm
     TextPolicy(make_lm(), value="model").save(tmp_path)
     with pytest.raises(TextEnvError, match=r"value_model\..* expected None"):
         policy.load_values(tmp_path)
+
+
+def test_the_policy_of_a_reference_acts_with_its_model_at_its_temperature(
+    make_lm: Callable[..., CausalLM],
+) -> None:
+    lm = make_lm()
+    policy = TextPolicy.of_reference(SimpleNamespace(reference=lm, settings=SimpleNamespace(temperature=0.5)))
+    assert policy.lm is lm
+    assert policy.value_head is None
+    ids, lengths = np.array([[5, 7, 9, 0], [4, 3, 2, 6]]), np.array([3, 4])
+    obs = {"input_ids": ids, "attention_mask": (np.arange(4) < lengths[:, None]).astype(np.int8)}
+    tokens, values = policy.act(obs, generator=generator(0))
+    np.testing.assert_allclose(
+        policy.action_log_prob(tokens), lm.next_token_log_prob(ids, lengths, tokens, 0.5), atol=1e-5
+    )
+    assert (values == 0).all()

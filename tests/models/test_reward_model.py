@@ -42,7 +42,7 @@ def model() -> RewardModel:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, model: RewardModel) -> Path:
     path = tmp_path_factory.mktemp("reward") / "model"
-    model.normalise(blanks(5), TEXTS)
+    model.normalize(blanks(5), TEXTS)
     model.save(path)
     return path
 
@@ -115,7 +115,7 @@ class TestHead:
 
     def test_scores_are_normalised_on_the_reference_samples(self) -> None:
         model = build()
-        model.normalise(blanks(5), TEXTS)
+        model.normalize(blanks(5), TEXTS)
         scores = model.scores(blanks(5), TEXTS)
         assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
         assert float(scores.var()) == pytest.approx(1, abs=1e-4)
@@ -123,7 +123,7 @@ class TestHead:
     @pytest.mark.parametrize("texts", [[], ["one"], ["same", "same"]])
     def test_refuses_samples_without_variance(self, model: RewardModel, texts: list[str]) -> None:
         with pytest.raises(TextEnvError, match="reference samples"):
-            build().normalise(blanks(len(texts)), texts)
+            build().normalize(blanks(len(texts)), texts)
 
 
 class TestFolder:

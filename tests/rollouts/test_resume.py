@@ -15,8 +15,9 @@ import torch
 from tests.agents.test_ppo import count_e, make_envs
 from tests.conftest import build_lm
 from textenv.agents import AGENTS, config_of, find
-from textenv.models.causal_lm import CausalLM, _PrefixCache
+from textenv.models.causal_lm import CausalLM
 from textenv.models.network import Network
+from textenv.models.prefix_cache import PrefixCache
 from textenv.rewards.normalize import Normalize
 from textenv.rollouts.checkpoint import latest_checkpoint
 
@@ -35,20 +36,20 @@ def _forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     Kernels are chosen by it, and with them the last bits; those of a model as small as here seldom differ.
     """
     FORWARDS.clear()
-    run, trouble = Network.run, _PrefixCache._trouble
+    run, find_fault = Network.run, PrefixCache._find_fault
 
     def recorded(self: Network, ids: torch.Tensor, *rest: Any, **given: Any) -> torch.Tensor:
         FORWARDS.append(tuple(ids.shape))
         return run(self, ids, *rest, **given)
 
-    def unrecorded(self: _PrefixCache) -> str:
+    def unrecorded(self: PrefixCache) -> str:
         before = len(FORWARDS)
-        found = trouble(self)
+        found = find_fault(self)
         del FORWARDS[before:]
         return found
 
     monkeypatch.setattr(Network, "run", recorded)
-    monkeypatch.setattr(_PrefixCache, "_trouble", unrecorded)
+    monkeypatch.setattr(PrefixCache, "_find_fault", unrecorded)
 
 
 def ragged_lm(seed: int = 0) -> CausalLM:

@@ -13,12 +13,8 @@ import numpy as np
 import pytest
 
 from textenv.data.files import write_json
-from textenv.training.reward_evaluation import (
-    calibration,
-    evaluate,
-    plot_evaluations,
-    reward_bench,
-)
+from textenv.training.reward_bench import reward_bench
+from textenv.training.reward_evaluation import calibration, evaluate, plot_evaluations
 from textenv.types import Ranking, TextEnvError
 
 

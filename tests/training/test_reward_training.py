@@ -16,18 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import build_lm
-from textenv.models.causal_lm import quiet
+from textenv.models.loading import quiet
 from textenv.models.reward_model import RewardModel
 from textenv.rollouts.checkpoint import save_checkpoint
-from textenv.training import language_models as training
+from textenv.training import loop
 from textenv.training import reward_models as reward_training
-from textenv.training.reward_models import (
-    RewardModelConfig,
-    fit_scores,
-    pair_accuracy,
-    text_key,
-    train_reward_model,
-)
+from textenv.training.configs import RewardModelConfig
+from textenv.training.ranked_texts import fit_scores, text_key
+from textenv.training.reward_models import pair_accuracy, train_reward_model
 from textenv.types import Ranking, TextEnvError
 
 WORDS = ["great", "thin", "plot", "film"]
@@ -154,7 +150,7 @@ class TestRuns:
             save_checkpoint(*args, **kwargs)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(training, "save_checkpoint", killed)
+        monkeypatch.setattr(loop, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             train_reward_model(settings, data, out=tmp_path / "cut")
         monkeypatch.undo()
@@ -167,7 +163,7 @@ class TestRuns:
 
     def test_one_that_is_done_returns_its_report(self, base: str, tmp_path: Path, monkeypatch: Any) -> None:
         report = train_reward_model(config(base), rankings(8), out=tmp_path / "rm")
-        monkeypatch.setattr(reward_training, "optimise", None)
+        monkeypatch.setattr(reward_training, "minimize", None)
         assert train_reward_model(config(base), rankings(8), out=tmp_path / "rm") == report
         assert json.loads((tmp_path / "rm" / "reward.json").read_text("utf-8"))["report"] == dataclasses.asdict(report)
 

@@ -24,9 +24,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tests.conftest import build_lm
 from textenv import CausalLM, TextEnvError
 from textenv.data.files import locked
-from textenv.models.causal_lm import quiet
-from textenv.training import language_models as training
-from textenv.training.language_models import PretrainConfig, SftConfig, pretrain, read_texts, sft, train_tokenizer
+from textenv.models.loading import quiet
+from textenv.training import loop, next_token
+from textenv.training import pretrain as pretrain_module
+from textenv.training.configs import PretrainConfig, SftConfig
+from textenv.training.pretrain import pretrain
+from textenv.training.sft import collate_pairs, encode_pairs, sft
+from textenv.training.texts import read_texts
+from textenv.training.tokenizer import train_tokenizer
 
 IGNORE = -100
 OPINIONS = {"plot": "thin", "cast": "great", "music": "loud", "ending": "a surprise"}
@@ -84,20 +89,20 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def record_losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     losses: list[float] = []
-    plain = training._loss
+    plain = next_token.next_token_loss
 
     def loss(*args: Any) -> torch.Tensor:
         value = plain(*args)
         losses.append(float(value.detach()))
         return value
 
-    monkeypatch.setattr(training, "_loss", loss)
+    monkeypatch.setattr(next_token, "next_token_loss", loss)
     return losses
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make training raise in the middle of a step."""
-    plain, calls = training._loss, 0
+    plain, calls = next_token.next_token_loss, 0
 
     def loss(*args: Any) -> torch.Tensor:
         nonlocal calls
@@ -106,7 +111,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise KeyboardInterrupt
         return plain(*args)
 
-    monkeypatch.setattr(training, "_loss", loss)
+    monkeypatch.setattr(next_token, "next_token_loss", loss)
 
 
 # -- what is learnt -----------------------------------------------------------------------------------------------
@@ -142,8 +147,8 @@ def test_every_token_is_seen_once_an_epoch(text: Path, tmp_path: Path, monkeypat
             assert bool(mask.all())
             seen.extend((*row.tolist(), int(ends[-1])) for row, ends in zip(inputs, labels, strict=True))
 
-    monkeypatch.setattr(training, "_on_batches", lambda model, batch: batch)
-    monkeypatch.setattr(training, "optimise", look)
+    monkeypatch.setattr(pretrain_module, "step_losses", lambda model, batch: batch)
+    monkeypatch.setattr(pretrain_module, "minimize", look)
     config = small(text, tmp_path / "out", batch_size=1, epochs=2.0)
     pretrain(config)
     tokenizer = CausalLM.from_pretrained(tmp_path / "out").tokenizer
@@ -163,12 +168,12 @@ def test_labels_are_the_completion_and_its_end(base: Path, tmp_path: Path) -> No
     path = tmp_path / "two.jsonl"
     path.write_text('{"prompt": "The film", "completion": " was great"}\n\n{"text": "thin"}\n')
     lm = CausalLM.from_pretrained(base)
-    first, second = training._encode_pairs(lm, (path,), 64)
+    first, second = encode_pairs(lm, (path,), 64)
     prompt, completion = lm.encode("The film"), lm.tokenizer(" was great", add_special_tokens=False)["input_ids"]
     thin = lm.tokenizer("thin", add_special_tokens=False)["input_ids"]
     assert first == ([*prompt, *completion, 0], len(prompt))
     assert second == ([0, *thin, 0], 1), "a text has the empty prompt"
-    inputs, mask, labels = training._collate([first, second], pad=1)
+    inputs, mask, labels = collate_pairs([first, second], pad=1)
     longest = len(first[0]) - 1
     rest = longest - len(thin) - 1
     assert inputs.tolist() == [[*prompt, *completion], [0, *thin, *[1] * rest]]
@@ -184,7 +189,7 @@ def test_no_token_spans_prompt_and_completion(tmp_path: Path) -> None:
     lm = build_lm()
     path = tmp_path / "pair.jsonl"
     path.write_text('{"prompt": "the fi", "completion": "lm was"}\n')
-    (ids, start), *_ = training._encode_pairs(lm, (path,), 64)
+    (ids, start), *_ = encode_pairs(lm, (path,), 64)
     assert lm.decode(ids[:start]) == "the fi"
     assert lm.decode(ids[start:]) == "lm was"
     assert ids != [*lm.encode("the film was"), 0]
@@ -199,27 +204,27 @@ def test_prompts_are_encoded_as_the_environment_does(tmp_path: Path, template: s
     lm = CausalLM(lm.model, lm.tokenizer)
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "the film", "completion": " was"}\n{"prompt": "", "completion": "it"}\n')
-    for (ids, start), prompt in zip(training._encode_pairs(lm, (path,), 64), ("the film", ""), strict=True):
+    for (ids, start), prompt in zip(encode_pairs(lm, (path,), 64), ("the film", ""), strict=True):
         assert tuple(ids[:start]) == lm.encode(prompt)
         assert ids[start:].index(0) == len(ids[start:]) - 1, "one end, at the end"
 
 
 def test_the_loss_is_the_mean_over_completion_tokens(base: Path, pairs: Path) -> None:
     lm = CausalLM.from_pretrained(base)
-    encoded = training._encode_pairs(lm, (pairs,), 64)[:9]
-    batches = [training._collate(encoded[:4], 1), training._collate(encoded[4:], 1)]
+    encoded = encode_pairs(lm, (pairs,), 64)[:9]
+    batches = [collate_pairs(encoded[:4], 1), collate_pairs(encoded[4:], 1)]
     total, count = 0.0, 0
     for ids, start in encoded:
         log_probs = lm.token_log_probs(np.array([ids]), np.array([len(ids)]))[0]
         total -= float(log_probs[start - 1 :].sum())
         count += len(ids) - start
     model = lm.model.train()  # dropout must not matter
-    assert training._mean_loss(model, batches) == pytest.approx(total / count, abs=1e-5)
+    assert next_token.mean_next_token_loss(model, batches) == pytest.approx(total / count, abs=1e-5)
     assert model.training
     model.eval()
-    single = training._collate(encoded[:1], 1)
+    single = collate_pairs(encoded[:1], 1)
     expected = -lm.token_log_probs(np.array([encoded[0][0]]), np.array([len(encoded[0][0])]))[0, encoded[0][1] - 1 :]
-    assert float(training._loss(model, single, torch.device("cpu")).detach()) == pytest.approx(
+    assert float(next_token.next_token_loss(model, single, torch.device("cpu")).detach()) == pytest.approx(
         expected.mean(), abs=1e-5
     )
 
@@ -228,7 +233,7 @@ def test_pairs_are_cut_where_the_model_ends(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"prompt": "The", "completion": " film was" * 200}))
     sft(tuned(base, path, tmp_path / "out", epochs=1, max_tokens=10_000))  # the model has 64 positions
-    (ids, _), *_ = training._encode_pairs(CausalLM.from_pretrained(base), (path,), 20)
+    (ids, _), *_ = encode_pairs(CausalLM.from_pretrained(base), (path,), 20)
     assert len(ids) == 20
     assert 0 not in ids[1:], "a text that was cut does not end there"
 
@@ -270,13 +275,13 @@ def test_other_precisions(text: Path, pairs: Path, tmp_path: Path, precision: st
 
 def test_bfloat16_runs_the_forward_in_it(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[bool] = []
-    plain = training._loss
+    plain = next_token.next_token_loss
 
     def loss(*args: Any) -> torch.Tensor:
         kinds.append(torch.is_autocast_enabled("cpu"))
         return plain(*args)
 
-    monkeypatch.setattr(training, "_loss", loss)
+    monkeypatch.setattr(next_token, "next_token_loss", loss)
     pretrain(small(text, tmp_path / "a", precision="bfloat16", epochs=1.0))
     assert all(kinds)
     kinds.clear()
@@ -334,7 +339,8 @@ def test_a_killed_process_goes_on(text: Path, tmp_path: Path) -> None:
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     script = (
         "from pathlib import Path, PosixPath, WindowsPath\nimport torch\ntorch.set_num_threads(1)\n"
-        "from textenv.training.language_models import PretrainConfig, pretrain\n"
+        "from textenv.training.configs import PretrainConfig\n"
+        "from textenv.training.pretrain import pretrain\n"
         f"pretrain(PretrainConfig(**{fields!r}))\n"
     )
     checkpoints = config.out / "checkpoints"
@@ -355,8 +361,8 @@ def test_the_mean_loss_is_that_of_a_run_that_was_not_stopped(
 ) -> None:
     """The mean of the last hundred steps, some of which were before the checkpoint."""
     found: list[float] = []
-    plain = training.optimise
-    monkeypatch.setattr(training, "optimise", lambda *args, **given: found.append(plain(*args, **given)))
+    plain = loop.minimize
+    monkeypatch.setattr(pretrain_module, "minimize", lambda *args, **given: found.append(plain(*args, **given)))
     losses = record_losses(monkeypatch)
     pretrain(small(text, tmp_path / "whole", epochs=12.0))
     steps = len(losses)
@@ -502,3 +508,9 @@ def test_the_tokenizer_takes_every_text(make_lm: Callable[..., CausalLM]) -> Non
         ids = tokenizer(line)["input_ids"]
         assert ids[0] == tokenizer.eos_token_id
         assert tokenizer.decode(ids[1:]) == line
+
+
+def test_the_settings_import_no_torch() -> None:
+    script = "import sys, textenv.training.configs; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

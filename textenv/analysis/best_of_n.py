@@ -145,7 +145,7 @@ def sample_frontier(
     if isinstance(samples, bool) or not isinstance(samples, (int, np.integer)) or samples < 1:
         raise TextEnvError(f"samples={samples!r}: expected a whole number of at least 1.")
     base = text_env(envs)
-    reference = TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
+    reference = TextPolicy.of_reference(base)
     generator = torch.Generator(base.reference.device).manual_seed(seed)
     asked = list(base.prompts if prompts is None else prompts)
     episodes = sample_episodes(envs, reference, generator, [prompt for prompt in asked for _ in range(samples)])

@@ -50,9 +50,13 @@ from textenv.feedback.sampling import AddTasks, add_tasks
 from textenv.models.reward_model import RewardModel
 from textenv.rollouts.distributed import connect
 from textenv.rollouts.runtime import keep_memory, stopped_by_signals
-from textenv.training.language_models import PretrainConfig, SftConfig, pretrain, read_pairs, sft
-from textenv.training.reward_evaluation import Evaluation, evaluate, plot_evaluations, reward_bench
-from textenv.training.reward_models import RewardModelConfig, train_reward_model
+from textenv.training.configs import PretrainConfig, RewardModelConfig, SftConfig
+from textenv.training.pretrain import pretrain
+from textenv.training.reward_bench import reward_bench
+from textenv.training.reward_evaluation import RewardEvaluation, evaluate, plot_evaluations
+from textenv.training.reward_models import train_reward_model
+from textenv.training.sft import sft
+from textenv.training.texts import read_pairs
 from textenv.types import Episode, Ranking, TextEnvError
 
 __all__ = ["main"]
@@ -396,7 +400,7 @@ def _reward_eval(command: RewardEval) -> None:
         raise TextEnvError("Nothing to measure on; give --files with rankings, or --reward-bench with pairs.")
     rankings, trained_on = _rankings(command.files), _rankings(command.trained_on)
     results: dict[str, Any] = {}
-    evaluations: dict[str, tuple[int, Evaluation]] = {}
+    evaluations: dict[str, tuple[int, RewardEvaluation]] = {}
     for name in command.model:
         model = RewardModel.load(name, device=command.device)
         results[name] = {"learnt_from": model.about.get("report", {}).get("comparisons", 0)}
@@ -419,7 +423,7 @@ def _reward_eval(command: RewardEval) -> None:
 
 
 def _figures(
-    evaluations: Mapping[str, tuple[int, Evaluation]], results: Mapping[str, Any]
+    evaluations: Mapping[str, tuple[int, RewardEvaluation]], results: Mapping[str, Any]
 ) -> list[tuple[str, dict[str, list[str]]]]:
     """Return title and rows of each table of ``textenv reward eval``; a cell a model."""
 

@@ -229,7 +229,7 @@ def _train(command: Train, world: World) -> None:
         write_json(out / "config.json", config)
     shared = {name: value for name, value in keywords.items() if name not in ("device", "torch_dtype")}
     fresh, prompts = held_out(command, {**shared, "model": text_env(envs).reference}, rows)
-    reference = TextPolicy(text_env(fresh).reference, value="none", temperature=_temperature(fresh), trainable=False)
+    reference = TextPolicy.of_reference(text_env(fresh))
     before = sample_episodes(fresh, reference, _generator(fresh), prompts, world=world)
     checkpoints = out / "checkpoints"
     resumed = agent.resume(checkpoints, command.total_steps)
@@ -265,10 +265,6 @@ def held_out(command: Train, keywords: Mapping[str, Any], rows: int) -> tuple[An
     envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
     prompts = text_env(envs).prompts
     return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
-
-
-def _temperature(envs: Any) -> float:
-    return text_env(envs).settings.temperature
 
 
 def _generator(envs: Any) -> torch.Generator:

@@ -47,8 +47,9 @@ from textenv.feedback.store import FeedbackStore
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, described, figure_text, mean_and_error, summary
-from textenv.training.language_models import SftConfig, sft
-from textenv.training.reward_models import RewardModelConfig, train_reward_model
+from textenv.training.configs import RewardModelConfig, SftConfig
+from textenv.training.reward_models import train_reward_model
+from textenv.training.sft import sft
 from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["Rlhf", "rlhf"]
@@ -224,7 +225,7 @@ def _load(writer: Path | None, envs: Any) -> TextPolicy:
     if writer is not None:
         return PPO.load(writer, envs).policy
     base = text_env(envs)
-    return TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
+    return TextPolicy.of_reference(base)
 
 
 # Sampling and ranking

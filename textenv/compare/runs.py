@@ -115,7 +115,7 @@ class Ruler:
     def reference(self) -> list[Episode]:
         """Return completions by the reference, by the same random numbers."""
         base = text_env(self.envs)
-        policy = TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=False)
+        policy = TextPolicy.of_reference(base)
         return sample_episodes(self.envs, policy, _generator(self.envs), self._asked)
 
 

@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from textenv.env.handle import unwrap
 from textenv.env.single import TextEnv
 from textenv.env.vector import RenderMode, TextVectorEnv
-from textenv.models.causal_lm import CausalLM, find_device
+from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import find_device
 from textenv.types import TextEnvError
 
 __all__ = ["FAMILIES", "exact", "exact_settings", "exact_vector", "letter_model"]

@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from textenv.env.episodes import EpisodeBatch
 from textenv.env.settings import TextEnvSettings
-from textenv.models.causal_lm import CausalLM, find_device, log_softmax
+from textenv.models.causal_lm import CausalLM
+from textenv.models.distributions import log_softmax
+from textenv.models.loading import find_device
 from textenv.types import IntArray, Observation, TextEnvError
 
 __all__ = ["NextTokens", "likeliest", "load_reference"]

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import nn
-from torch.autograd.function import once_differentiable
-from transformers.pytorch_utils import Conv1D
 
-from textenv.models import acting
-from textenv.models.causal_lm import CausalLM, log_softmax, quiet
+from textenv.models import acting, distributions
+from textenv.models.causal_lm import CausalLM
+from textenv.models.distributions import divide_by_temperature, draw, log_softmax, token_log_prob
+from textenv.models.loading import quiet
+from textenv.models.lora import Lora, add_adapter, load_adapter, save_adapter
+from textenv.models.value_function import apply_value_head, load_values, new_value_head, save_values
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
-__all__ = ["Evaluation", "Lora", "TextPolicy", "observation_arrays"]
+__all__ = ["Evaluation", "HasReference", "TextPolicy", "observation_arrays"]
 
 
 class Evaluation(NamedTuple):
-    """What a training forward says of every token written, packed row by row, each of shape ``(tokens,)``.
+    """What a training forward gives of every token written, packed row by row, each of shape ``(tokens,)``.
 
     Attributes:
         log_probs: log pi of the tokens.
@@ -42,18 +40,37 @@ class Evaluation(NamedTuple):
     candidates: torch.Tensor
 
 
-class _Acted(NamedTuple):
-    """Where a policy has acted last; one attribute, since those of a module take their time to set.
+class _LastAct(NamedTuple):
+    """The states that a policy has acted in last; a tuple, because setting an attribute of a module is slow.
 
     Attributes:
         batch: Number of rows.
-        act: What it has read, drawn and said of it; None before it has acted.
-        logits: What it drew from, shape ``(n, vocab_size)``.
+        act: What it has read and drawn, with log-probabilities; None before it has acted.
+        logits: The logits that it drew from, shape ``(n, vocab_size)``.
     """
 
     batch: int
     act: acting.Act | None
     logits: torch.Tensor
+
+
+class _HasTemperature(Protocol):
+    @property
+    def temperature(self) -> float: ...
+
+
+class HasReference(Protocol):
+    """What the policy of a reference needs of its vector environment."""
+
+    @property
+    def reference(self) -> CausalLM:
+        """The reference model."""
+        ...
+
+    @property
+    def settings(self) -> _HasTemperature:
+        """Its settings."""
+        ...
 
 
 def observation_arrays(obs: Observation) -> tuple[IntArray, IntArray]:
@@ -64,26 +81,11 @@ def observation_arrays(obs: Observation) -> tuple[IntArray, IntArray]:
     return ids.astype(np.int64, copy=False), mask.sum(axis=1, dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """Low-rank adaptation (Hu et al. 2021): a policy of two thin matrices a layer on top of its reference's weights.
-
-    Attributes:
-        rank: Rank of what is added to a weight.
-        alpha: What is added is scaled by ``alpha / rank``.
-        targets: Names of the layers it is added to; ``("all-linear",)`` for all but the head.
-    """
-
-    rank: int
-    alpha: int
-    targets: tuple[str, ...] = ("all-linear",)
-
-
 class TextPolicy(nn.Module):
-    """A causal language model as ``pi(a|s)``, with ``V(s)`` read off its last hidden state.
+    """A causal language model as ``pi(a|s)``, with ``V(s)`` computed from its last hidden state.
 
-    Both are read at the same position: the token before the action. The value head starts at zero, so that the first
-    advantages are the returns.
+    Both are computed at the same position: the token before the action. The value head starts at zero, so that the
+    first advantages are the returns.
 
     Attributes:
         lm: The language model that acts.
@@ -105,7 +107,7 @@ class TextPolicy(nn.Module):
         """Make a policy that starts as a copy of ``lm``.
 
         Args:
-            lm: The model to start from; it computes on as it did.
+            lm: The model to start from; it gives the same numbers as before.
             value: ``"head"`` on the policy's trunk, ``"model"`` of its own, or ``"none"``: values are 0.
             temperature: That of the environment.
             lora: Share the network and its weights with ``lm`` and learn an adapter; None for a copy that learns in
@@ -119,30 +121,35 @@ class TextPolicy(nn.Module):
         super().__init__()
         if lora is not None and value == "model":
             raise TextEnvError("value='model' makes a second copy of the weights, which LoRA avoids: use 'head'.")
-        self.lm = lm if not trainable else _trainable_copy(lm) if lora is None else _adapted(lm, lora)
+        self.lm = lm if not trainable else _trainable_copy(lm) if lora is None else add_adapter(lm, lora)
         self.model = self.lm.model  # registers the parameters
         self.value_lm = _trainable_copy(lm) if value == "model" else None
         self.value_model = self.value_lm.model.base_model if self.value_lm is not None else None
-        self.value_head = nn.Linear(lm.hidden_size, 1, device=lm.device) if value != "none" else None
-        if self.value_head is not None:
-            nn.init.zeros_(self.value_head.weight)
-            nn.init.zeros_(self.value_head.bias)
+        self.value_head = new_value_head(lm.hidden_size, lm.device) if value != "none" else None
         self.temperature = temperature
         if gradient_checkpointing:
             for each in (self.lm, self.value_lm):
                 if each is not None:
                     each.enable_gradient_checkpointing()
-        self._acted = _Acted(0, None, torch.zeros(0))
+        self._last_act = _LastAct(0, None, torch.zeros(0))
+
+    @classmethod
+    def of_reference(cls, env: HasReference) -> Self:
+        """Return the reference of an environment as a policy: its own weights, not copied, and no value function.
+
+        Args:
+            env: The vector environment, without wrappers; the policy acts at its temperature.
+        """
+        return cls(env.reference, value="none", temperature=env.settings.temperature, trainable=False)
 
     @property
     def learned(self) -> nn.Module:
         """What training changes: all of it, or the adapter and the value head, under their names."""
         if self.lm.adapter is None:
             return self
-        mine = f".{self.lm.adapter}."
-        return nn.ParameterDict(
-            {name.replace(".", "/"): p for name, p in self.named_parameters() if mine in name or "value_head" in name}
-        )
+        adapter = f".{self.lm.adapter}."
+        learned = {name: p for name, p in self.named_parameters() if adapter in name or "value_head" in name}
+        return nn.ParameterDict({name.replace(".", "/"): p for name, p in learned.items()})
 
     def train(self, mode: bool = True) -> TextPolicy:
         """Do nothing: dropout stays off, or the ratio of new to old policy would not start at 1."""
@@ -164,7 +171,7 @@ class TextPolicy(nn.Module):
             obs: Observations, batched.
             generator: Source of randomness; None for the likeliest token.
             rows: The rows to act in; the others get token 0, cost hardly anything, and have log pi = 0.
-            masks: Which tokens may be drawn, shape ``(batch, vocab_size)``; the rest is renormalised.
+            masks: Which tokens may be drawn, shape ``(batch, vocab_size)``; the rest is renormalized.
             uniform: Numbers from 0 to 1 to draw with, in place of the generator's, shape ``(len(rows), 1)``.
 
         Returns:
@@ -180,29 +187,28 @@ class TextPolicy(nn.Module):
         probabilities = torch.softmax(logits, dim=-1)
         if uniform is None and generator is not None:
             uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
-        tokens = probabilities.argmax(dim=-1) if uniform is None else _draw(probabilities, uniform)
+        tokens = probabilities.argmax(dim=-1) if uniform is None else draw(probabilities, uniform)
         chosen = probabilities.gather(1, tokens[:, None])[:, 0].log()
         found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
         actions, values = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=np.float32)
         actions[rows], values[rows] = found[0], found[2]
         log_probs = np.asarray(found[1], dtype=np.float32)
         act = acting.Act(rows, ids, lengths, actions[rows], log_probs, self.temperature, masks is not None)
-        self._acted = _Acted(batch, act, logits)
+        self._last_act = _LastAct(batch, act, logits)
         acting.record(act, self)
         return actions, values
 
     def _next(
         self, ids: IntArray, lengths: IntArray, rows: IntArray, masks: NDArray[np.bool_] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits it draws from, ``(n, vocab_size)``, and the hidden states that they were read off."""
+        """Return the logits it draws from, ``(n, vocab_size)``, and the hidden states that they are computed from."""
         logits, hidden = self.lm.next_token(ids, lengths, rows=rows)
         if masks is not None:
             allowed = masks[rows].astype(bool)
             if not allowed.any(axis=1).all():
                 raise TextEnvError(f"masks allow no token in rows {rows[~allowed.any(axis=1)].tolist()}.")
             logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
+        logits = divide_by_temperature(logits, self.temperature)
         logits = self.steer(logits, ids, lengths, rows)
         return logits, hidden
 
@@ -213,7 +219,7 @@ class TextPolicy(nn.Module):
         Args:
             obs: Observations, batched.
             rows: Which of them.
-            masks: Which tokens may be drawn, shape ``(batch, vocab_size)``; the rest is renormalised.
+            masks: Which tokens may be drawn, shape ``(batch, vocab_size)``; the rest is renormalized.
 
         Raises:
             TextEnvError: A mask allows no token.
@@ -235,28 +241,29 @@ class TextPolicy(nn.Module):
 
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
-        acted = self._acted
-        result = np.zeros(acted.batch, dtype=np.float32)
-        if acted.act is None:
+        batch, act, logits = self._last_act
+        result = np.zeros(batch, dtype=np.float32)
+        if act is None:
             return result
-        tokens, chosen = np.asarray(actions, dtype=np.int64)[acted.act.rows], acted.act.log_probs
-        if (tokens != acted.act.tokens).any():
-            there = torch.from_numpy(tokens).to(acted.logits.device)
-            chosen = torch.log_softmax(acted.logits, dim=-1).gather(1, there[:, None])[:, 0].cpu().numpy()
-        result[acted.act.rows] = chosen
+        tokens, chosen = np.asarray(actions, dtype=np.int64)[act.rows], act.log_probs
+        if (tokens != act.tokens).any():
+            other_tokens = torch.from_numpy(tokens).to(logits.device)
+            chosen = torch.log_softmax(logits, dim=-1).gather(1, other_tokens[:, None])[:, 0].cpu().numpy()
+        result[act.rows] = chosen
         return result
 
     def action_log_probs(self) -> FloatArray:
         """Return log pi of the whole vocabulary at those states, shape ``(batch, vocab_size)``."""
-        result = np.zeros((self._acted.batch, self.lm.vocab_size), dtype=np.float32)
-        if self._acted.act is not None:
-            result[self._acted.act.rows] = log_softmax(self._acted.logits)
+        batch, act, logits = self._last_act
+        result = np.zeros((batch, self.lm.vocab_size), dtype=np.float32)
+        if act is not None:
+            result[act.rows] = log_softmax(logits)
         return result
 
     @property
     def acted(self) -> acting.Act | None:
         """What it has read and drawn last; None before it has acted."""
-        return self._acted.act
+        return self._last_act.act
 
     @torch.no_grad()
     def values(self, obs: Observation, rows: IntArray) -> FloatArray:
@@ -290,34 +297,33 @@ class TextPolicy(nn.Module):
             Log-probabilities and entropies in nats, and values, at every token written.
         """
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
-        acting = (steps >= starts[:, None] - 1) & (steps < lengths[:, None] - 1)  # the token before each action
-        places = acting.flatten().nonzero()[:, 0]
+        before_action = (steps >= starts[:, None] - 1) & (steps < lengths[:, None] - 1)  # the token before each action
+        places = before_action.flatten().nonzero()[:, 0]
         hidden = self.lm.hidden_states(input_ids, lengths, places)
         logits = self.lm.head(hidden)
         if masks is not None:
             logits = logits.masked_fill(~masks, -torch.inf)
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        actions = input_ids[:, 1:][acting[:, :-1]]
-        chosen = _chosen(logits, actions)
-        entropies = _entropy(logits) if entropy else torch.zeros_like(chosen)
+        logits = divide_by_temperature(logits, self.temperature)
+        actions = input_ids[:, 1:][before_action[:, :-1]]
+        chosen = token_log_prob(logits, actions)
+        entropies = distributions.entropy(logits) if entropy else torch.zeros_like(chosen)
         others = chosen.new_zeros(len(chosen), 0)
         if candidates is not None:
             others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
         if self.value_lm is not None:
             hidden = self.value_lm.hidden_states(input_ids, lengths, places)
-        values = torch.zeros_like(chosen) if self.value_head is None else self._read(hidden)
+        values = torch.zeros_like(chosen) if self.value_head is None else apply_value_head(self.value_head, hidden)
         return Evaluation(chosen, entropies, values, others)
 
     def forget(self) -> None:
-        """Empty the prefix caches, so that what follows does not depend, in its last bits, on what was before."""
+        """Empty the prefix caches, so that what follows does not depend, in its last bits, on what was asked before."""
         for lm in (self.lm, self.value_lm):
             if lm is not None:
                 lm.forget()
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Act without looking for changed weights at every token: inside, nobody may write to them."""
+        """Act without looking for changed weights at every token; nobody may write to them inside."""
         with self.lm.unchanged(), contextlib.nullcontext() if self.value_lm is None else self.value_lm.unchanged():
             yield
 
@@ -330,11 +336,10 @@ class TextPolicy(nn.Module):
             if self.lm.adapter is None:
                 self.model.save_pretrained(folder)
             else:
-                self.lm.save_adapter(folder)
+                save_adapter(self.lm, folder)
         self.lm.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
-            tensors = {name: tensor.detach().contiguous() for name, tensor in self._value_parameters().items()}
-            safetensors.torch.save_file(tensors, folder / _VALUE_FILE)
+            save_values(self._value_parameters(), folder)
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote.
@@ -351,7 +356,7 @@ class TextPolicy(nn.Module):
                 )
             self.model.load_state_dict(lm.model.state_dict())
         else:
-            self.lm.load_adapter(folder)
+            load_adapter(self.lm, folder)
         self.load_values(folder)
 
     def load_values(self, folder: Path) -> None:
@@ -360,25 +365,8 @@ class TextPolicy(nn.Module):
         Raises:
             TextEnvError: It is not there or does not fit.
         """
-        if self.value_head is None:
-            return
-        try:
-            tensors = safetensors.torch.load_file(folder / _VALUE_FILE)
-        except (OSError, SafetensorError) as error:
-            raise TextEnvError(
-                f"{folder / _VALUE_FILE}: cannot be read ({error}); was the agent saved there?"
-            ) from error
-        parameters = self._value_parameters()
-        for name in sorted(tensors.keys() | parameters.keys()):
-            found, wanted = (tuple(them[name].shape) if name in them else None for them in (tensors, parameters))
-            if found != wanted:
-                raise TextEnvError(
-                    f"{folder / _VALUE_FILE}: {name} has shape {found}, expected {wanted} (None: not there). Load it "
-                    "into a policy of the same model and the same kind of value function."
-                )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[name])
+        if self.value_head is not None:
+            load_values(self._value_parameters(), folder)
 
     def _value_parameters(self) -> dict[str, torch.Tensor]:
         parts = {"value_head": self.value_head, "value_model": self.value_model}
@@ -394,15 +382,7 @@ class TextPolicy(nn.Module):
             return hidden.new_zeros(len(lengths), dtype=torch.float32)
         if self.value_lm is not None:
             hidden = self.value_lm.last_hidden(ids, lengths, rows=rows)
-        return self._read(hidden)
-
-    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        assert self.value_head is not None
-        weight, bias = self.value_head.weight, self.value_head.bias  # (1, hidden_size) and (1,)
-        return torch.addmv(bias, hidden.flatten(0, -2).to(weight.dtype), weight[0]).view(hidden.shape[:-1]).float()
-
-
-_VALUE_FILE = "value.safetensors"
+        return apply_value_head(self.value_head, hidden)
 
 
 def _trainable_copy(lm: CausalLM) -> CausalLM:
@@ -410,75 +390,8 @@ def _trainable_copy(lm: CausalLM) -> CausalLM:
     return CausalLM(model.requires_grad_(True), lm.tokenizer)
 
 
-def _adapted(lm: CausalLM, lora: Lora) -> CausalLM:
-    """Return a model that shares the network of ``lm`` and has an adapter of its own in it."""
-    try:
-        from peft import LoraConfig  # noqa: PLC0415 (an optional dependency, and slow)
-    except ImportError as error:
-        raise TextEnvError("LoRA needs peft; run: pip install 'textenv[lora]'") from error
-    model: Any = lm.model
-    name = f"policy{len(getattr(model, 'peft_config', {}))}"
-    targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of another policy; they take turns
-            model.add_adapter(config, name)
-    except (ValueError, TypeError) as error:
-        raise TextEnvError(
-            f"LoRA with targets {list(lora.targets)} does not fit {type(model).__name__}: {error}"
-        ) from error
-    model.eval()
-    return CausalLM(model, lm.tokenizer, adapter=name)
-
-
-class _Chosen(torch.autograd.Function):
-    """``log_softmax`` at one place of each row, with one pass over the vocabulary backwards instead of three."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Map ``(tokens, vocab_size)`` logits and ``(tokens,)`` actions to log pi, ``(tokens,)``."""
-        log_probs = torch.log_softmax(logits, dim=-1)
-        ctx.save_for_backward(log_probs, actions)
-        return log_probs.gather(1, actions[:, None])[:, 0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the gradient of the logits: the one-hot action less the probabilities."""
-        log_probs, actions = ctx.saved_tensors
-        of_logits = log_probs.exp().mul_(-grad[:, None])
-        return of_logits.scatter_add_(1, actions[:, None], grad[:, None]), None
-
-
-_chosen: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _Chosen.apply
-
-
-def _entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the entropies in nats of ``(..., vocab_size)`` logits, some of which may be ``-inf``."""
-    log_probs = torch.log_softmax(logits, dim=-1)
-    # Their terms become 1 * 0 before they are multiplied: a mask after it would still send 0 * inf backwards.
-    log_probs = log_probs.masked_fill(logits == -torch.inf, 0.0)
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
-
-
 def _to_host(*results: torch.Tensor) -> list[NDArray[Any]]:
     """Return what a token led to, each ``(rows,)``, as arrays: from a GPU in one transfer, which waits for it once."""
     if all(result.is_cpu for result in results):
         return [result.numpy() for result in results]
     return list(torch.stack([result.double() for result in results]).cpu().numpy())
-
-
-def _draw(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Draw from ``(rows, vocab_size)`` probabilities by the inverse of the distribution function."""
-    cumulative = probabilities.cumsum(dim=-1)
-    total = cumulative.narrow(1, cumulative.shape[1] - 1, 1)
-    uniform = uniform.clamp(max=1 - 2**-23)  # so that its product with the total stays below that, rounded
-    return torch.searchsorted(cumulative, uniform * total, right=True).squeeze(1)

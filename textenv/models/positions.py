@@ -1,4 +1,4 @@
-"""How many tokens a model can read, found by running it: configs count positions that no token gets."""
+"""How many tokens a model can read, found by running it (configs count unused positions), and attend to at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["longest_input"]
+__all__ = ["attention_window", "longest_input"]
 
 _PROBE = 3  # tokens
 
@@ -58,3 +58,16 @@ class _Tables(TorchDispatchMode):
                 if rows == list(range(rows[0], rows[0] + _PROBE)):
                     self.limits.append(int(table.shape[0]) - rows[0])
         return func(*args, **(kwargs or {}))
+
+
+def attention_window(config: Any) -> int | None:
+    """Return how many tokens the layer with the shortest window attends to, or None where all attend to the whole text.
+
+    Args:
+        config: A configuration of transformers.
+    """
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    names = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+    sizes = [getattr(config, name, None) for name in names]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from textenv.data.files import write_atomically, write_json
-from textenv.models.causal_lm import BUNDLED, CausalLM, quiet
+from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import BUNDLED, quiet
 from textenv.types import Conversation, Message, TextEnvError
 
 __all__ = ["Ensemble", "RewardModel", "bundled_reward_folder"]
@@ -192,7 +193,7 @@ class RewardModel(nn.Module):
         found: NDArray[np.float32] = ((outputs - self.shift) / self.scale).cpu().numpy()
         return found
 
-    def normalise(self, prompts: Sequence[str | Conversation], completions: Sequence[Any]) -> None:
+    def normalize(self, prompts: Sequence[str | Conversation], completions: Sequence[Any]) -> None:
         """Set ``shift`` and ``scale`` so that the scores of these samples have mean 0 and (population) variance 1.
 
         Raises:

@@ -15,11 +15,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional
 
 from textenv.types import Ranking, TextEnvError
 
-__all__ = ["best_of_k_loss", "center_loss", "pair_loss", "plackett_luce_loss", "rank_tensor", "ranking_loss"]
+__all__ = ["center_loss", "pair_loss", "plackett_luce_loss", "rank_tensor", "ranking_loss"]
 
 
 def pair_loss(
@@ -41,7 +40,7 @@ def pair_loss(
         worse: Scores of what was judged worse, the same shape.
         tied: Whether the two were judged equal, the same shape; None where none was.
         margin: By how much ``better`` should lead, the same shape; ties have none.
-        log_nu: Logarithm of Davidson's ``nu``, one number, which may be learnt. None has no outcome "tied": a tie is
+        log_nu: Logarithm of Davidson's ``nu``, one number, which may be learned. None has no outcome "tied": a tie is
             half a comparison for either side (Christiano et al. 2017, section 2.2.3).
         error_rate: Share of judgements made at random, all outcomes alike: their probabilities become
             ``(1 - error_rate) * p + error_rate / outcomes`` (Christiano et al. 2017, section 2.2.3, takes 10 %).
@@ -115,7 +114,8 @@ def plackett_luce_loss(scores: torch.Tensor, ranks: torch.Tensor) -> torch.Tenso
     """Negative log-likelihood of rankings as choices of the best of what is left (Plackett 1975), in nats.
 
     Those of equal rank are each chosen from all that rank no higher, as Breslow (1974) does with ties in the partial
-    likelihood. A choice of the best of ``k`` is a ranking with one rank 0 and ``k - 1`` times ``inf``.
+    likelihood. A choice of the best of ``k`` (Ziegler et al. 2019,
+    equation 1) is a ranking with one rank 0 and ``k - 1`` times ``inf``.
 
     Args:
         scores: Shape ``(rankings, k)``.
@@ -131,21 +131,8 @@ def plackett_luce_loss(scores: torch.Tensor, ranks: torch.Tensor) -> torch.Tenso
     chosen = ranks.isfinite()
     left = ranks[:, None, :] >= ranks[:, :, None]  # (rankings, who is chosen, from whom); False at nan
     left = left | torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)  # no row of nothing but -inf
-    normaliser = torch.logsumexp(scores[:, None, :].expand(left.shape).masked_fill(~left, -torch.inf), dim=-1)
-    return torch.where(chosen, normaliser - scores, 0.0).sum(dim=-1)
-
-
-def best_of_k_loss(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of a choice of the best of ``k`` (Ziegler et al. 2019, equation 1), in nats.
-
-    Args:
-        scores: Shape ``(choices, k)``.
-        best: Index of the chosen one, shape ``(choices,)``.
-
-    Returns:
-        Losses, shape ``(choices,)``.
-    """
-    return functional.cross_entropy(scores, best, reduction="none")
+    normalizer = torch.logsumexp(scores[:, None, :].expand(left.shape).masked_fill(~left, -torch.inf), dim=-1)
+    return torch.where(chosen, normalizer - scores, 0.0).sum(dim=-1)
 
 
 def center_loss(scores: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
@@ -162,8 +149,8 @@ def center_loss(scores: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
         TextEnvError: The shapes do not agree.
     """
     _same_shape(scores=scores, ranks=ranks)
-    there = ~ranks.isnan()
-    pairs = (there[:, :, None] & there[:, None, :]).triu(1)
+    given = ~ranks.isnan()
+    pairs = (given[:, :, None] & given[:, None, :]).triu(1)
     sums = torch.where(pairs, scores[:, :, None] + scores[:, None, :], 0.0)
     return (sums**2).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
 
@@ -180,8 +167,8 @@ def rank_tensor(rankings: Sequence[Ranking]) -> torch.Tensor:
 
 def _known(ranks: torch.Tensor) -> torch.Tensor:
     """Return of which pairs ``first < second`` the order is known, shape ``(rankings, k, k)``."""
-    there, ranked = ~ranks.isnan(), ranks.isfinite()
-    both = there[:, :, None] & there[:, None, :] & (ranked[:, :, None] | ranked[:, None, :])
+    given, ranked = ~ranks.isnan(), ranks.isfinite()
+    both = given[:, :, None] & given[:, None, :] & (ranked[:, :, None] | ranked[:, None, :])
     return both.triu(1)
 
 

@@ -8,18 +8,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.data.files import write_atomically
-from textenv.data.records import read_records
-from textenv.data.values import as_prompt, as_text
-from textenv.training.reward_models import text_key, texts_of
+from textenv.training.ranked_texts import Text, columns, text_key, texts_of
 from textenv.types import Conversation, Ranking, TextEnvError
 
-__all__ = ["Calibration", "Evaluation", "calibration", "evaluate", "plot_evaluations", "reward_bench"]
+__all__ = ["Calibration", "RewardEvaluation", "Scorer", "calibration", "evaluate", "plot_evaluations"]
 
 Scorer: TypeAlias = Callable[[Sequence[str | Conversation], Sequence[str]], NDArray[Any]]
 """Maps prompts and completions to scores, as ``RewardModel.scores`` does."""
@@ -47,7 +45,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class RewardEvaluation:
     """Figures of a reward model on rankings; shares are of comparisons without ties unless it says otherwise.
 
     Attributes:
@@ -78,57 +76,35 @@ class Evaluation:
 
 def evaluate(
     scorer: Scorer, rankings: Sequence[Ranking], *, scale: float = 1.0, trained_on: Sequence[Ranking] = ()
-) -> Evaluation:
+) -> RewardEvaluation:
     """Measure a reward model on rankings.
 
     Args:
         scorer: Gives the scores.
         rankings: What people said.
         scale: What a difference of scores is multiplied with to be a log-odds: ``RewardModel.scale``.
-        trained_on: What it learnt from, which tells prompts and annotators that it has seen from those held out. If
+        trained_on: What it learned from, which tells prompts and annotators that it has seen from those held out. If
             all prompts are the same, as those of texts without any, the texts are told apart in their place.
 
     Raises:
         TextEnvError: There is no comparison without a tie.
     """
-    texts = {text_key(text): text for ranking in rankings for text in texts_of(ranking)}
-    found = scorer([prompt for prompt, _ in texts.values()], [completion for _, completion in texts.values()])
-    row_of = {key: row for row, key in enumerate(texts)}
-    scores = np.asarray(found, dtype=np.float64)
-    lengths = np.array([len(completion) for _, completion in texts.values()])
-    by_text = len({repr(ranking.prompt) for ranking in rankings}) == 1
-    seen = {_named(ranking, text, by_text) for ranking in trained_on for text in texts_of(ranking)}
-    people = {ranking.annotator for ranking in trained_on}
-    better_rows: list[int] = []
-    worse_rows: list[int] = []
-    where: list[str] = []
-    for ranking in rankings:
-        each = texts_of(ranking)
-        rows = [row_of[text_key(text)] for text in each]
-        known = [_named(ranking, text, by_text) in seen for text in each]
-        name = "annotator " + ("seen" if ranking.annotator in people else "held out")
-        for better, worse, tied in ranking.pairs():
-            if not tied:
-                better_rows.append(rows[better])
-                worse_rows.append(rows[worse])
-                both = known[better] + known[worse]
-                what = "text" if by_text else "prompt"
-                where.append(f"{what} {('held out', 'partly seen', 'seen')[both]}, {name}")
-    if not where:
-        raise TextEnvError(f"{len(rankings)} rankings have no comparison without a tie to measure a reward model on.")
-    first, second = np.array(better_rows), np.array(worse_rows)
-    lead = scores[first] - scores[second]
+    compared = _compare(rankings, trained_on)
+    prompts, completions = columns(compared.texts)
+    scores = np.asarray(scorer(prompts, completions), dtype=np.float64)
+    lead = scores[compared.better] - scores[compared.worse]
     right = 0.5 + 0.5 * np.sign(lead)
     groups = {}
-    for name in sorted(set(where)) if trained_on else ():
-        chosen = np.array([one == name for one in where])
+    for name in sorted(set(compared.groups)) if trained_on else ():
+        chosen = np.array([group == name for group in compared.groups])
         groups[name] = (float(right[chosen].mean()), int(chosen.sum()))
-    person, majority, person_majority = _ceiling(first, second, scores)
-    uneven = lengths[first] != lengths[second]
-    longer = lengths[first] > lengths[second]
+    person, majority, person_majority = _ceiling(compared.better, compared.worse, scores)
+    lengths = np.array([len(completion) for completion in completions])
+    uneven = lengths[compared.better] != lengths[compared.worse]
+    longer = lengths[compared.better] > lengths[compared.worse]
     preferred = np.where(longer, right, 1 - right)[uneven]
-    return Evaluation(
-        comparisons=len(where),
+    return RewardEvaluation(
+        comparisons=len(lead),
         accuracy=float(right.mean()),
         person=person,
         majority=majority,
@@ -140,7 +116,51 @@ def evaluate(
     )
 
 
-def _named(ranking: Ranking, text: Any, by_text: bool) -> str:
+class _Comparisons(NamedTuple):
+    """The comparisons of rankings that are no ties.
+
+    Attributes:
+        texts: The different texts.
+        better: Index of the text that was judged better, shape ``(comparisons,)``.
+        worse: Index of the other, likewise.
+        groups: For each, whether its prompt (or text) and its annotator were seen in training, in words.
+    """
+
+    texts: list[Text]
+    better: NDArray[np.int64]
+    worse: NDArray[np.int64]
+    groups: list[str]
+
+
+def _compare(rankings: Sequence[Ranking], trained_on: Sequence[Ranking]) -> _Comparisons:
+    texts = {text_key(text): text for ranking in rankings for text in texts_of(ranking)}
+    index_of = {key: index for index, key in enumerate(texts)}
+    by_text = len({repr(ranking.prompt) for ranking in rankings}) == 1
+    seen = {_identity(ranking, text, by_text) for ranking in trained_on for text in texts_of(ranking)}
+    annotators = {ranking.annotator for ranking in trained_on}
+    what = "text" if by_text else "prompt"
+    better_texts: list[int] = []
+    worse_texts: list[int] = []
+    groups: list[str] = []
+    for ranking in rankings:
+        ranked = texts_of(ranking)
+        indices = [index_of[text_key(text)] for text in ranked]
+        known = [_identity(ranking, text, by_text) in seen for text in ranked]
+        annotator = "annotator " + ("seen" if ranking.annotator in annotators else "held out")
+        for better, worse, tied in ranking.pairs():
+            if not tied:
+                better_texts.append(indices[better])
+                worse_texts.append(indices[worse])
+                groups.append(
+                    f"{what} {('held out', 'partly seen', 'seen')[known[better] + known[worse]]}, {annotator}"
+                )
+    if not groups:
+        raise TextEnvError(f"{len(rankings)} rankings have no comparison without a tie to measure a reward model on.")
+    return _Comparisons(list(texts.values()), np.array(better_texts), np.array(worse_texts), groups)
+
+
+def _identity(ranking: Ranking, text: Text, by_text: bool) -> str:
+    """Return what tells whether a text was seen in training: its key, or that of its prompt."""
     return text_key(text) if by_text else repr(ranking.prompt)
 
 
@@ -162,11 +182,11 @@ def _ceiling(
     majority = float((0.5 + 0.5 * lead[decided]).mean()) if decided.any() else None
     right = weight = 0.0
     for side in (0, 1):
-        mine, others = counts[:, side], counts[:, 1 - side]
-        agree = np.sign(mine - 1 - others)  # each of those who are for this side, against the rest
-        told = (total >= 3) & (agree != 0)
-        right += float((mine * (agree > 0))[told].sum())
-        weight += float(mine[told].sum())
+        same, others = counts[:, side], counts[:, 1 - side]
+        majority_sign = np.sign(same - 1 - others)  # of the people other than one who is for this side
+        has_majority = (total >= 3) & (majority_sign != 0)
+        right += float((same * (majority_sign > 0))[has_majority].sum())
+        weight += float(same[has_majority].sum())
     return person, majority, right / weight if weight else None
 
 
@@ -187,76 +207,11 @@ def calibration(log_odds: NDArray[Any]) -> Calibration:
     return Calibration(sum(gaps) / len(log_odds), brier, tuple(sure), tuple(accurate), tuple(count))
 
 
-_SECTIONS = {
-    "Chat": ["alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"],
-    "Chat Hard": [
-        "mt-bench-hard",
-        "llmbar-natural",
-        "llmbar-adver-neighbor",
-        "llmbar-adver-GPTInst",
-        "llmbar-adver-GPTOut",
-        "llmbar-adver-manual",
-    ],
-    "Safety": [
-        "refusals-dangerous",
-        "refusals-offensive",
-        "xstest-should-refuse",
-        "xstest-should-respond",
-        "donotanswer",
-    ],
-    "Reasoning": ["math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"],
-}
-
-
-def reward_bench(scorer: Scorer, path: Path) -> dict[str, float]:
-    """Return the scores of RewardBench (Lambert et al. 2024) on a file of pairs, each a share from 0 to 1.
-
-    A pair is right if the chosen completion scores higher; equal scores are wrong. A section is the mean over its
-    pairs; in Reasoning, mathematics weighs as much as all the code. The score is the mean of the sections there are.
-    Subsets of other names are a section of their own together, "Other".
+def plot_evaluations(evaluations: Mapping[str, tuple[int, RewardEvaluation]], path: Path) -> None:
+    """Draw accuracy over the number of comparisons learned from, beside the human ceiling, and the calibration.
 
     Args:
-        scorer: Gives the scores.
-        path: Records with ``prompt`` (a text or messages) and the texts ``chosen``, ``rejected`` and ``subset``.
-
-    Returns:
-        Accuracy of each subset and section by name, and ``"score"``.
-
-    Raises:
-        TextEnvError: The file cannot be read, holds nothing, or a record is something else.
-    """
-    prompts: list[str | Conversation] = []
-    texts: dict[str, list[str]] = {"chosen": [], "rejected": [], "subset": []}
-    for where, row in read_records(path):
-        try:
-            prompts.append(as_prompt(row.get("prompt")))
-            for name, cells in texts.items():
-                cells.append(as_text(row.get(name), name))
-        except TextEnvError as error:
-            raise TextEnvError(
-                f"{where}: {error} A pair has a 'prompt' and the texts 'chosen', 'rejected' and 'subset'."
-            ) from error
-    chosen, rejected = (scorer(prompts, texts[name]) for name in ("chosen", "rejected"))
-    right: dict[str, list[bool]] = defaultdict(list)
-    for subset, one, other in zip(texts["subset"], chosen, rejected, strict=True):
-        right[subset].append(bool(one > other))
-    results = {name: float(np.mean(each)) for name, each in right.items()}
-    code = sum(len(right[name]) for name in _SECTIONS["Reasoning"][1:] if name in right)
-    sections = {section: [name for name in names if name in right] for section, names in _SECTIONS.items()}
-    sections["Other"] = [name for name in right if not any(name in names for names in _SECTIONS.values())]
-    scores = {}
-    for section, names in sections.items():
-        weights = [code if name == "math-prm" and code else len(right[name]) for name in names]
-        if names:
-            scores[section] = float(np.average([results[name] for name in names], weights=weights))
-    return {**results, **scores, "score": float(np.mean(list(scores.values())))}
-
-
-def plot_evaluations(evaluations: Mapping[str, tuple[int, Evaluation]], path: Path) -> None:
-    """Draw accuracy over the number of comparisons learnt from, beside the human ceiling, and the calibration.
-
-    Args:
-        evaluations: By the model's name, comparisons it learnt from and its figures.
+        evaluations: By the model's name, comparisons it learned from and its figures.
         path: The picture; its suffix gives the format.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 (slow)
@@ -269,17 +224,17 @@ def plot_evaluations(evaluations: Mapping[str, tuple[int, Evaluation]], path: Pa
     curve.plot(counts, majority, "o-", label="reward model, against the majority")
     curve.plot(counts, [one.accuracy for _, one in ordered], "o-", label="reward model, against a person")
     last = ordered[-1][1]
-    for level, colour, what in ((last.person_majority, "C0", "the majority of the others"), (last.person, "C1", "one")):
+    for level, color, what in ((last.person_majority, "C0", "the majority of the others"), (last.person, "C1", "one")):
         if level is not None:
-            curve.axhline(level, color=colour, linestyle="--", label=f"a person, against {what}")
+            curve.axhline(level, color=color, linestyle="--", label=f"a person, against {what}")
     if min(counts) > 0:
         curve.set_xscale("log")
-    curve.set(xlabel="comparisons learnt from", ylabel="accuracy", title="Accuracy")
+    curve.set(xlabel="comparisons learned from", ylabel="accuracy", title="Accuracy")
     for name, (_, one) in evaluations.items():
         trust.plot(
             one.calibration.confidence, one.calibration.accuracy, "o-", label=f"{name}, ECE {one.calibration.ece:.3f}"
         )
-    trust.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1)
+    trust.plot([0.5, 1], [0.5, 1], color="gray", linewidth=1)
     trust.set(xlabel="confidence", ylabel="accuracy", title="Calibration")
     for panel in (curve, trust):
         panel.grid(alpha=0.3)

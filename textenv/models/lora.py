@@ -1,0 +1,89 @@
+"""Low-rank adaptation: a second model in the network and weights of a first, and its file in the format of peft."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from transformers.pytorch_utils import Conv1D
+
+from textenv.models.causal_lm import CausalLM
+from textenv.types import TextEnvError
+
+__all__ = ["Lora", "add_adapter", "load_adapter", "save_adapter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adaptation (Hu et al. 2021): a policy of two thin matrices a layer on top of its reference's weights.
+
+    Attributes:
+        rank: Rank of what is added to a weight.
+        alpha: What is added is scaled by ``alpha / rank``.
+        targets: Names of the layers it is added to; ``("all-linear",)`` for all but the head.
+    """
+
+    rank: int
+    alpha: int
+    targets: tuple[str, ...] = ("all-linear",)
+
+
+def add_adapter(lm: CausalLM, lora: Lora) -> CausalLM:
+    """Return a model that shares the network of ``lm`` and has an adapter of its own in it.
+
+    Raises:
+        TextEnvError: peft is not installed, or the model has no such layers.
+    """
+    try:
+        from peft import LoraConfig  # noqa: PLC0415 (an optional dependency, and slow)
+    except ImportError as error:
+        raise TextEnvError("LoRA needs peft; run: pip install 'textenv[lora]'") from error
+    model: Any = lm.model
+    name = f"policy{len(getattr(model, 'peft_config', {}))}"
+    targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of another policy in the same network
+            model.add_adapter(config, name)
+    except (ValueError, TypeError) as error:
+        raise TextEnvError(
+            f"LoRA with targets {list(lora.targets)} does not fit {type(model).__name__}: {error}"
+        ) from error
+    model.eval()
+    return CausalLM(model, lm.tokenizer, adapter=name)
+
+
+def save_adapter(lm: CausalLM, folder: Path) -> None:
+    """Save the adapter of a model in the format of peft."""
+    lm.activate_adapter()
+    lm.model.save_pretrained(folder)
+
+
+def load_adapter(lm: CausalLM, folder: Path) -> None:
+    """Read an adapter that ``save_adapter`` wrote into that of a model.
+
+    Raises:
+        TextEnvError: It is not there or is of another shape.
+    """
+    from peft import set_peft_model_state_dict  # noqa: PLC0415 (an optional dependency, and slow)
+
+    path = folder / "adapter_model.safetensors"
+    try:
+        tensors = safetensors.torch.load_file(path)
+        report: Any = set_peft_model_state_dict(lm.model, tensors, adapter_name=str(lm.adapter))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise TextEnvError(f"{path} cannot be read into the policy: {error}") from error
+    if report.unexpected_keys:
+        raise TextEnvError(f"{path} has {report.unexpected_keys[:3]}, which the model has not; was it another?")
