@@ -512,7 +512,8 @@ def test_runs_that_fail_leave_the_others(
     package = tmp_path / "mine"
     package.mkdir()
     (package / "own.py").write_text(
-        "from textenv.agents.agent import Agent, AgentConfig\n"
+        "from textenv.agents.agent import Agent\n"
+        "from textenv.agents.config import AgentConfig\n"
         "class Broken(Agent[AgentConfig]):\n"
         "    Config = AgentConfig\n"
         "    def update(self, rollout):\n"

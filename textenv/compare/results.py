@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.analysis.best_of_n import price_in_nats
+from textenv.analysis.frontier import price_in_nats
 from textenv.compare.plan import Plan
 from textenv.compare.runs import finished, run_folder, task_file
 from textenv.data.files import write_atomically

@@ -21,8 +21,8 @@ from scipy.special import logsumexp
 
 import textenv
 from textenv import plugins
-from textenv.analysis.best_of_n import COUNTS, best_of_n_kl, sample_frontier
 from textenv.analysis.exact import LogProbs, Policy, Tree, model_log_probs
+from textenv.analysis.frontier import COUNTS, best_of_n_kl, sample_frontier
 from textenv.compare.plan import Budget, Run, Task
 from textenv.data.files import to_json, write_atomically, write_json
 from textenv.models.policy import TextPolicy
