@@ -1,6 +1,7 @@
 """Every agent keeps the contract, learns, resumes bit for bit, and refuses what it cannot do."""
 
 import dataclasses
+import importlib
 import math
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from tests.agents.test_ppo import PROMPTS, count_e, make_envs
 from tests.contracts import AgentContract
+from textenv import plugins
 from textenv.agents import config_of, find, names
 from textenv.agents.a2c import A2CConfig
 from textenv.agents.agent import Agent
@@ -30,15 +32,16 @@ from textenv.agents.reinforce import REINFORCE, REINFORCEConfig
 from textenv.agents.rloo import RLOO, RLOOConfig
 from textenv.agents.soft_q import SoftQ, SoftQConfig
 from textenv.analysis.exact import Outcome
-from textenv.compare.plan import Budget, Task
-from textenv.compare.runs import Ruler
+from textenv.compare.plan import Budget, ComparedTask
+from textenv.compare.runs import Evaluator
 from textenv.models.causal_lm import CausalLM
 from textenv.rewards.normalize import Normalize
 from textenv.rollouts.collect import Rollout, text_env
 from textenv.types import TextEnvError
 
+NAMES = set(names())
 WITHOUT_WEIGHTS = {"best_of_n", "guided"}
-LEARNERS = sorted(set(names()) - WITHOUT_WEIGHTS)
+LEARNERS = sorted(NAMES - WITHOUT_WEIGHTS)
 
 
 def make(name: str, lm: CausalLM, *, rows: int = 8, env: dict[str, Any] | None = None, **settings: Any) -> Any:
@@ -82,15 +85,15 @@ OWN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_reaches_the_optimum(name: str, family: str, letters: int) -> None:
     """16,000 tokens to a regret of 2 %, of expert iteration 3 %; benchmarks/exact_agents.toml has longer texts."""
-    task = Task("", "textenv/Exact-v0", {"reward": family, "vocab_size": letters, "max_new_tokens": 3})
-    ruler = Ruler(task, Budget(total_steps=16_000, seconds=None, evaluations=1, eval_episodes=1, num_envs=64))
+    task = ComparedTask("", "textenv/Exact-v0", {"reward": family, "vocab_size": letters, "max_new_tokens": 3})
+    evaluator = Evaluator(task, Budget(total_steps=16_000, seconds=None, evaluations=1, eval_episodes=1, num_envs=64))
     agent = find(name)
     tuned = {**TUNED, "value_learning_rate": 3e-3}
     shared = {setting: value for setting, value in tuned.items() if setting in agent.Config.__dataclass_fields__}
-    learner = agent(ruler.envs, config_of(agent, {**shared, **OWN.get(name, {})})).learn(16_000)
-    found = ruler.measure(learner)
-    assert ruler.tree is not None
-    regret = ruler.tree.regret_of(Outcome(found.score, found.kl, found.value))
+    learner = agent(evaluator.envs, config_of(agent, {**shared, **OWN.get(name, {})})).learn(16_000)
+    found = evaluator.measure(learner)
+    assert evaluator.tree is not None
+    regret = evaluator.tree.regret_of(Outcome(found.score, found.kl, found.value))
     assert regret <= (0.03 if name == "expert_iteration" else 0.02)
 
 
@@ -399,6 +402,44 @@ def test_unknown_agents_are_told_of_those_that_exist() -> None:
         find("dqn")
 
 
+OWN_AGENT = """
+from dataclasses import dataclass
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig
+
+@dataclass(frozen=True, slots=True)
+class IdleWriterConfig(AgentConfig):
+    pace: float = 0.5
+
+class IdleWriter(Agent[IdleWriterConfig]):
+    Config = IdleWriterConfig
+
+    def update(self, rollout):
+        return {"train/pace": self.config.pace}
+"""
+
+
+def test_a_new_agent_is_one_file(tiny_lm: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.import_module("textenv.agents")
+    folders = [*package.__path__, str(tmp_path)]
+    (tmp_path / "idle_writer.py").write_text(OWN_AGENT)
+    monkeypatch.setattr(package, "__path__", folders)
+    monkeypatch.setattr(package.__spec__, "submodule_search_locations", folders)
+    plugins.built_in.cache_clear()
+    try:
+        assert set(names()) - {"idle_writer"} == NAMES
+        agent = find("idle_writer")(make_envs(tiny_lm), config_of(find("idle_writer"), {"pace": 0.25, "seed": 1}))
+        told: list[float] = []
+        agent.learn(1, progress=lambda _, metrics: told.append(metrics["train/pace"]))
+        assert told == [0.25]
+        agent.save(tmp_path / "saved")
+        assert agent.load(tmp_path / "saved", make_envs(tiny_lm, 1)).config == agent.config
+    finally:
+        plugins.built_in.cache_clear()
+        sys.modules.pop("textenv.agents.idle_writer", None)
+        vars(package).pop("idle_writer", None)
+
+
 HEAVY = {"torch", "transformers", "scipy", "stable_baselines3"}
 
 
@@ -417,28 +458,32 @@ def test_settings_are_read_without_loading_what_is_heavy(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_loaded_agent_acts_where_it_could_not_learn(name: str, tiny_lm: CausalLM, tmp_path: Path) -> None:
-    """A group, an iteration's episodes, a KL to divide by, and a reward without statistics matter to training alone."""
-    agent = make(name, tiny_lm, rows=8, episodes=8)
+    """The rows of a group, a KL to divide by, and a reward without statistics matter to training alone."""
+    agent = make(name, tiny_lm)
     agent.learn(1)
     agent.save(tmp_path)
-    environments = (
-        make_envs(tiny_lm, 1),  # fewer rows than a group
-        make_envs(tiny_lm, 12),  # more rows than the episodes of an iteration
-        make_envs(tiny_lm, 1, kl_coef=0.0, reward=Normalize(count_e)),
-    )
-    for envs in environments:
+    one_row = make_envs(tiny_lm, 1)
+    (expected,) = agent.sample(one_row, ["it"])
+    for envs in (one_row, make_envs(tiny_lm, 1, kl_coef=0.0, reward=Normalize(count_e))):
         loaded = agent.load(tmp_path, envs)
-        (episode,) = loaded.sample(envs, ["it"], generator=None)
-        (expected,) = agent.sample(make_envs(tiny_lm, 1), ["it"], generator=None)
-        assert episode.completion_ids == expected.completion_ids or name == "nlpo"  # whose mask lags while it learns
+        (episode,) = loaded.sample(envs, ["it"])
+        assert episode.completion_ids == expected.completion_ids or name == "nlpo"  # its mask lags while it learns
         obs, _ = envs.reset(seed=0)
-        assert loaded.predict(obs).shape == (envs.num_envs,)
+        assert loaded.predict(obs).shape == (1,)
     if hasattr(agent.config, "samples"):
-        loaded = agent.load(tmp_path, environments[0])
         with pytest.raises(TextEnvError, match="a multiple of it"):
-            loaded.learn(100)
+            agent.load(tmp_path, one_row).learn(100)
     learned = agent.load(tmp_path, make_envs(tiny_lm, 8)).learn(agent.steps + 1)
     assert learned.steps > agent.steps
+
+
+def test_a_loaded_agent_acts_in_more_rows_than_an_iteration_has_episodes(tiny_lm: CausalLM, tmp_path: Path) -> None:
+    REINFORCE(make_envs(tiny_lm, 2), REINFORCEConfig(episodes=2)).save(tmp_path)
+    envs = make_envs(tiny_lm, 3)
+    loaded = REINFORCE.load(tmp_path, envs)
+    assert [episode.prompt for episode in loaded.sample(envs, PROMPTS)] == PROMPTS
+    with pytest.raises(TextEnvError, match="episodes=2, with 3 rows"):
+        loaded.learn(1)
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}], ids=["all weights", "LoRA"])
@@ -467,20 +512,21 @@ class Noisy(Agent[AgentConfig]):
 
 
 def test_what_an_update_draws_comes_from_the_seed_and_goes_on_after_a_stop(tiny_lm: CausalLM, tmp_path: Path) -> None:
-    def run(folder: Path, total: int, caller: int) -> list[float]:
+    def run(folder: Path, iterations: int, caller: int) -> list[float]:
         torch.manual_seed(caller)
         drawn: list[float] = []
+
+        def progress(_: int, metrics: Any) -> bool:
+            drawn.append(metrics["train/drawn"])
+            return len(drawn) < iterations
+
         agent = Noisy(make_envs(tiny_lm), AgentConfig(seed=5))
-        stop = 4 if total == 0 else 99
-        agent.learn(
-            800, checkpoints=folder, checkpoint_every=1,
-            progress=lambda _, metrics: (drawn.append(metrics["train/drawn"]), len(drawn) < stop)[1],
-        )  # fmt: skip
+        agent.learn(800, progress=progress, checkpoints=folder, checkpoint_every=1)
         return drawn
 
-    whole = run(tmp_path / "whole", 800, caller=1)
-    first = run(tmp_path / "parts", 0, caller=2)
-    rest = run(tmp_path / "parts", 800, caller=3)
+    whole = run(tmp_path / "whole", 99, caller=1)
+    first = run(tmp_path / "parts", 4, caller=2)
+    rest = run(tmp_path / "parts", 99, caller=3)
     assert first + rest == whole
     assert len(first) == 4
     assert len(set(whole)) == len(whole) > 6
