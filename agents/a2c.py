@@ -1,27 +1,29 @@
 """Advantage actor-critic (Mnih et al. 2016, section 4), synchronous.
 
-It ascends the gradient of the KL-regularised return, ``score - kl_coef * KL``, where a value stands in for what comes
+It ascends the gradient of the KL-regularized return, ``score - kl_coef * KL``, where a value stands in for what comes
 more than ``n_steps`` tokens later: less noise than REINFORCE, and a bias as long as the values are wrong. An
-``entropy_coef`` above 0 adds the policy's entropy to what it maximises.
+``entropy_coef`` above 0 adds the policy's entropy to what it maximizes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig, ValueConfig
+from textenv.lazy import lazy
+from textenv.validation import Count, NonNegative
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, ValueConfig, check
-from textenv.agents.losses import (
-    clipped_value_loss,
-    explained_variance,
-    masked_whiten,
-    n_step_advantages,
-    policy_gradient_loss,
-)
-from textenv.models.policy import Evaluation
-from textenv.rollouts.collect import Rollout
+if TYPE_CHECKING:
+    import torch
+
+    from textenv.agents import losses
+    from textenv.agents.minibatches import Batch
+    from textenv.models.policy import Evaluation
+    from textenv.rollouts.collect import Rollout
+else:
+    torch, losses = lazy("torch"), lazy("textenv.agents.losses")
 
 __all__ = ["A2C", "A2CConfig"]
 
@@ -31,17 +33,14 @@ class A2CConfig(ValueConfig):
     """Settings of A2C.
 
     Attributes:
+        value: Where values come from: a ``"head"`` on the policy's layers, or a ``"model"`` of its own.
         n_steps: Rewards that are counted before a value stands in for the rest; None for all.
         entropy_coef: Weight of an entropy bonus.
     """
 
-    n_steps: int | None = 5
-    entropy_coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        ValueConfig.__post_init__(self)
-        check(self, whole=("n_steps",), not_negative=("entropy_coef",), value=("head", "model"))
+    value: Literal["head", "model"] = "head"
+    n_steps: Count | None = 5
+    entropy_coef: NonNegative = 0.0
 
 
 class A2C(Agent[A2CConfig]):
@@ -54,19 +53,21 @@ class A2C(Agent[A2CConfig]):
         config = self.config
         mask, values = torch.from_numpy(rollout.mask), torch.from_numpy(rollout.values)
         rewards, bootstrap = torch.from_numpy(rollout.rewards), torch.from_numpy(rollout.bootstrap)
-        advantages = n_step_advantages(rewards, values, mask, bootstrap, gamma=config.gamma, steps=config.n_steps)
+        advantages = losses.n_step_advantages(
+            rewards, values, mask, bootstrap, gamma=config.gamma, steps=config.n_steps
+        )
         returns = advantages + values
         if config.whiten_advantages:
-            advantages = masked_whiten(advantages, mask)
+            advantages = losses.masked_whiten(advantages, mask)
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            policy = policy_gradient_loss(now.log_probs, batch["log_probs"], batch["advantages"])
+            policy = losses.policy_gradient_loss(now.log_probs, batch["log_probs"], batch["advantages"])
             policy_loss = policy.sum() / batch.tokens
-            value_loss = clipped_value_loss(now.values, now.values, batch["returns"], None).sum() / batch.tokens
+            value_loss = losses.clipped_value_loss(now.values, now.values, batch["returns"], None).sum() / batch.tokens
             entropy = now.entropy.sum() / batch.tokens
             total = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
             return total, {"policy_loss": policy_loss, "value_loss": value_loss}
 
         columns = {"advantages": advantages, "returns": returns}
-        metrics = self.optimise(rollout, columns, loss, entropy=config.entropy_coef > 0)
-        return {**metrics, "train/explained_variance": explained_variance(values, returns, mask)}
+        metrics = self.optimize(rollout, columns, loss, entropy=config.entropy_coef > 0)
+        return {**metrics, "train/explained_variance": losses.explained_variance(values, returns, mask)}

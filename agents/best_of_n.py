@@ -1,170 +1,137 @@
 """Best of n: sample n completions, keep the one with the best score (Stiennon et al. 2020). There is nothing to learn.
 
-It maximises the score alone, at a KL from the reference of at most ``log n - (n - 1) / n`` nats
-(``textenv.analysis.best_of_n``). The completions are written and scored in an environment of its own, like the one it
+It maximizes the score alone, at a KL from the reference of at most ``log n - (n - 1) / n`` nats
+(``textenv.analysis.frontier``). The completions are written and scored in an environment of its own, like the one it
 acts in.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
-import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
 
-from textenv.agents.agent import Progress, check, describe, read_saved, refuse_unscored
-from textenv.analysis.best_of_n import best_of_n_kl
-from textenv.data.files import write_json
-from textenv.env.vector import TextVectorEnv
-from textenv.models.policy import TextPolicy
-from textenv.rollouts.collect import collect, sample_episodes, text_env, vectorise
-from textenv.rollouts.distributed import ALONE, World
-from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError
+from textenv.agents.actor import Actor
+from textenv.agents.config import ActorConfig
+from textenv.agents.environment import refuse_processes, refuse_unscored
+from textenv.lazy import lazy
+from textenv.types import Episode, IntArray, Observation, Prompt
+from textenv.validation import Count
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    import torch
+    from gymnasium import vector as gym_vector
+    from gymnasium.vector import VectorEnv
+
+    from textenv.analysis import frontier
+    from textenv.env import vector
+    from textenv.models import policy as policies
+    from textenv.rollouts import collect as collecting
+    from textenv.rollouts import distributed
+else:
+    torch, gym_vector = lazy("torch"), lazy("gymnasium.vector")
+    frontier, vector = lazy("textenv.analysis.frontier"), lazy("textenv.env.vector")
+    policies, collecting = lazy("textenv.models.policy"), lazy("textenv.rollouts.collect")
 
 __all__ = ["BestOfN", "BestOfNConfig"]
 
 
 @dataclass(frozen=True, slots=True)
-class BestOfNConfig:
+class BestOfNConfig(ActorConfig):
     """Settings of best-of-n.
 
     Attributes:
         samples: Completions that the best is kept of.
-        seed: Seeds them.
     """
 
-    samples: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check(self, whole=("samples",))
+    samples: Count = 16
 
 
-class BestOfN:
+class BestOfN(Actor[BestOfNConfig]):
     """Acts by looking for the best of n completions, and writing that.
 
     Attributes:
         policy: What the completions are drawn from: the reference.
-        steps: Tokens that ``learn`` has written.
+        best_of: The number of completions.
     """
 
-    Config: ClassVar[type[BestOfNConfig]] = BestOfNConfig
+    Config: ClassVar[type[ActorConfig]] = BestOfNConfig
+    learns: ClassVar[bool] = False
 
     def __init__(
         self,
         env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
         config: BestOfNConfig | None = None,
         *,
-        world: World = ALONE,
+        world: distributed.World | None = None,
     ) -> None:
         """Act in an environment.
 
         Args:
-            env: A text environment: single, or vectorised with ``AutoresetMode.DISABLED``.
+            env: A text environment: single, or vectorized with ``AutoresetMode.DISABLED``.
             config: Settings; None for the defaults.
             world: The processes of the run, of which there is one.
 
         Raises:
             TextEnvError: The environment is of another kind or scores nothing, or there are several processes.
         """
-        if world.size > 1:
-            raise TextEnvError(f"Best-of-n learns nothing that {world.size} processes could share: start one.")
-        self.config = config or BestOfNConfig()
-        self.envs = vectorise(env)
-        self.steps = self.iterations = 0
-        self.world = world
-        base = text_env(self.envs)
+        super().__init__(env, config, world=world)
+        refuse_processes(self.world, "Best-of-n")
+        base = self.base
         refuse_unscored(base, "best_of_n")
-        self.policy = TextPolicy.of_reference(base)
-        self._scratch = _like(base, self.config.samples)
-        self._generator = torch.Generator(base.reference.device).manual_seed(self.config.seed)
-        self._plans: dict[int, tuple[int, ...]] = {}  # of each row, the text it is writing
+        self.best_of = self.config.samples
+        self.policy = policies.TextPolicy.of_reference(base)
+        self._sampling_env = _make_alike(base, self.config.samples)
+        self._plans: dict[int, tuple[int, ...]] = {}  # of each row, the whole text that it is writing
 
-    def learn(
-        self,
-        total_steps: int,
-        *,
-        progress: Progress | None = None,
-        checkpoints: Path | None = None,
-        checkpoint_every: int = 5,
-    ) -> Self:
-        """Write until ``total_steps`` tokens are written, for the metrics alone.
+    def iterate(self, total_steps: int) -> tuple[collecting.Rollout, Mapping[str, float]]:
+        """Write n completions of a prompt, for the metrics alone; their score is that of the best one."""
+        prompts = self.base.prompts
+        prompt = prompts[int(torch.randint(len(prompts), (), generator=self._generator))]
+        rollout = self._completions(prompt, self._generator)
+        score = max(episode.score for episode in rollout.finished)
+        kl = float(frontier.best_of_n_kl(self.config.samples))
+        return rollout, {
+            "rollout/ep_rew_mean": score - self.base.kl_coef * kl,
+            "objective/score": score,
+            "objective/kl": kl,
+        }
 
-        Args:
-            total_steps: Tokens, of all n completions of a prompt.
-            progress: Called after each prompt with the tokens so far and the metrics. Writing ends where it returns
-                False.
-            checkpoints: Not used: there is nothing to keep.
-            checkpoint_every: Not used.
-
-        Returns:
-            Itself.
-        """
-        if total_steps < 1 or checkpoint_every < 1:
-            raise TextEnvError(f"total_steps={total_steps}, checkpoint_every={checkpoint_every}: expected at least 1.")
-        prompts = text_env(self.envs).prompts
-        while self.steps < total_steps:
-            began = time.perf_counter()
-            prompt = prompts[int(torch.randint(len(prompts), (), generator=self._generator))]
-            options = {"prompt": [prompt] * self.config.samples}
-            rollout = collect(self._scratch, self.policy, self._generator, options=options)
-            self.steps += rollout.tokens
-            self.iterations += 1
-            if progress is not None:
-                score = max(episode.score for episode in rollout.finished)
-                kl = float(best_of_n_kl(self.config.samples))
-                metrics = {
-                    **describe(rollout),
-                    "rollout/ep_rew_mean": score - text_env(self.envs).kl_coef * kl,
-                    "objective/score": score,
-                    "objective/kl": kl,
-                    "objective/kl_coef": text_env(self.envs).kl_coef,
-                    "time/iterations": float(self.iterations),
-                    "time/tokens_per_second": rollout.tokens / (time.perf_counter() - began),
-                }
-                if progress(self.steps, metrics) is False:
-                    break
-        return self
-
-    def predict(self, obs: Observation, *, deterministic: bool = True) -> IntArray:
-        """Choose the next token: that of the completion a row is writing, or of the best of n new ones.
+    def choose(self, obs: Observation, *, deterministic: bool) -> IntArray:
+        """Choose the next tokens: those of the completions that the rows are writing, or of the best of n new ones.
 
         An observation that the row's completion does not lead to is taken as a prompt. The environment takes the tokens
-        as deterministic, log pi = 0: what best-of-n comes to is ``sample``'s scores, at the KL of the choice.
+        as deterministic, log pi = 0; the KL of choosing the best of n is not in its rewards.
 
         Args:
-            obs: An observation, single or batched.
+            obs: Observations, batched.
             deterministic: Draw the same n completions whenever a prompt is the same.
 
         Returns:
-            Actions, shape ``(batch,)``, or ``()`` for a single observation.
+            Actions, shape ``(batch,)``.
 
         Raises:
             TextEnvError: An observation that is taken as a prompt is longer than prompts may be.
         """
-        single = np.asarray(obs["input_ids"]).ndim == 1
-        ids, masks = (np.atleast_2d(np.asarray(obs[name])) for name in ("input_ids", "attention_mask"))
-        base = text_env(self.envs)
-        actions = np.zeros(len(ids), dtype=np.int64)
-        for row, (line, mask) in enumerate(zip(ids, masks, strict=True)):
+        base = self.base
+        actions = np.zeros(len(obs["input_ids"]), dtype=np.int64)
+        for row, (line, mask) in enumerate(zip(obs["input_ids"], obs["attention_mask"], strict=True)):
             state = tuple(line[mask.astype(bool)].tolist())
             plan = self._plans.get(row, ())
-            if plan == state:  # it is written; a row that is over waits here for the others, whatever it is given
+            if plan == state:  # the text is whole; until all rows have ended, any token does
                 continue
             if base.has_prompt(state) or plan[: len(state)] != state:
                 here = base.prompt_at(row, state)
                 prompt = here if here is not None and here.ids == state else base.prompt_of(state)
-                plan = self._plans[row] = state + self._best(prompt, self._source(state, deterministic)).completion_ids
+                finished = self._completions(prompt, self._generator_of(state, deterministic)).finished
+                best = max(finished, key=lambda episode: episode.score)
+                plan = self._plans[row] = state + best.completion_ids
             actions[row] = plan[len(state)]
-        return actions[0] if single else actions
+        return actions
 
     def sample(
         self, env: VectorEnv[Any, Any, Any], prompts: Sequence[Any], *, generator: torch.Generator | None = None
@@ -179,52 +146,31 @@ class BestOfN:
         Raises:
             TextEnvError: The environment scores nothing.
         """
-        refuse_unscored(text_env(env), "best_of_n")
+        refuse_unscored(collecting.text_env(env), "best_of_n")
         generator = generator or torch.Generator(self.policy.lm.device).manual_seed(self.config.seed)
         size = self.config.samples
         repeated = [prompt for prompt in prompts for _ in range(size)]
-        episodes = sample_episodes(env, self.policy, generator, repeated)
+        episodes = collecting.sample_episodes(env, self.policy, generator, repeated)
         return [max(episodes[at : at + size], key=lambda each: each.score) for at in range(0, len(episodes), size)]
 
-    def save(self, folder: str | Path) -> None:
-        """Save the settings: there are no weights."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {"agent": "bestofn", "steps": self.steps, "config": dataclasses.asdict(self.config)}
-        write_json(folder / "agent.json", about)
-
-    @classmethod
-    def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:
-        """Load an agent that ``save`` wrote, to act in ``env``.
-
-        Raises:
-            TextEnvError: The folder holds no such agent.
-        """
-        config, about = read_saved(Path(folder), cls)
-        agent = cls(env, config)
-        agent.steps = int(about["steps"])
-        return agent
-
-    def resume(self, folder: Path, total_steps: int) -> bool:
-        """Return False: there is nothing to go on with."""
-        return False
-
-    def _source(self, state: tuple[int, ...], deterministic: bool) -> torch.Generator:
+    def _generator_of(self, state: tuple[int, ...], deterministic: bool) -> torch.Generator:
+        """Return what the completions of a prompt are drawn with."""
         if not deterministic:
             return self._generator
         number = int(np.random.SeedSequence((self.config.seed, *state)).generate_state(1, np.uint64)[0])
         return torch.Generator(self._generator.device).manual_seed(number)
 
-    def _best(self, prompt: Prompt, generator: torch.Generator) -> Episode:
+    def _completions(self, prompt: Prompt, generator: torch.Generator) -> collecting.Rollout:
+        """Write n completions of a prompt."""
         options = {"prompt": [prompt] * self.config.samples}
-        finished = collect(self._scratch, self.policy, generator, options=options).finished
-        return max(finished, key=lambda episode: episode.score)
+        return collecting.collect(self._sampling_env, self.policy, generator, options=options)
 
 
-def _like(base: TextVectorEnv, rows: int) -> TextVectorEnv:
+def _make_alike(base: vector.TextVectorEnv, rows: int) -> vector.TextVectorEnv:
     """Return an environment of as many rows that writes, scores and ends as another does."""
     settings = {field.name: getattr(base.settings, field.name) for field in dataclasses.fields(base.settings)}
     live = {"model": base.reference, "reward": base.reward, "prompts": [prompt.text for prompt in base.prompts[:1]]}
     live |= {"device": None, "torch_dtype": None, "chat": False, "kl_mode": "lump", "kl_target": None}
     live["max_prompt_tokens"] = base.max_prompt_tokens
-    return TextVectorEnv(rows, autoreset_mode=AutoresetMode.DISABLED, **{**settings, **live})
+    disabled = gym_vector.AutoresetMode.DISABLED
+    return vector.TextVectorEnv(rows, autoreset_mode=disabled, **{**settings, **live})

@@ -1,4 +1,4 @@
-"""What texts that are not finished are worth, judged by what the reward model says of them so far."""
+"""What texts that are not finished still earn, estimated from the reward model's score of them so far."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 
 from textenv.env.vector import TextVectorEnv
 from textenv.rollouts.collect import Rollout
-from textenv.types import IntArray, Prompt, StopReason, TextEnvError
+from textenv.types import IntArray, Prompt, StopReason
 
-__all__ = ["Critic", "ask", "hats", "refuse_statistics", "score_next"]
+__all__ = ["Critic", "interpolation_weights", "score_next", "score_prefixes"]
 
 _Floats = NDArray[np.float64]
 
@@ -23,7 +23,7 @@ class Critic(nn.Module):
     """What texts still earn, by the score of what is written and the number of its tokens.
 
     A piecewise linear function of both, fitted by ridge regression to the returns it was last given. It is shrunk
-    towards the score itself: what is written so far is what is paid.
+    towards the score itself, as if nothing more were earned.
     """
 
     def __init__(self, episodes: int, budget: int) -> None:
@@ -69,12 +69,12 @@ class Critic(nn.Module):
         system = features.T @ features + _RIDGE * np.eye(features.shape[1])
         self._fit = knots, np.linalg.solve(system, features.T @ (earned - known)).astype(np.float64)
 
-    def worth(self, scores: _Floats, written: IntArray) -> _Floats:
-        """Return what texts earn from here on.
+    def predict(self, scores: _Floats, written: IntArray) -> _Floats:
+        """Return the returns that are expected of texts from here on.
 
         Args:
-            scores: Of what is written.
-            written: Number of its tokens; the two are broadcast.
+            scores: Of the texts so far.
+            written: Numbers of their tokens; the two are broadcast.
         """
         assert self._fit is not None
         knots, weights = self._fit
@@ -85,40 +85,27 @@ class Critic(nn.Module):
 
     def _features(self, knots: _Floats, scores: _Floats, written: IntArray) -> _Floats:
         times = np.linspace(0, self.budget, min(self.budget, _TIME_KNOTS) + 1)
-        both = hats(knots, scores)[:, :, None] * hats(times, written)[:, None, :]
+        both = interpolation_weights(knots, scores)[:, :, None] * interpolation_weights(times, written)[:, None, :]
         return both.reshape(len(scores), -1)
 
 
-def refuse_statistics(base: TextVectorEnv) -> None:
-    """Refuse a reward that ``score_next`` would change.
-
-    Raises:
-        TextEnvError: It keeps statistics of what it scores.
-    """
-    if base.scorer.keeps_state:
-        raise TextEnvError(
-            "The reward keeps statistics of what it has scored, and this agent has it score texts that nobody "
-            "wrote; leave the normalisation out."
-        )
-
-
-def ask(
+def score_prefixes(
     base: TextVectorEnv,
     texts: Sequence[tuple[Prompt, tuple[int, ...]]],
     tokens: IntArray | None,
     *,
     time: int | None = None,
 ) -> tuple[_Floats, NDArray[np.bool_]]:
-    """Score every beginning of some completions, each time with one token more.
+    """Score every prefix of some completions, with one token appended.
 
     Args:
         base: The environment that scores.
         texts: Prompts and completions.
-        tokens: What is put after the beginning of ``t`` tokens, ``(batch, time, candidates)``; None for nothing.
+        tokens: What is appended to the prefix of ``t`` tokens, ``(batch, time, candidates)``; None for nothing.
         time: Its second dimension where it is None.
 
     Returns:
-        The scores, and whether an episode would be over there, both ``(batch, time, candidates)``.
+        The scores, and whether an episode would end there, both ``(batch, time, candidates)``.
     """
     shape = (len(texts), time or 0, 1) if tokens is None else tokens.shape
     scores, ended = np.zeros(shape), np.zeros(shape, dtype=bool)
@@ -136,7 +123,7 @@ def ask(
 def score_next(
     base: TextVectorEnv, prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]]
 ) -> tuple[_Floats, NDArray[np.bool_]]:
-    """Score completions that may not be finished, and tell which are, ``(n,)`` each."""
+    """Score completions that may not be finished; return the scores, and which are finished, ``(n,)`` each."""
     texts = [base.endings.completion_text(prompt, each) for prompt, each in zip(prompts, ids, strict=True)]
     last = np.array([each[-1] if each else 0 for each in ids], dtype=np.int64)
     sizes = np.array([len(each) for each in ids], dtype=np.int64)
@@ -152,7 +139,7 @@ _SCORE_KNOTS, _TIME_KNOTS = 9, 6
 _RIDGE = 1.0
 
 
-def hats(knots: _Floats, at: NDArray[Any]) -> _Floats:
+def interpolation_weights(knots: _Floats, at: NDArray[Any]) -> _Floats:
     """Return the weights by which values at ``knots`` are interpolated linearly, ``(len(at), len(knots))``."""
     identity = np.eye(len(knots))
     return np.stack([np.interp(at, knots, identity[knot]) for knot in range(len(knots))], axis=1)

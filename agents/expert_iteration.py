@@ -1,21 +1,30 @@
 """Expert iteration (Anthony et al. 2017) with best-of-n as the expert (RAFT, Dong et al. 2023).
 
-Of each group of completions the one with the highest KL-regularised return, ``score - kl_coef * KL``, is imitated. The
+Of each group of completions the one with the highest KL-regularized return, ``score - kl_coef * KL``, is imitated. The
 KL in it is that of the policy that wrote them, so at the optimum of the return all completions of a prompt have the
-same and the best of them is none but chance's.
+same return, and which of them is the best is chance.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig, check
-from textenv.models.policy import Evaluation
-from textenv.rollouts.collect import Rollout
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig, GroupConfig
+from textenv.lazy import lazy
+from textenv.validation import Count
+
+if TYPE_CHECKING:
+    import torch
+
+    from textenv.agents.minibatches import Batch
+    from textenv.models.policy import Evaluation
+    from textenv.rollouts.collect import Rollout
+else:
+    torch = lazy("torch")
 
 __all__ = ["ExpertIteration", "ExpertIterationConfig"]
 
@@ -28,18 +37,12 @@ class ExpertIterationConfig(GroupConfig):
         epochs: Passes over the best completions of an iteration.
     """
 
-    samples: int = 4
-    minibatch_size: int | None = 8
-    epochs: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        GroupConfig.__post_init__(self)
-        check(self, whole=("epochs",))
+    minibatch_size: Count | None = 8
+    epochs: Count = 1
 
 
 class ExpertIteration(Agent[ExpertIterationConfig]):
-    """Learns by heart the best of what it wrote."""
+    """Imitates the best of the completions that it wrote."""
 
     Config: ClassVar[type[AgentConfig]] = ExpertIterationConfig
 
@@ -54,5 +57,5 @@ class ExpertIteration(Agent[ExpertIterationConfig]):
             policy_loss = -(batch["weights"] * now.log_probs).sum() / batch.tokens
             return policy_loss, {"policy_loss": policy_loss}
 
-        metrics = self.optimise(best, {"weights": weights}, loss, epochs=self.config.epochs)
+        metrics = self.optimize(best, {"weights": weights}, loss, epochs=self.config.epochs)
         return {**metrics, "objective/best_return": float(returns.max(axis=1).mean())}

@@ -1,6 +1,6 @@
-"""Group-relative policy optimisation (Shao et al. 2024), and its normalisation by Dr. GRPO (Liu et al. 2025).
+"""Group-relative policy optimisation (Shao et al. 2024), and its normalization by Dr. GRPO (Liu et al. 2025).
 
-It maximises the KL-regularised return, ``score - kl_coef * KL``, through PPO's clipped surrogate; the advantage of all
+It maximizes the KL-regularized return, ``score - kl_coef * KL``, through PPO's clipped surrogate; the advantage of all
 tokens of a completion is its return over the mean of its group. Unlike in the paper the KL penalty is in the return,
 as in every agent here, and not a term of the loss.
 """
@@ -8,14 +8,22 @@ as in every agent here, and not a term of the loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig, GroupConfig
+from textenv.lazy import lazy
+from textenv.validation import Count, Positive
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig, check
-from textenv.agents.losses import clip_fraction, clipped_policy_loss, group_relative
-from textenv.models.policy import Evaluation
-from textenv.rollouts.collect import Rollout, text_env
+if TYPE_CHECKING:
+    import torch
+
+    from textenv.agents import losses
+    from textenv.agents.minibatches import Batch
+    from textenv.models.policy import Evaluation
+    from textenv.rollouts.collect import Rollout
+else:
+    torch, losses = lazy("torch"), lazy("textenv.agents.losses")
 
 __all__ = ["GRPO", "GRPOConfig"]
 
@@ -25,21 +33,16 @@ class GRPOConfig(GroupConfig):
     """Settings of GRPO.
 
     Attributes:
-        normalisation: ``"grpo"`` divides advantages by the standard deviation of their group, and a completion's loss
+        normalization: ``"grpo"`` divides advantages by the standard deviation of their group, and a completion's loss
             by its length: a long bad completion is punished less a token than a short one. ``"dr_grpo"`` does neither,
             and divides by the token budget.
         epochs: Passes over the episodes of an iteration.
         clip: Width of the trust region of the probability ratio.
     """
 
-    normalisation: Literal["grpo", "dr_grpo"] = "grpo"
-    epochs: int = 1
-    clip: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        GroupConfig.__post_init__(self)
-        check(self, positive=("clip",), whole=("epochs",), normalisation=("grpo", "dr_grpo"))
+    normalization: Literal["grpo", "dr_grpo"] = "grpo"
+    epochs: Count = 1
+    clip: Positive = 0.2
 
 
 class GRPO(Agent[GRPOConfig]):
@@ -51,16 +54,16 @@ class GRPO(Agent[GRPOConfig]):
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
         config = self.config
         returns = torch.from_numpy(rollout.rewards).sum(dim=1) + torch.from_numpy(rollout.bootstrap)
-        scale = config.normalisation == "grpo"
-        advantages = group_relative(returns.view(-1, config.samples), scale=scale).view(-1, 1)
-        budget = text_env(self.envs).settings.max_new_tokens
+        scale = config.normalization == "grpo"
+        advantages = losses.group_relative(returns.view(-1, config.samples), scale=scale).view(-1, 1)
+        budget = self.base.settings.max_new_tokens
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            tokens = clipped_policy_loss(now.log_probs, batch["log_probs"], batch["advantages"], config.clip)
+            tokens = losses.clipped_policy_loss(now.log_probs, batch["log_probs"], batch["advantages"], config.clip)
             lengths = batch.mask.sum(dim=1) if scale else budget
             policy_loss = (batch.padded(tokens).sum(dim=1) / lengths).sum() / batch.episodes
-            clipped = clip_fraction(now.log_probs, batch["log_probs"], config.clip) * len(tokens) / batch.tokens
+            clipped = losses.clip_fraction(now.log_probs, batch["log_probs"], config.clip) * len(tokens) / batch.tokens
             return policy_loss, {"policy_loss": policy_loss, "clip_fraction": clipped}
 
         columns = {"advantages": advantages.expand(rollout.mask.shape)}
-        return self.optimise(rollout, columns, loss, epochs=config.epochs)
+        return self.optimize(rollout, columns, loss, epochs=config.epochs)

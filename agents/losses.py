@@ -31,7 +31,7 @@ def gae(
     gamma: float,
     lam: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16) over episodes padded on the right.
+    """Generalized advantage estimation (Schulman et al. 2016, equation 16) over episodes padded on the right.
 
     ``delta_t = r_t + gamma * V_{t+1} - V_t``; ``V`` beyond the last step is ``bootstrap``: 0 where the episode
     terminated, the value of the last state where it was truncated.

@@ -1,11 +1,11 @@
 """Mean actor-critic (Allen et al. 2017): a gradient over many tokens at every state, not only over the one written.
 
-The critic asks the reward model what it says of the text so far with each of the likeliest next tokens, and adds what
-texts of such a score and such a length have earned from there on:
+The critic has the reward model score the text so far with each of the likeliest next tokens, and adds what texts of
+such a score and such a length have earned from there on:
 
     Q(s, a) = F(score of s and a, tokens written)  -  beta * log(pi(a|s) / pi_ref(a|s)),  beta = kl_coef.
 
-``F`` is fitted to the latest returns. Where a critic is wrong, an actor that follows it alone is biased, so the tokens
+``F`` is fitted to the latest returns. An actor that follows the critic alone has the critic's bias, so the tokens
 that were written correct it: with candidates ``C`` and ``Q = F(score of s, tokens written)`` for all others,
 
     grad J(s) = sum over C of grad pi(a|s) * Q(s, a)  +  (G - Q(s, a_t)) * grad log pi(a_t|s),
@@ -18,20 +18,28 @@ texts a token, so it should be quick, and it should say something of texts that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, check, episode_tensors, paid
-from textenv.agents.critic import Critic, ask, refuse_statistics
-from textenv.agents.losses import clip_fraction, clipped_policy_loss, gae
-from textenv.env.vector import TextVectorEnv
-from textenv.models.causal_lm import CausalLM
-from textenv.models.policy import Evaluation
-from textenv.rollouts.collect import Rollout, text_env
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig
+from textenv.agents.environment import refuse_statistics, split_kl_penalty
+from textenv.lazy import lazy
 from textenv.types import IntArray
+from textenv.validation import Count, Positive, Probability
+
+if TYPE_CHECKING:
+    import torch
+
+    from textenv.agents import critic, losses, minibatches
+    from textenv.models.causal_lm import CausalLM
+    from textenv.models.policy import Evaluation
+    from textenv.rollouts.collect import Rollout
+else:
+    torch, critic = lazy("torch"), lazy("textenv.agents.critic")
+    losses, minibatches = lazy("textenv.agents.losses"), lazy("textenv.agents.minibatches")
 
 __all__ = ["MAC", "MACConfig"]
 
@@ -41,96 +49,98 @@ class MACConfig(AgentConfig):
     """Settings of mean actor-critic.
 
     Attributes:
-        candidates: Tokens a state that the reward model is asked about: the likeliest ones.
+        candidates: Tokens a state that the reward model scores: the likeliest ones.
         replay: Iterations whose episodes the critic is fitted to.
         epochs: Passes over the episodes of an iteration.
         clip: Width of the trust region of the probability ratio, for the tokens that were written.
         lam: Lambda of the returns that correct the critic: at 1 they are what was earned, and the gradient has no bias;
-            at 0 they are the critic's own, and it has little noise.
+            at 0 they are the critic's own estimates, and the gradient has little noise.
     """
 
-    candidates: int = 256
-    replay: int = 8
-    epochs: int = 2
-    clip: float = 0.2
-    lam: float = 0.7
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        AgentConfig.__post_init__(self)
-        check(self, positive=("clip",), share=("lam",), whole=("candidates", "replay", "epochs"))
+    candidates: Count = 256
+    replay: Count = 8
+    epochs: Count = 2
+    clip: Positive = 0.2
+    lam: Probability = 0.7
 
 
 class MAC(Agent[MACConfig]):
-    """Ascends the exact gradient of what its critic expects, and the sampled one of what the critic misses."""
+    """Ascends the exact gradient of the critic's Q, and the sampled gradient of the critic's error."""
 
     Config: ClassVar[type[AgentConfig]] = MACConfig
 
-    def __init__(self, env: Any, config: MACConfig | None = None, **keywords: Any) -> None:
-        """Start from a copy of the environment's reference model (see ``Agent``).
+    def start_learning(self) -> None:
+        """Make the critic.
 
         Raises:
             TextEnvError: The reward keeps statistics of what it scores, to which the candidates would be added.
         """
-        super().__init__(env, config, **keywords)
-        base = text_env(self.envs)
-        refuse_statistics(base)
-        self.kept["critic"] = self._critic = Critic(self.config.replay * self.episodes, base.settings.max_new_tokens)
+        super().start_learning()
+        refuse_statistics(self.base)
+        self._critic = critic.Critic(self.config.replay * self.episodes, self.base.settings.max_new_tokens)
+        self.kept["critic"] = self._critic
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
         config, beta = self.config, rollout.kl_coef
-        base = text_env(self.envs)
-        kl, _ = paid(base, rollout)
-        with self.whole():
-            tokens, reference = self._likeliest(base, rollout)
-        asked = [(p, e.completion_ids) for p, e in zip(rollout.prompts, rollout.finished, strict=True)]
-        scores, ended = ask(base, asked, tokens)
-        before = ask(base, asked, None, time=rollout.mask.shape[1])[0][..., 0]  # of the texts so far
+        base = self.base
+        kl, _ = split_kl_penalty(base, rollout)
+        with self.whole_weights():
+            tokens, reference = self._likeliest(rollout)
+        texts = [(p, e.completion_ids) for p, e in zip(rollout.prompts, rollout.finished, strict=True)]
+        scores, ended = critic.score_prefixes(base, texts, tokens)
+        before = critic.score_prefixes(base, texts, None, time=rollout.mask.shape[1])[0][..., 0]  # before each token
         self._critic.add(before, rollout)
         written = np.arange(rollout.mask.shape[1])[None, :]
-        values, unchanged = self._critic.worth(before, written), self._critic.worth(before, written + 1)
-        gains = np.where(ended, scores, self._critic.worth(scores, written[..., None] + 1)) - unchanged[..., None]
+        values, unchanged = (
+            self._critic.predict(before, written),
+            self._critic.predict(before, written + 1),
+        )
+        gains = np.where(ended, scores, self._critic.predict(scores, written[..., None] + 1)) - unchanged[..., None]
 
         chosen = tokens == rollout.input_ids[np.arange(len(kl))[:, None], self._places(rollout)][..., None]
-        foreseen = unchanged + np.where(chosen.any(axis=2), (gains * chosen).sum(axis=2) - beta * kl, 0.0)
+        q = unchanged + np.where(chosen.any(axis=2), (gains * chosen).sum(axis=2) - beta * kl, 0.0)
         mask, end = torch.from_numpy(rollout.mask), torch.zeros(len(kl))
-        _, returns = gae(
+        _, returns = losses.gae(
             torch.from_numpy(rollout.rewards), torch.from_numpy(values.astype(np.float32)), mask, end,
             gamma=1.0, lam=config.lam,
         )  # fmt: skip
-        misses = np.where(rollout.mask, returns.numpy() - foreseen, 0.0)
+        errors = np.where(rollout.mask, returns.numpy() - q, 0.0)
         spread = (returns.numpy() - unchanged)[rollout.mask].std()
         scale = 1.0 / max(1e-8, float(spread))
 
-        def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        def loss(now: Evaluation, batch: minibatches.Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             ratio = now.candidates.detach() - batch["reference"]
-            worth = torch.where(torch.isfinite(ratio), batch["gains"] - beta * ratio, 0.0)
-            foreseen_loss = -(now.candidates.exp() * worth).sum() * scale / batch.tokens
-            missed = clipped_policy_loss(now.log_probs, batch["log_probs"], batch["misses"] * scale, config.clip)
-            missed_loss = missed.sum() / batch.tokens
-            clipped = clip_fraction(now.log_probs, batch["log_probs"], config.clip) * len(missed) / batch.tokens
-            policy_loss = foreseen_loss + missed_loss
+            advantages = torch.where(torch.isfinite(ratio), batch["gains"] - beta * ratio, 0.0)
+            expected_loss = -(now.candidates.exp() * advantages).sum() * scale / batch.tokens
+            corrections = losses.clipped_policy_loss(
+                now.log_probs, batch["log_probs"], batch["errors"] * scale, config.clip
+            )
+            error_loss = corrections.sum() / batch.tokens
+            clipped = (
+                losses.clip_fraction(now.log_probs, batch["log_probs"], config.clip) * len(corrections) / batch.tokens
+            )
+            policy_loss = expected_loss + error_loss
             return policy_loss, {"policy_loss": policy_loss, "clip_fraction": clipped}
 
         columns = {"candidates": torch.from_numpy(tokens)}
-        for name, array in (("reference", reference), ("gains", gains), ("misses", misses)):
+        for name, array in (("reference", reference), ("gains", gains), ("errors", errors)):
             columns[name] = torch.from_numpy(array.astype(np.float32))
-        metrics = self.optimise(rollout, columns, loss, epochs=config.epochs)
-        missed = misses[rollout.mask].std() / max(1e-8, float(spread))
-        return {**metrics, "train/explained_variance": 1.0 - float(missed) ** 2}
+        metrics = self.optimize(rollout, columns, loss, epochs=config.epochs)
+        unexplained = errors[rollout.mask].std() / max(1e-8, float(spread))
+        return {**metrics, "train/explained_variance": 1.0 - float(unexplained) ** 2}
 
-    def _likeliest(self, base: TextVectorEnv, rollout: Rollout) -> tuple[IntArray, NDArray[np.float32]]:
+    def _likeliest(self, rollout: Rollout) -> tuple[IntArray, NDArray[np.float32]]:
         """Return the policy's likeliest tokens at every state, and the reference's log-probabilities of them.
 
         Returns:
             Two arrays of shape ``(batch, time, candidates)``.
         """
-        policy, device = self.policy.lm, self.policy.lm.device
+        policy, base, device = self.policy.lm, self.base, self.policy.lm.device
         shape = (*rollout.mask.shape, min(self.config.candidates, policy.vocab_size))
         tokens, log_probs = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
         for rows in torch.arange(shape[0]).split(_ROWS):
-            ids, lengths, starts, masks = episode_tensors(rollout, rows, device, policy.vocab_size)
+            ids, lengths, starts, masks = minibatches.episode_tensors(rollout, rows, device, policy.vocab_size)
             places = torch.arange(ids.shape[1], device=device)[None, :]
             acting = (places >= starts[:, None] - 1) & (places < lengths[:, None] - 1)
             kept = acting.flatten().nonzero()[:, 0]

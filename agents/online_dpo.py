@@ -1,24 +1,35 @@
-"""Online direct preference optimisation (Rafailov et al. 2023; Guo et al. 2024), judged by the environment's own score.
+"""Online direct preference optimization (Rafailov et al. 2023; Guo et al. 2024), judged by the environment's own score.
 
 Of each group of completions the best and the worst by score are a pair. With ``labels="soft"`` the better is preferred
 with the probability ``sigmoid(difference of the scores)`` of the Bradley-Terry model, and the minimum of the loss is
-the optimum of the KL-regularised return, ``score - kl_coef * KL``. With ``"hard"``, as published, it is preferred for
+the optimum of the KL-regularized return, ``score - kl_coef * KL``. With ``"hard"``, as published, it is preferred for
 sure, whatever the difference: the margin then grows without end, and only training that stops limits the KL.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
+from annotated_types import Ge
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig, check, paid
-from textenv.agents.losses import preference_loss
-from textenv.models.policy import Evaluation
-from textenv.rollouts.collect import Rollout, text_env
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig, GroupConfig
+from textenv.agents.environment import split_kl_penalty
+from textenv.lazy import lazy
 from textenv.types import TextEnvError
+from textenv.validation import Count, Positive
+
+if TYPE_CHECKING:
+    import torch
+
+    from textenv.agents import losses
+    from textenv.agents.minibatches import Batch
+    from textenv.models.policy import Evaluation
+    from textenv.rollouts.collect import Rollout
+else:
+    torch, losses = lazy("torch"), lazy("textenv.agents.losses")
 
 __all__ = ["OnlineDPO", "OnlineDPOConfig"]
 
@@ -33,15 +44,10 @@ class OnlineDPOConfig(GroupConfig):
         epochs: Passes over the pairs of an iteration.
     """
 
-    samples: int = 2
-    beta: float | None = None
+    samples: Annotated[int, Ge(2)] = 2
+    beta: Positive | None = None
     labels: Literal["soft", "hard"] = "soft"
-    epochs: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        GroupConfig.__post_init__(self)
-        check(self, positive=("beta",), whole=("epochs",), labels=("soft", "hard"))
+    epochs: Count = 1
 
 
 class OnlineDPO(Agent[OnlineDPOConfig]):
@@ -56,10 +62,10 @@ class OnlineDPO(Agent[OnlineDPOConfig]):
             TextEnvError: The environment has no KL penalty and the settings no ``beta``, or an episode was cut off.
         """
         config = self.config
-        beta = config.beta or text_env(self.envs).kl_coef
+        beta = config.beta or self.base.kl_coef
         if not beta > 0:
             raise TextEnvError("kl_coef=0 leaves DPO without a beta, the weight of its KL: set the agent's own.")
-        kl, rewards = paid(text_env(self.envs), rollout)
+        kl, rewards = split_kl_penalty(self.base, rollout)
         scores = rewards.sum(axis=1).reshape(-1, config.samples)
         ends = np.stack([scores.argmax(axis=1), scores.argmin(axis=1)], axis=1)
         ends[:, 1] = np.where(ends[:, 0] == ends[:, 1], ends[:, 0] - 1, ends[:, 1])  # all alike: any other
@@ -77,7 +83,7 @@ class OnlineDPO(Agent[OnlineDPOConfig]):
             preferred = batch.padded(batch["chosen"])[::2, 0]
             margins = beta * (ratios[:, 0] - ratios[:, 1])
             number = batch.episodes // 2
-            policy_loss = preference_loss(margins, preferred).sum() / number
+            policy_loss = losses.preference_loss(margins, preferred).sum() / number
             return policy_loss / beta, {"policy_loss": policy_loss, "margin": margins.sum() / number}
 
-        return self.optimise(pairs, columns, loss, epochs=config.epochs, group=2)
+        return self.optimize(pairs, columns, loss, epochs=config.epochs, group=2)

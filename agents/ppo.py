@@ -6,21 +6,22 @@ It maximises the environment's return: the score less ``kl_coef`` times the KL f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig, ValueConfig
+from textenv.lazy import lazy
+from textenv.validation import Count, NonNegative, Positive, Probability
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, ValueConfig, check
-from textenv.agents.losses import (
-    clip_fraction,
-    clipped_policy_loss,
-    clipped_value_loss,
-    explained_variance,
-    gae,
-    masked_whiten,
-)
-from textenv.models.policy import Evaluation
-from textenv.rollouts.collect import Rollout
+if TYPE_CHECKING:
+    import torch
+
+    from textenv.agents import losses
+    from textenv.agents.minibatches import Batch
+    from textenv.models.policy import Evaluation
+    from textenv.rollouts.collect import Rollout
+else:
+    torch, losses = lazy("torch"), lazy("textenv.agents.losses")
 
 __all__ = ["PPO", "PPOConfig", "clipped_update"]
 
@@ -34,27 +35,16 @@ class PPOConfig(ValueConfig):
         clip: Width of the trust region of the probability ratio.
         value_clip: Width of the range a value may move before its loss stops rewarding it; None for no limit.
         entropy_coef: Weight of an entropy bonus.
-        lam: Lambda of generalised advantage estimation.
+        lam: Lambda of generalized advantage estimation.
         target_kl: Stop an iteration's passes once the new policy is this far from the old one, in nats a token.
     """
 
-    epochs: int = 1
-    clip: float = 0.2
-    value_clip: float | None = 0.2
-    entropy_coef: float = 0.0
-    lam: float = 1.0
-    target_kl: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        ValueConfig.__post_init__(self)
-        check(
-            self,
-            positive=("clip", "value_clip", "target_kl"),
-            not_negative=("entropy_coef",),
-            share=("lam",),
-            whole=("epochs",),
-        )
+    epochs: Count = 1
+    clip: Positive = 0.2
+    value_clip: Positive | None = 0.2
+    entropy_coef: NonNegative = 0.0
+    lam: Probability = 1.0
+    target_kl: Positive | None = None
 
 
 class PPO(Agent[PPOConfig]):
@@ -71,20 +61,20 @@ def clipped_update(agent: Agent[Any], config: PPOConfig, rollout: Rollout) -> di
     """Make PPO's passes over the episodes of an iteration; return means over the updates, under the usual names."""
     mask, values = torch.from_numpy(rollout.mask), torch.from_numpy(rollout.values)
     rewards, bootstrap = torch.from_numpy(rollout.rewards), torch.from_numpy(rollout.bootstrap)
-    advantages, returns = gae(rewards, values, mask, bootstrap, gamma=config.gamma, lam=config.lam)
+    advantages, returns = losses.gae(rewards, values, mask, bootstrap, gamma=config.gamma, lam=config.lam)
     if config.whiten_advantages:
-        advantages = masked_whiten(advantages, mask)
+        advantages = losses.masked_whiten(advantages, mask)
 
     def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        policy = clipped_policy_loss(now.log_probs, batch["log_probs"], batch["advantages"], config.clip)
-        value = clipped_value_loss(now.values, batch["values"], batch["returns"], config.value_clip)
+        policy = losses.clipped_policy_loss(now.log_probs, batch["log_probs"], batch["advantages"], config.clip)
+        value = losses.clipped_value_loss(now.values, batch["values"], batch["returns"], config.value_clip)
         policy_loss, value_loss = policy.sum() / batch.tokens, value.sum() / batch.tokens
         total = policy_loss + config.value_coef * value_loss
         total = total - config.entropy_coef * now.entropy.sum() / batch.tokens
-        clipped = clip_fraction(now.log_probs, batch["log_probs"], config.clip) * len(policy) / batch.tokens
+        clipped = losses.clip_fraction(now.log_probs, batch["log_probs"], config.clip) * len(policy) / batch.tokens
         return total, {"policy_loss": policy_loss, "value_loss": value_loss, "clip_fraction": clipped}
 
-    metrics = agent.optimise(
+    metrics = agent.optimize(
         rollout,
         {"values": values, "advantages": advantages, "returns": returns},
         loss,
@@ -92,4 +82,4 @@ def clipped_update(agent: Agent[Any], config: PPOConfig, rollout: Rollout) -> di
         entropy=config.entropy_coef > 0,
         target_kl=config.target_kl,
     )
-    return {**metrics, "train/explained_variance": explained_variance(values, returns, mask)}
+    return {**metrics, "train/explained_variance": losses.explained_variance(values, returns, mask)}

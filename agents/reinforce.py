@@ -1,6 +1,6 @@
 """REINFORCE with a learned baseline (Williams 1992; Sutton and Barto 2018, section 13.4).
 
-It ascends the gradient of the KL-regularised return, ``score - kl_coef * KL``: a token is weighed by what the episode
+It ascends the gradient of the KL-regularized return, ``score - kl_coef * KL``: a token is weighed by what the episode
 earned from it on, less the value of the state. At the optimum of that return what is still earned equals the value in
 every episode, so the noise of the gradient vanishes there.
 """
@@ -8,20 +8,21 @@ every episode, so the noise of the gradient vanishes there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig, ValueConfig
+from textenv.lazy import lazy
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, ValueConfig
-from textenv.agents.losses import (
-    clipped_value_loss,
-    explained_variance,
-    masked_whiten,
-    n_step_advantages,
-    policy_gradient_loss,
-)
-from textenv.models.policy import Evaluation
-from textenv.rollouts.collect import Rollout
+if TYPE_CHECKING:
+    import torch
+
+    from textenv.agents import losses
+    from textenv.agents.minibatches import Batch
+    from textenv.models.policy import Evaluation
+    from textenv.rollouts.collect import Rollout
+else:
+    torch, losses = lazy("torch"), lazy("textenv.agents.losses")
 
 __all__ = ["REINFORCE", "REINFORCEConfig"]
 
@@ -41,16 +42,16 @@ class REINFORCE(Agent[REINFORCEConfig]):
         config = self.config
         mask, values = torch.from_numpy(rollout.mask), torch.from_numpy(rollout.values)
         rewards, bootstrap = torch.from_numpy(rollout.rewards), torch.from_numpy(rollout.bootstrap)
-        advantages = n_step_advantages(rewards, values, mask, bootstrap, gamma=config.gamma, steps=None)
+        advantages = losses.n_step_advantages(rewards, values, mask, bootstrap, gamma=config.gamma, steps=None)
         returns = advantages + values
         if config.whiten_advantages:
-            advantages = masked_whiten(advantages, mask)
+            advantages = losses.masked_whiten(advantages, mask)
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            policy = policy_gradient_loss(now.log_probs, batch["log_probs"], batch["advantages"])
+            policy = losses.policy_gradient_loss(now.log_probs, batch["log_probs"], batch["advantages"])
             policy_loss = policy.sum() / batch.tokens
-            value_loss = clipped_value_loss(now.values, now.values, batch["returns"], None).sum() / batch.tokens
+            value_loss = losses.clipped_value_loss(now.values, now.values, batch["returns"], None).sum() / batch.tokens
             return policy_loss + config.value_coef * value_loss, {"policy_loss": policy_loss, "value_loss": value_loss}
 
-        metrics = self.optimise(rollout, {"advantages": advantages, "returns": returns}, loss)
-        return {**metrics, "train/explained_variance": explained_variance(values, returns, mask)}
+        metrics = self.optimize(rollout, {"advantages": advantages, "returns": returns}, loss)
+        return {**metrics, "train/explained_variance": losses.explained_variance(values, returns, mask)}

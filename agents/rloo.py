@@ -1,20 +1,27 @@
 """REINFORCE leave-one-out (Kool et al. 2019), as RLHF uses it (Ahmadian et al. 2024).
 
-A completion is one action. It ascends the gradient of the KL-regularised return, ``score - kl_coef * KL``; the baseline
+A completion is one action. It ascends the gradient of the KL-regularized return, ``score - kl_coef * KL``; the baseline
 of a completion is the mean return of the others of its prompt, so nothing but the policy is learned.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig, GroupConfig
+from textenv.lazy import lazy
 
-from textenv.agents.agent import Agent, AgentConfig, Batch, GroupConfig
-from textenv.agents.losses import leave_one_out, policy_gradient_loss
-from textenv.models.policy import Evaluation
-from textenv.rollouts.collect import Rollout
+if TYPE_CHECKING:
+    import torch
+
+    from textenv.agents import losses
+    from textenv.agents.minibatches import Batch
+    from textenv.models.policy import Evaluation
+    from textenv.rollouts.collect import Rollout
+else:
+    torch, losses = lazy("torch"), lazy("textenv.agents.losses")
 
 __all__ = ["RLOO", "RLOOConfig"]
 
@@ -32,12 +39,12 @@ class RLOO(Agent[RLOOConfig]):
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
         returns = torch.from_numpy(rollout.rewards).sum(dim=1) + torch.from_numpy(rollout.bootstrap)
-        advantages = leave_one_out(returns.view(-1, self.config.samples)).view(-1, 1)
+        advantages = losses.leave_one_out(returns.view(-1, self.config.samples)).view(-1, 1)
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             log_probs, old = (batch.padded(each).sum(dim=1) for each in (now.log_probs, batch["log_probs"]))
             advantage = batch.padded(batch["advantages"])[:, 0]
-            policy_loss = policy_gradient_loss(log_probs, old, advantage).sum() / batch.episodes
+            policy_loss = losses.policy_gradient_loss(log_probs, old, advantage).sum() / batch.episodes
             return policy_loss, {"policy_loss": policy_loss}
 
-        return self.optimise(rollout, {"advantages": advantages.expand(rollout.mask.shape)}, loss)
+        return self.optimize(rollout, {"advantages": advantages.expand(rollout.mask.shape)}, loss)

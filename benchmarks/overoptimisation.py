@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from benchmarks._measure import environment, show
 from textenv.agents.ppo import PPO, PPOConfig
-from textenv.analysis.best_of_n import best_of_n_kl, expected_best
+from textenv.analysis.frontier import best_of_n_kl, expected_best
 from textenv.data.files import write_atomically
 from textenv.env.scoring import resolve_reward, score
 from textenv.models.policy import TextPolicy

@@ -23,7 +23,7 @@ from rich.progress import track
 
 from benchmarks._measure import environment, show
 from textenv.agents import config_of, find
-from textenv.analysis.best_of_n import best_of_n_kl, price_in_nats, sample_frontier
+from textenv.analysis.frontier import best_of_n_kl, price_in_nats, sample_frontier
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Config:
     """What to measure.
 
     Attributes:
-        agent: A name of ``textenv.agents.AGENTS``, or an import path.
+        agent: A name of ``textenv.agents.names()``, or an import path.
         settings: Its settings, as JSON.
         kl_coefs: Weights of the KL penalty, from the greatest on.
         rows: Texts side by side.

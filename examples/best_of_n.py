@@ -12,7 +12,7 @@ import tyro
 from gymnasium.vector import AutoresetMode
 
 import textenv
-from textenv.analysis.best_of_n import best_of_n_kl
+from textenv.analysis.frontier import best_of_n_kl
 from textenv.env.prompts import movie_openings
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes

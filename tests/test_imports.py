@@ -13,6 +13,7 @@ LINKS = {ROOT / "textenv" / "agents", ROOT / "textenv" / "rewards"}
 AROUND = sorted(path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 ORDER = (
     "types",
+    "lazy",
     "validation",
     "plugins",
     "data",
@@ -32,7 +33,7 @@ ORDER = (
 """The rooms of ``textenv/``; each may import those before it."""
 RUNTIME = {"textenv.rollouts.runtime"}  # asks the process for threads and memory; imports nothing of ours
 BY_NAME = {"textenv.plugins", "textenv.env.registry"}  # find a file by the name that it has in a folder
-IMPORTERS = {"import_module", "__import__", "resolve_name"}
+IMPORTERS = {"import_module", "__import__", "resolve_name", "lazy"}
 
 
 def modules() -> dict[str, Path]:

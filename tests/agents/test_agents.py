@@ -1,7 +1,10 @@
 """Every agent keeps the contract, learns, resumes bit for bit, and refuses what it cannot do."""
 
 import dataclasses
+import importlib
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,13 @@ import pytest
 import torch
 
 from tests.agents.test_ppo import PROMPTS, count_e, make_envs
-from textenv.agents import AGENTS, config_of, find
+from textenv import plugins
+from textenv.agents import config_of, find, names
 from textenv.agents.a2c import A2CConfig
-from textenv.agents.agent import Agent, AgentConfig, paid
+from textenv.agents.agent import Agent
 from textenv.agents.best_of_n import BestOfN, BestOfNConfig
+from textenv.agents.config import AgentConfig
+from textenv.agents.environment import split_kl_penalty
 from textenv.agents.expert_iteration import ExpertIteration, ExpertIterationConfig
 from textenv.agents.grpo import GRPO, GRPOConfig
 from textenv.agents.guided import Guided, GuidedConfig
@@ -25,15 +31,17 @@ from textenv.agents.reinforce import REINFORCE, REINFORCEConfig
 from textenv.agents.rloo import RLOO, RLOOConfig
 from textenv.agents.soft_q import SoftQ, SoftQConfig
 from textenv.analysis.exact import Outcome
-from textenv.compare.plan import Budget, Task
-from textenv.compare.runs import Ruler
+from textenv.compare.plan import Budget, ComparedTask
+from textenv.compare.runs import Evaluator
 from textenv.models.causal_lm import CausalLM
+from textenv.rewards.normalize import Normalize
 from textenv.rollouts.collect import Rollout, text_env
 from textenv.testing import AgentContract
 from textenv.types import TextEnvError
 
+NAMES = set(names())
 WITHOUT_WEIGHTS = {"best_of_n", "guided"}
-LEARNERS = sorted(set(AGENTS) - WITHOUT_WEIGHTS)
+LEARNERS = sorted(NAMES - WITHOUT_WEIGHTS)
 
 
 def make(name: str, lm: CausalLM, *, rows: int = 8, env: dict[str, Any] | None = None, **settings: Any) -> Any:
@@ -46,7 +54,7 @@ def parameters(agent: Any) -> torch.Tensor:
     return flat
 
 
-@pytest.mark.parametrize("name", sorted(AGENTS))
+@pytest.mark.parametrize("name", names())
 class TestContract(AgentContract):
     @pytest.fixture(autouse=True)
     def _agent(self, name: str, tiny_lm: CausalLM) -> None:
@@ -66,7 +74,7 @@ class TestContract(AgentContract):
 TUNED = {"learning_rate": 5e-3, "embedding_learning_rate": None, "adam_epsilon": 1e-8, "minibatch_size": 64}
 OWN: dict[str, dict[str, Any]] = {
     "ppo": {"epochs": 2},
-    "grpo": {"normalisation": "dr_grpo", "samples": 8, "epochs": 2},
+    "grpo": {"normalization": "dr_grpo", "samples": 8, "epochs": 2},
     "nlpo": {"top_p": 0.99},
     "soft_q": {"replay": 16, "updates": 2},
 }
@@ -77,15 +85,15 @@ OWN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_reaches_the_optimum(name: str, family: str, letters: int) -> None:
     """16,000 tokens to a regret of 2 %, of expert iteration 3 %; benchmarks/exact_agents.toml has longer texts."""
-    task = Task("", "textenv/Exact-v0", {"reward": family, "vocab_size": letters, "max_new_tokens": 3})
-    ruler = Ruler(task, Budget(total_steps=16_000, seconds=None, evaluations=1, eval_episodes=1, num_envs=64))
+    task = ComparedTask("", "textenv/Exact-v0", {"reward": family, "vocab_size": letters, "max_new_tokens": 3})
+    evaluator = Evaluator(task, Budget(total_steps=16_000, seconds=None, evaluations=1, eval_episodes=1, num_envs=64))
     agent = find(name)
     tuned = {**TUNED, "value_learning_rate": 3e-3}
     shared = {setting: value for setting, value in tuned.items() if setting in agent.Config.__dataclass_fields__}
-    learner = agent(ruler.envs, config_of(agent, {**shared, **OWN.get(name, {})})).learn(16_000)
-    found = ruler.measure(learner)
-    assert ruler.tree is not None
-    regret = ruler.tree.regret_of(Outcome(found.score, found.kl, found.value))
+    learner = agent(evaluator.envs, config_of(agent, {**shared, **OWN.get(name, {})})).learn(16_000)
+    found = evaluator.measure(learner)
+    assert evaluator.tree is not None
+    regret = evaluator.tree.regret_of(Outcome(found.score, found.kl, found.value))
     assert regret <= (0.03 if name == "expert_iteration" else 0.02)
 
 
@@ -182,7 +190,7 @@ def test_the_gradient_is_that_of_the_paper(name: str, tiny_lm: CausalLM) -> None
     if name in ("reinforce", "a2c"):
         settings |= {"value": "none" if name == "reinforce" else "head", "whiten_advantages": False, "value_coef": 0.0}
     if name == "dr_grpo":
-        settings["normalisation"] = "dr_grpo"
+        settings["normalization"] = "dr_grpo"
     if name == "a2c":
         settings["n_steps"] = 2
     agent = make("grpo" if name == "dr_grpo" else name, tiny_lm, env={"max_new_tokens": 8}, **settings)
@@ -193,10 +201,10 @@ def test_the_gradient_is_that_of_the_paper(name: str, tiny_lm: CausalLM) -> None
         others = [(group.sum() - own) / 3 for group in groups for own in group]
         weights = np.tile((rewards.sum(axis=1) - others)[:, None], rewards.shape[1])
     elif name in ("grpo", "dr_grpo"):
-        centred = groups - groups.mean(axis=1, keepdims=True)
+        centered = groups - groups.mean(axis=1, keepdims=True)
         if name == "grpo":
-            centred /= groups.std(axis=1, keepdims=True) + 1e-4
-        weights = np.tile(centred.reshape(-1, 1), rewards.shape[1]) / (lengths[:, None] if name == "grpo" else 8)
+            centered /= groups.std(axis=1, keepdims=True) + 1e-4
+        weights = np.tile(centered.reshape(-1, 1), rewards.shape[1]) / (lengths[:, None] if name == "grpo" else 8)
     elif name == "reinforce":
         weights = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
     elif name == "a2c":  # values are 0 at first
@@ -210,10 +218,12 @@ def test_the_gradient_is_that_of_the_paper(name: str, tiny_lm: CausalLM) -> None
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_what_is_paid_is_the_score_at_the_end_and_log_probs_less_kl_are_the_references(tiny_lm: CausalLM) -> None:
+def test_rewards_split_into_the_score_and_the_kl_from_the_reference(
+    tiny_lm: CausalLM,
+) -> None:
     agent = REINFORCE(make_envs(tiny_lm, kl_coef=0.3), REINFORCEConfig(learning_rate=1e-2)).learn(100)
     rollout = agent.collect()
-    kl, rewards = paid(text_env(agent.envs), rollout)
+    kl, rewards = split_kl_penalty(text_env(agent.envs), rollout)
     for row, episode in enumerate(rollout.finished):
         length = len(episode.kl)
         np.testing.assert_allclose(rewards[row, : length - 1], 0, atol=1e-6)
@@ -340,7 +350,7 @@ def test_best_of_n_has_nothing_to_share_among_processes(tiny_lm: CausalLM) -> No
 
 def test_grpo_and_dr_grpo_differ(tiny_lm: CausalLM) -> None:
     found = [
-        parameters(GRPO(make_envs(tiny_lm), GRPOConfig(normalisation=which, seed=2, learning_rate=1e-3)).learn(100))
+        parameters(GRPO(make_envs(tiny_lm), GRPOConfig(normalization=which, seed=2, learning_rate=1e-3)).learn(100))
         for which in ("grpo", "dr_grpo")
     ]
     assert not torch.equal(*found)
@@ -361,7 +371,7 @@ def test_a_group_whose_returns_are_equal_teaches_nothing(tiny_lm: CausalLM) -> N
     ("config", "setting"),
     [
         (A2CConfig, {"n_steps": 0}), (A2CConfig, {"value": "none"}), (A2CConfig, {"entropy_coef": -1.0}),
-        (REINFORCEConfig, {"gamma": 2.0}), (RLOOConfig, {"samples": 1}), (GRPOConfig, {"normalisation": "no"}),
+        (REINFORCEConfig, {"gamma": 2.0}), (RLOOConfig, {"samples": 1}), (GRPOConfig, {"normalization": "no"}),
         (GRPOConfig, {"clip": math.nan}), (NLPOConfig, {"top_p": 0.0}), (NLPOConfig, {"mask_every": 0}),
         (OnlineDPOConfig, {"beta": 0.0}), (OnlineDPOConfig, {"labels": "none"}), (SoftQConfig, {"replay": 0}),
         (SoftQConfig, {"value": "none"}), (BestOfNConfig, {"samples": 0}), (ExpertIterationConfig, {"epochs": 0}),
@@ -385,6 +395,141 @@ def test_agents_are_found_by_name_and_by_import_path() -> None:
         find("collections:Counter")
     with pytest.raises(TextEnvError, match="Did you mean 'samples'"):
         config_of(RLOO, {"sample": 4})
+
+
+def test_unknown_agents_are_told_of_those_that_exist() -> None:
+    with pytest.raises(TextEnvError, match="Expected one of a2c, best_of_n, expert_iteration, grpo"):
+        find("dqn")
+
+
+OWN_AGENT = """
+from dataclasses import dataclass
+from textenv.agents.agent import Agent
+from textenv.agents.config import AgentConfig
+
+@dataclass(frozen=True, slots=True)
+class IdleWriterConfig(AgentConfig):
+    pace: float = 0.5
+
+class IdleWriter(Agent[IdleWriterConfig]):
+    Config = IdleWriterConfig
+
+    def update(self, rollout):
+        return {"train/pace": self.config.pace}
+"""
+
+
+def test_a_new_agent_is_one_file(tiny_lm: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.import_module("textenv.agents")
+    folders = [*package.__path__, str(tmp_path)]
+    (tmp_path / "idle_writer.py").write_text(OWN_AGENT)
+    monkeypatch.setattr(package, "__path__", folders)
+    monkeypatch.setattr(package.__spec__, "submodule_search_locations", folders)
+    plugins.built_in.cache_clear()
+    try:
+        assert set(names()) - {"idle_writer"} == NAMES
+        agent = find("idle_writer")(make_envs(tiny_lm), config_of(find("idle_writer"), {"pace": 0.25, "seed": 1}))
+        told: list[float] = []
+        agent.learn(1, progress=lambda _, metrics: told.append(metrics["train/pace"]))
+        assert told == [0.25]
+        agent.save(tmp_path / "saved")
+        assert agent.load(tmp_path / "saved", make_envs(tiny_lm, 1)).config == agent.config
+    finally:
+        plugins.built_in.cache_clear()
+        sys.modules.pop("textenv.agents.idle_writer", None)
+        vars(package).pop("idle_writer", None)
+
+
+HEAVY = {"torch", "transformers", "scipy", "stable_baselines3"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_settings_are_read_without_loading_what_is_heavy(name: str) -> None:
+    """In a process of its own, as the command line reads them for ``--help``."""
+    program = (
+        "import sys\n"
+        "from textenv.agents import config_of, find\n"
+        f"config = config_of(find({name!r}), {{}})\n"
+        f"print(config.seed, sorted({HEAVY!r} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.split("\n")[0] == "0 []"
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_loaded_agent_acts_where_it_could_not_learn(name: str, tiny_lm: CausalLM, tmp_path: Path) -> None:
+    """The rows of a group, a KL to divide by, and a reward without statistics matter to training alone."""
+    agent = make(name, tiny_lm)
+    agent.learn(1)
+    agent.save(tmp_path)
+    one_row = make_envs(tiny_lm, 1)
+    (expected,) = agent.sample(one_row, ["it"])
+    for envs in (one_row, make_envs(tiny_lm, 1, kl_coef=0.0, reward=Normalize(count_e))):
+        loaded = agent.load(tmp_path, envs)
+        (episode,) = loaded.sample(envs, ["it"])
+        assert episode.completion_ids == expected.completion_ids or name == "nlpo"  # its mask lags while it learns
+        obs, _ = envs.reset(seed=0)
+        assert loaded.predict(obs).shape == (1,)
+    if hasattr(agent.config, "samples"):
+        with pytest.raises(TextEnvError, match="a multiple of it"):
+            agent.load(tmp_path, one_row).learn(100)
+    learned = agent.load(tmp_path, make_envs(tiny_lm, 8)).learn(agent.steps + 1)
+    assert learned.steps > agent.steps
+
+
+def test_a_loaded_agent_acts_in_more_rows_than_an_iteration_has_episodes(tiny_lm: CausalLM, tmp_path: Path) -> None:
+    REINFORCE(make_envs(tiny_lm, 2), REINFORCEConfig(episodes=2)).save(tmp_path)
+    envs = make_envs(tiny_lm, 3)
+    loaded = REINFORCE.load(tmp_path, envs)
+    assert [episode.prompt for episode in loaded.sample(envs, PROMPTS)] == PROMPTS
+    with pytest.raises(TextEnvError, match="episodes=2, with 3 rows"):
+        loaded.learn(1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize("name", ["ppo", "nlpo"])
+def test_the_callers_random_numbers_stay_as_they_are(
+    name: str, settings: dict[str, Any], make_lm: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    agent = make(name, make_lm(), **settings)
+    agent.learn(60, checkpoints=tmp_path / "checkpoints")
+    agent.save(tmp_path / "agent")
+    again = make(name, make_lm(), **settings)
+    assert again.resume(tmp_path / "checkpoints", 60)
+    agent.load(tmp_path / "agent", make_envs(make_lm()))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Noisy(Agent[AgentConfig]):
+    """Draws from torch's global random numbers as it learns."""
+
+    Config = AgentConfig
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        return {"train/drawn": float(torch.rand(()))}
+
+
+def test_what_an_update_draws_comes_from_the_seed_and_goes_on_after_a_stop(tiny_lm: CausalLM, tmp_path: Path) -> None:
+    def run(folder: Path, iterations: int, caller: int) -> list[float]:
+        torch.manual_seed(caller)
+        drawn: list[float] = []
+
+        def progress(_: int, metrics: Any) -> bool:
+            drawn.append(metrics["train/drawn"])
+            return len(drawn) < iterations
+
+        agent = Noisy(make_envs(tiny_lm), AgentConfig(seed=5))
+        agent.learn(800, progress=progress, checkpoints=folder, checkpoint_every=1)
+        return drawn
+
+    whole = run(tmp_path / "whole", 99, caller=1)
+    first = run(tmp_path / "parts", 4, caller=2)
+    rest = run(tmp_path / "parts", 99, caller=3)
+    assert first + rest == whole
+    assert len(first) == 4
+    assert len(set(whole)) == len(whole) > 6
 
 
 def test_an_agent_of_another_kind_is_not_loaded(tiny_lm: CausalLM, tmp_path: Path) -> None:
@@ -504,7 +649,7 @@ def test_learning_rates_follow_the_one_that_is_set(name: str, tiny_lm: CausalLM)
     if valued:
         assert 2e-3 in peaks(learning_rate=1e-6, value_learning_rate=2e-3)
         with pytest.raises(
-            TextEnvError, match="value_learning_rate='half': expected a finite number above 0, or 'auto'"
+            TextEnvError, match=r"value_learning_rate='half': expected a finite number above 0, or one of \['auto'\]"
         ):
             peaks(value_learning_rate="half")
 

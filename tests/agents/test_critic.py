@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from tests.agents.test_ppo import PROMPTS, make_envs
-from textenv.agents.critic import Critic, ask, score_next
+from textenv.agents.critic import Critic, score_next, score_prefixes
 from textenv.agents.guided import Guided, GuidedConfig
 from textenv.agents.mac import MAC
 from textenv.agents.soft_values import Choices, SoftValues
@@ -39,15 +39,15 @@ def test_it_finds_returns_that_are_a_function_of_score_and_length() -> None:
     critic = Critic(800, 5)
     critic.add(scores, paying(truth + noise, mask))
     inside = mask & (np.abs(scores) < 0.95)
-    assert np.abs(critic.worth(scores, written) - truth)[inside].mean() < 0.06  # of noise alone it would be 0.24
-    assert critic.worth(scores[:, 0], np.array(5)) == pytest.approx(scores[:, 0])  # there is nothing more to come
+    assert np.abs(critic.predict(scores, written) - truth)[inside].mean() < 0.06  # of noise alone it would be 0.24
+    assert critic.predict(scores[:, 0], np.array(5)) == pytest.approx(scores[:, 0])  # there is nothing more to come
 
 
 def test_it_keeps_the_latest_episodes_and_takes_scores_at_their_word_where_it_knows_nothing() -> None:
     critic = Critic(4, 3)
     for returns in (5.0, 1.0):
         critic.add(np.zeros((4, 3)), paying(np.full((4, 3), returns), np.ones((4, 3), dtype=bool)))
-    found = critic.worth(np.zeros(3), np.arange(3))
+    found = critic.predict(np.zeros(3), np.arange(3))
     assert (found > 0.7).all()  # shrunk a little towards 0, the score
     assert (found < 1.0).all()
 
@@ -77,12 +77,14 @@ def test_soft_values_are_those_of_a_walk_that_can_be_solved() -> None:
     assert not values.fitted
     values.fit(states, beta)
     truth = [value(score, written, last) for written, score, last, *_ in rows]
-    found = values.worth(states.scores, states.written) + np.where(states.written > 0, values.promise[states.last], 0)
+    found = values.values_of(states.scores, states.written) + np.where(
+        states.written > 0, values.token_values[states.last], 0
+    )
     error = np.abs(found - truth)
     assert error.mean() < 0.02
     assert error.max() < 0.1
     assert np.std(truth) > 0.4
-    assert values.promise[doubles] - values.promise[0] > 0.05
+    assert values.token_values[doubles] - values.token_values[0] > 0.05
     q = values.q(states)
     last_step = states.written == budget - 1
     np.testing.assert_allclose(q[last_step, :3], states.next_scores[last_step])  # what is over is paid
@@ -112,7 +114,7 @@ def test_candidates_are_scored_as_the_environment_would(tiny_lm: CausalLM) -> No
     assert over.tolist() == [False, False, True, True, True, True]
     assert scores.tolist() == [1.0, 1.0, 1.0, 1.0, -4.0, 1.0]  # one that goes on is not blamed for it
     tokens = np.array([[[letter["a"], end], [letter["b"], letter["a"]]]])
-    scores, over = ask(base, [(base.prompts[0], (letter["a"], letter["a"]))], tokens)
+    scores, over = score_prefixes(base, [(base.prompts[0], (letter["a"], letter["a"]))], tokens)
     assert over.tolist() == [[[False, True], [True, False]]]
     assert scores.shape == (1, 2, 2)
 
@@ -121,10 +123,10 @@ def test_guided_tilts_the_reference_by_what_every_token_is_worth(tiny_lm: Causal
     envs = make_envs(tiny_lm, 4, kl_coef=0.3, kl_mode="dense")
     base, vocab = text_env(envs), tiny_lm.vocab_size
     agent = Guided(envs, GuidedConfig(candidates=vocab)).learn(100)
-    agent.actor.forget()
+    agent.policy.forget()
     obs, _ = envs.reset(seed=3)
     for written in range(2):
-        actions, _ = agent.actor.act(obs, generator=torch.Generator().manual_seed(written))
+        actions, _ = agent.policy.act(obs, generator=torch.Generator().manual_seed(written))
         ids, lengths = obs["input_ids"], obs["attention_mask"].sum(axis=1)
         reference = torch.log_softmax(tiny_lm.next_token_logits(ids, lengths), dim=-1).double().numpy()
         for row in range(4):
@@ -133,11 +135,11 @@ def test_guided_tilts_the_reference_by_what_every_token_is_worth(tiny_lm: Causal
             prompt = base.prompt_of(state[: len(state) - written])
             texts = [(*begun, token) for token in range(vocab)]
             scores, over = score_next(base, [prompt] * vocab, texts)
-            going_on = agent.values.worth(scores, written + 1) + agent.values.promise
+            going_on = agent.values.values_of(scores, written + 1) + agent.values.token_values
             q = np.where(over, scores, going_on)
             wanted = reference[row] + q / 0.3
             wanted -= np.log(np.exp(wanted - wanted.max()).sum()) + wanted.max()
-            np.testing.assert_allclose(agent.actor.action_log_probs()[row], wanted, atol=1e-4)
+            np.testing.assert_allclose(agent.policy.action_log_probs()[row], wanted, atol=1e-4)
         obs, _, over_, _, _ = envs.step(actions)
         if over_.any():
             break
@@ -164,7 +166,7 @@ def test_guided_reaches_the_optimum_without_learning_weights() -> None:
 
 @pytest.mark.parametrize("agent", [MAC, Guided])
 def test_a_reward_that_keeps_statistics_is_refused(agent: Any, tiny_lm: CausalLM) -> None:
-    with pytest.raises(TextEnvError, match="leave the normalisation out"):
+    with pytest.raises(TextEnvError, match="leave the normalization out"):
         agent(make_envs(tiny_lm, reward=Normalize(lambda **k: [float(len(c)) for c in k["completions"]])))
 
 

@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from tests.families import make_family
-from textenv.agents import agent as shared
+from textenv.agents import minibatches
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
@@ -121,23 +121,25 @@ def test_accumulated_gradients_equal_those_of_the_whole_minibatch(tiny_lm: Causa
 
 def test_rows_of_a_pass_are_of_about_the_same_length() -> None:
     lengths, starts = np.array([9, 40, 8, 39, 7, 38, 7, 37] * 4), np.zeros(32, dtype=np.int64)
-    parts = shared._split(lengths, lengths - starts, 10**6)
+    parts = minibatches.split_by_length(lengths, lengths - starts, 10**6)
     assert [sorted(set(lengths[part.numpy()].tolist())) for part in parts] == [[37, 38, 39, 40], [7, 8, 9]]
     assert sorted(torch.cat(list(parts)).tolist()) == list(range(32))
-    assert len(shared._split(lengths[:8], lengths[:8], 10**6)) == 1  # too few to part
+    assert len(minibatches.split_by_length(lengths[:8], lengths[:8], 10**6)) == 1  # too few to part
 
 
 def test_a_pass_has_no_more_tokens_than_there_is_room_for() -> None:
     lengths, starts = np.full(40, 30), np.full(40, 20)  # of which 10 are written
-    assert [len(part) for part in shared._split(lengths, lengths - starts, 160)] == [16, 16, 8]
-    assert [len(part) for part in shared._split(lengths, lengths - starts, 10)] == [8] * 5  # but no fewer rows
+    assert [len(part) for part in minibatches.split_by_length(lengths, lengths - starts, 160)] == [16, 16, 8]
+    assert [len(part) for part in minibatches.split_by_length(lengths, lengths - starts, 10)] == [
+        8
+    ] * 5  # but no fewer rows
 
 
 def test_lengths_that_differ_change_no_gradient(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for rows in (1, 10**6):
-        monkeypatch.setattr(shared, "_ROWS", rows)
-        monkeypatch.setattr(shared, "_LOGITS_CPU", rows)
+        monkeypatch.setattr(minibatches, "_ROWS", rows)
+        monkeypatch.setattr(minibatches, "_LOGITS_CPU", rows)
         agent = PPO(make_envs(tiny_lm, 16, max_new_tokens=24), PPOConfig(minibatch_size=None, seed=5))
         agent.learn(1)
         found.append(parameters(agent))

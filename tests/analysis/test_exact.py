@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from textenv import CausalLM, TextEnvError
-from textenv.analysis.best_of_n import best_of_n_kl
 from textenv.analysis.exact import LogProbs, Policy, Tree
+from textenv.analysis.frontier import best_of_n_kl
 from textenv.env.letters import FAMILIES, letter_model
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import collect, text_env

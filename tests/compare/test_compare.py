@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
@@ -27,10 +28,12 @@ from textenv.agents.agent import Agent
 from textenv.commands.cli import main
 from textenv.commands.compare import compare
 from textenv.compare import statistics
-from textenv.compare.plan import Budget, Compare, Entry, Plan, Run, Task, make_plan
+from textenv.compare.plan import Budget, Compare, ComparedAgent, ComparedTask, Plan, Run, make_plan
 from textenv.compare.report import write_report
 from textenv.compare.results import Results, read_results, write_tables
-from textenv.compare.runs import Ruler, finished, measure_task, run_folder, train_run
+from textenv.compare.runs import Evaluator, finished, measure_task, run_folder, train_run
+from textenv.env import registry
+from textenv.env.registry import EnvRecord
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.types import TextEnvError
@@ -167,9 +170,27 @@ def test_flags_change_the_quick_one(tmp_path: Path) -> None:
 
 
 def test_held_out_prompts_are_measured_on() -> None:
-    task = Task("movies", "textenv/MovieReview-v0")
+    task = ComparedTask("movies", "textenv/MovieReview-v0")
     assert task.keywords(held_out=True)["split"] == "heldout"
     assert dataclasses.replace(task, eval_prompts="mine.txt").keywords(held_out=True)["prompts"] == "mine.txt"
+
+
+def test_an_id_of_another_package_says_by_its_record_how_it_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_RECORDS", {**registry._RECORDS})
+    record = EnvRecord({"max_new_tokens": 2}, {"learning_rate": 0.25, "clip": 0.5}, enumerable=True, takes_model=False)
+    made = {"entry_point": "textenv.env.letters:exact", "vector_entry_point": "textenv.env.letters:exact_vector"}
+    monkeypatch.setitem(gymnasium.registry, "elsewhere/Letters-v0", None)  # removed again after the test
+    del gymnasium.registry["elsewhere/Letters-v0"]
+    registry.register("elsewhere/Letters-v0", record=record, **made)
+    plan = make_plan(command(tmp_path, agents=("rloo",), envs=("elsewhere/Letters-v0",), rewards=(), seeds=1))
+    config = only_run(plan).agent_config()
+    assert config.learning_rate == 0.25
+    assert not hasattr(config, "clip")  # an agent takes those of the settings that it has
+    assert plan.tasks[0].keywords(held_out=True)["max_new_tokens"] == 2
+    assert "max_new_tokens" not in plan.tasks[0].keywords()
+    assert Evaluator(plan.tasks[0], plan.budget).tree is not None
 
 
 @pytest.mark.parametrize(
@@ -221,16 +242,16 @@ def test_a_run_that_was_cut_off_has_the_curve_of_one_that_was_not(
     plan = make_plan(command(tmp_path, agents=("reinforce",), seeds=1, total_steps=700, evaluations=7))
     run, whole, cut = only_run(plan), tmp_path / "whole", tmp_path / "cut"
     train_run(run, plan.budget, whole, 1)
-    measure, calls = Ruler.measure, []
+    measure, calls = Evaluator.measure, []
 
-    def killed(self: Ruler, agent: Any) -> Any:
+    def killed(self: Evaluator, agent: Any) -> Any:
         calls.append(agent.steps)
         if len(calls) == 6:
             raise KeyboardInterrupt
         return measure(self, agent)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ruler, "measure", killed)
+        patch.setattr(Evaluator, "measure", killed)
         with pytest.raises(KeyboardInterrupt):
             train_run(run, plan.budget, cut, 1)
     assert not finished(cut, run)
@@ -263,8 +284,8 @@ def test_time_runs_out(tmp_path: Path) -> None:
 
 def test_figures_are_those_of_the_environment(tmp_path: Path) -> None:
     plan = make_plan(command(tmp_path, agents=("best_of_n", "nlpo", "reinforce"), seeds=1, total_steps=300))
-    ruler = Ruler(plan.tasks[0], plan.budget)
-    tree = ruler.tree
+    evaluator = Evaluator(plan.tasks[0], plan.budget)
+    tree = evaluator.tree
     assert tree is not None
     for run in plan.runs:
         train_run(run, plan.budget, tmp_path, 1)
@@ -278,31 +299,60 @@ def test_figures_are_those_of_the_environment(tmp_path: Path) -> None:
 
 
 def test_a_masked_policy_is_measured_as_it_acts() -> None:
-    task = Task("small", "textenv/Exact-v0", {"vocab_size": 3, "max_new_tokens": 2, "reward": "dense"})
-    ruler = Ruler(task, Budget(100, None, 1, 8, 4))
-    assert ruler.tree is not None
+    task = ComparedTask("small", "textenv/Exact-v0", {"vocab_size": 3, "max_new_tokens": 2, "reward": "dense"})
+    evaluator = Evaluator(task, Budget(100, None, 1, 8, 4))
+    assert evaluator.tree is not None
 
     class Masked:
         """A reference that may write only the first letter."""
 
-        policy = TextPolicy.of_reference(text_env(ruler.envs))
+        policy = TextPolicy.of_reference(text_env(evaluator.envs))
 
         @staticmethod
         def mask(obs: Mapping[str, Any], rows: Any, allowed: Any) -> Any:
-            chosen = np.zeros((len(rows), text_env(ruler.envs).reference.vocab_size), dtype=bool)
+            chosen = np.zeros((len(rows), text_env(evaluator.envs).reference.vocab_size), dtype=bool)
             chosen[:, 1] = True
             return chosen
 
-    found = ruler.measure(Masked())
-    table = [[np.where(np.arange(3) == 1, 0.0, -np.inf) + 0 * at.ref_log_probs for at in t] for t in ruler.tree.states]
-    expected = ruler.tree.evaluate(table)
+        @staticmethod
+        def sample(env: Any, prompts: Any, *, generator: Any = None) -> Any:
+            raise AssertionError("what is measured exactly writes no samples")
+
+    found = evaluator.measure(Masked())
+    table = [
+        [np.where(np.arange(3) == 1, 0.0, -np.inf) + 0 * at.ref_log_probs for at in t] for t in evaluator.tree.states
+    ]
+    expected = evaluator.tree.evaluate(table)
     assert (found.score, found.kl) == pytest.approx((expected.score, expected.kl))
+
+
+def test_any_agent_that_keeps_the_best_of_samples_is_measured_as_such() -> None:
+    task = ComparedTask("small", "textenv/Exact-v0", {"vocab_size": 3, "max_new_tokens": 2, "reward": "dense"})
+    evaluator = Evaluator(task, Budget(100, None, 1, 8, 4))
+    assert evaluator.tree is not None
+
+    class Keeps:
+        """An agent of another package."""
+
+        best_of = 3
+
+        @staticmethod
+        def sample(env: Any, prompts: Any, *, generator: Any = None) -> Any:
+            policy = TextPolicy(text_env(env).reference, value="none", trainable=False)
+            return sample_episodes(env, policy, generator, prompts)
+
+    found, expected = evaluator.measure(Keeps()), evaluator.tree.best_of_n(3)
+    assert (found.score, found.kl, found.exact) == (expected.score, expected.kl, True)
+    evaluator.tree = None
+    found = evaluator.measure(Keeps())
+    assert found.kl == pytest.approx(np.log(3) - 2 / 3)
+    assert not found.exact
 
 
 def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
     asked = command(tmp_path, agents=("best_of_n", "guided", "reinforce"), seeds=1, total_steps=300)
     plan = make_plan(asked)
-    ruler = Ruler(plan.tasks[0], plan.budget)
+    evaluator = Evaluator(plan.tasks[0], plan.budget)
 
     class Derived(TextPolicy):
         """A policy derived from ours."""
@@ -310,13 +360,13 @@ def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
     class Own:
         """An agent that samples from a policy derived from ours, and so from something else."""
 
-        policy = Derived.of_reference(text_env(ruler.envs))
+        policy = Derived.of_reference(text_env(evaluator.envs))
 
         @staticmethod
         def sample(envs: Any, prompts: Any, *, generator: Any = None) -> Any:
             return sample_episodes(envs, Own.policy, generator, prompts)
 
-    found = ruler.measure(Own())
+    found = evaluator.measure(Own())
     assert not found.exact
     assert found.stderr is not None
     assert found.stderr > 0
@@ -359,7 +409,7 @@ def test_tables_agree_with_the_runs(done: tuple[Path, Compare]) -> None:
             gain = about["optimum"]["value"] - about["reference"]["value"]
             regret = (about["optimum"]["value"] - float(row["value"])) / gain
             assert float(row["regret"]) == pytest.approx(regret, abs=1e-9)
-            assert float(row["normalised"]) == pytest.approx(1 - regret, abs=1e-9)
+            assert float(row["normalized"]) == pytest.approx(1 - regret, abs=1e-9)
     curves = table(out / "curves.csv")
     assert len(curves) == 3 * 2 * 2 * 2
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -368,7 +418,7 @@ def test_tables_agree_with_the_runs(done: tuple[Path, Compare]) -> None:
     aggregate = results.aggregate("rloo")
     assert aggregate is not None
     expected = [
-        [float(row["normalised"]) for row in rows if (row["agent"], row["seed"]) == ("rloo", seed)] for seed in "01"
+        [float(row["normalized"]) for row in rows if (row["agent"], row["seed"]) == ("rloo", seed)] for seed in "01"
     ]
     np.testing.assert_allclose(aggregate.tokens, expected)
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
@@ -460,8 +510,8 @@ def test_nothing_of_a_file_is_markup(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for text in ("plain", hostile):
         plan = dataclasses.replace(
             plan,
-            agents=tuple(Entry(label, "rloo", {text: text}) for label in (text, f"{text} too")),
-            tasks=(Task(text, "textenv/Exact-v0", {"reward": text}),),
+            agents=tuple(ComparedAgent(label, "rloo", {text: text}) for label in (text, f"{text} too")),
+            tasks=(ComparedTask(text, "textenv/Exact-v0", {"reward": text}),),
         )
         write_report(made_up(plan, text), [text], tmp_path / "report.html")
         pages.append((tmp_path / "report.html").read_text())
@@ -515,7 +565,8 @@ def test_runs_that_fail_leave_the_others(
     package = tmp_path / "mine"
     package.mkdir()
     (package / "own.py").write_text(
-        "from textenv.agents.agent import Agent, AgentConfig\n"
+        "from textenv.agents.agent import Agent\n"
+        "from textenv.agents.config import AgentConfig\n"
         "class Broken(Agent[AgentConfig]):\n"
         "    Config = AgentConfig\n"
         "    def update(self, rollout):\n"

@@ -85,7 +85,7 @@ def run(case: Case, world: World, folder: Path, *, checkpoints: Path | None = No
         return agent
     assert len({json.dumps(theirs) for theirs in world.gather(history)}) == 1, "the processes tell different metrics"
     agent.save(folder)
-    with agent.whole():
+    with agent.whole_weights():
         generator = torch.Generator().manual_seed(1)
         episodes = sample_episodes(agent.envs, agent.policy, generator, [*PROMPTS, *PROMPTS, "x"][:5], world=world)
     values = [value for state in agent.optimizer.state.values() for value in state.values() if value.ndim]

@@ -14,7 +14,7 @@ import torch
 
 from tests.agents.test_ppo import count_e, make_envs
 from tests.conftest import build_lm
-from textenv.agents import AGENTS, config_of, find
+from textenv.agents import config_of, find, names
 from textenv.models.causal_lm import CausalLM
 from textenv.models.network import Network
 from textenv.models.prefix_cache import PrefixCache
@@ -22,7 +22,7 @@ from textenv.rewards.normalize import Normalize
 from textenv.rollouts.checkpoint import latest_checkpoint
 
 KEEPS_NO_CHECKPOINT = {"best_of_n", "guided"}  # which have nothing to go on with
-LEARNERS = sorted(set(AGENTS) - KEEPS_NO_CHECKPOINT)
+LEARNERS = sorted(set(names()) - KEEPS_NO_CHECKPOINT)
 Row = dict[str, Any]
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from textenv.compare.figures import draw_overview, picture
 from textenv.compare.plan import Compare, Plan, make_plan
+from textenv.compare.plots import draw_overview, picture
 from textenv.compare.pool import Job, processes, ray_cluster
 from textenv.compare.report import task_table, write_report
 from textenv.compare.results import Results, read_results, write_tables
@@ -85,7 +85,7 @@ def _compare(command: Compare, plan: Plan, console: Console) -> Results:
     return results
 
 
-_SHOWN = ("agent", "score − β·KL", "KL, nats", "regret, %", "normalised", "95 %", "tokens to 2 %", "price in nats")
+_SHOWN = ("agent", "score − β·KL", "KL, nats", "regret, %", "normalized", "95 %", "tokens to 2 %", "price in nats")
 
 
 def _tell(results: Results, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What is compared: agents, tasks (an environment with a reward) and seeds, from flags or a TOML file."""
+"""What is compared: agents, tasks (environments with rewards) and seeds, from flags or a TOML file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import gymnasium as gym
 import tyro
 
 from textenv import plugins
 from textenv.data.files import to_json
+from textenv.env.registry import record_of
 from textenv.env.trust import Source
 from textenv.types import TextEnvError
 
-__all__ = ["Budget", "Compare", "Entry", "Plan", "Run", "Task", "make_plan"]
+__all__ = ["Budget", "Compare", "ComparedAgent", "ComparedTask", "Plan", "Run", "make_plan"]
 
-_EXACT = "textenv/Exact-v0"
-_TUNED: dict[str, dict[str, Any]] = {
-    _EXACT: {"learning_rate": 5e-3, "embedding_learning_rate": None, "value_learning_rate": 1e-2}
-}
-"""Agents' defaults are made for models a thousand times as large as that of the environment of letters."""
-
+_EXACT = "textenv/Exact-v0"  # what is compared on where nothing else is said
 
 _DEFAULTS: dict[str, Any] = {
     "agents": ("reinforce", "ppo", "rloo", "grpo", "soft_q"),
@@ -53,7 +48,7 @@ class Compare:
     """Compare agents on environments and rewards, over seeds, at equal budgets; a comparison cut off goes on.
 
     Runs that are finished are kept, so that more agents or seeds can be added to a folder later. A setting that may
-    stand in the file is None where nobody gave it.
+    also be in the file is None if it was not given.
 
     Attributes:
         out: Folder of the comparison: runs, results.csv, curves.csv, report.html, compare.png.
@@ -70,7 +65,7 @@ class Compare:
         evaluations: How often a run is measured on its way, at equal distances in tokens.
         eval_episodes: Completions that it is measured on, where the figures are not exact.
         num_envs: Episodes written side by side.
-        workers: Runs at the same time, each with its share of the cores; 0 for one a core.
+        workers: Runs at the same time, each with its share of the cores; 0 for as many as there are cores.
         ray: Run on Ray: an existing cluster's if RAY_ADDRESS is set, else a local one. "out" has to be a folder that
             all its machines share.
         trust: Let the TOML file import code and read environment variables: only for a file that you have read.
@@ -107,7 +102,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedAgent:
     """An agent with settings.
 
     Attributes:
@@ -122,7 +117,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Task:
+class ComparedTask:
     """An environment with a reward.
 
     Attributes:
@@ -151,8 +146,8 @@ class Task:
             keywords["kl_mode"] = "lump"
             if self.eval_prompts is not None:
                 keywords["prompts"] = self.eval_prompts
-            elif self.env == "textenv/MovieReview-v0" and "prompts" not in keywords:
-                keywords["split"] = "heldout"
+            elif "prompts" not in keywords:
+                keywords |= record_of(self.env).held_out or {}
         return keywords
 
 
@@ -160,8 +155,8 @@ class Task:
 class Run:
     """One training run."""
 
-    agent: Entry
-    task: Task
+    agent: ComparedAgent
+    task: ComparedTask
     seed: int
 
     @property
@@ -200,8 +195,8 @@ class Plan:
         budget: Of each run.
     """
 
-    agents: tuple[Entry, ...]
-    tasks: tuple[Task, ...]
+    agents: tuple[ComparedAgent, ...]
+    tasks: tuple[ComparedTask, ...]
     seeds: int
     budget: Budget
 
@@ -302,34 +297,30 @@ def _mapping(given: Any, kind: str, key: str) -> dict[str, Any]:
     return entry
 
 
-def _agent(given: Any) -> Entry:
+def _agent(given: Any) -> ComparedAgent:
     entry = _mapping(given, "agents", "name")
     _check_keys("An agent", entry, ("name", "label", "settings"))
     name, settings = entry["name"], entry.get("settings", {})
     if "seed" in settings:
         raise TextEnvError(f"agents: {name} has a seed among its settings; 'seeds' seeds all.")
-    return Entry(
-        entry.get("label", name if name in plugins.agents().AGENTS else name.rpartition(":")[2]), name, settings
-    )
+    return ComparedAgent(entry.get("label", name.rpartition(":")[2]), name, settings)
 
 
-def _tasks(given: Any, rewards: Sequence[Any]) -> list[Task]:
+def _tasks(given: Any, rewards: Sequence[Any]) -> list[ComparedTask]:
     entry = _mapping(given, "envs", "id")
     _check_keys("An environment", entry, ("id", "label", "rewards", "settings", "agent_settings", "eval_prompts"))
     env, settings = entry["id"], entry.get("settings", {})
-    if env not in gym.registry:
-        known = sorted(name for name in gym.registry if name.startswith("textenv/"))
-        raise TextEnvError(f"envs: {env!r} is not registered; expected one of {', '.join(known)}, or your own.")
+    record = record_of(env)
     label = entry.get("label", env.removeprefix("textenv/").removesuffix("-v0"))
-    agent_settings = {**_TUNED.get(env, {}), **entry.get("agent_settings", {})}
+    agent_settings = {**record.agent_settings, **entry.get("agent_settings", {})}
     chosen = entry.get("rewards", () if "reward" in settings else rewards)
     tasks = []
     for reward in chosen:
         made = json.loads(reward) if isinstance(reward, str) and reward.startswith("{") else reward
         name = made if isinstance(made, str) else to_json(made)
         keywords = {**settings, "reward": made}
-        tasks.append(Task(f"{label} {name}", env, keywords, agent_settings, entry.get("eval_prompts")))
-    return tasks or [Task(label, env, settings, agent_settings, entry.get("eval_prompts"))]
+        tasks.append(ComparedTask(f"{label} {name}", env, keywords, agent_settings, entry.get("eval_prompts")))
+    return tasks or [ComparedTask(label, env, settings, agent_settings, entry.get("eval_prompts"))]
 
 
 def _slug(label: str) -> str:

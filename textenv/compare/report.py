@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from textenv.compare.figures import draw_aggregates, draw_curves, draw_frontier, draw_profiles, picture
+from textenv.compare.plots import draw_aggregates, draw_curves, draw_frontier, draw_profiles, picture
 from textenv.compare.results import Results
 from textenv.compare.runs import SAMPLES
 from textenv.compare.statistics import AGGREGATES, improvement, mean_interval, stratified_bootstrap
@@ -66,11 +66,11 @@ def write_report(results: Results, failures: Sequence[str], path: Path) -> None:
 def task_table(results: Results, task: str) -> tuple[list[str], list[list[str]]]:
     """Return the heading and the rows of the final figures on a task, the best agent first.
 
-    Regret is ``(J* - J) / (J* - J_ref)`` in per cent where the optimum is known; else the normalised score. The
+    Regret is ``(J* - J) / (J* - J_ref)`` in per cent where the optimum is known; else the normalized score. The
     interval is Student's over the seeds. Tokens are those after which the mean regret stays at most 2 %.
     """
     exact = results.tasks[task]["optimum"] is not None
-    head = ["agent", "seeds", "score − β·KL", "score", "KL, nats", "regret, %" if exact else "normalised", "95 %"]
+    head = ["agent", "seeds", "score − β·KL", "score", "KL, nats", "regret, %" if exact else "normalized", "95 %"]
     head += ["worst seed", "tokens to 2 %"] if exact else []
     head += ["price in nats", "seconds"]
     rows = []
@@ -79,7 +79,7 @@ def task_table(results: Results, task: str) -> tuple[list[str], list[list[str]]]
             continue
         runs = list(results.runs[agent, task].values())
         value, score, kl, seconds = (np.array([run[n] for run in runs]) for n in ("value", "score", "kl", "seconds"))
-        share = results.normalised(task, value)
+        share = results.normalized(task, value)
         told = 100 * (1 - share) if exact else share
         low, high = mean_interval(told)
         digits = 2
@@ -88,7 +88,7 @@ def task_table(results: Results, task: str) -> tuple[list[str], list[list[str]]]
         cells += [f"{told.mean():.{digits}f}", interval]
         if exact:
             curves = results.curves(agent, task)
-            regret = 1 - results.normalised(task, curves.value.mean(axis=0))
+            regret = 1 - results.normalized(task, curves.value.mean(axis=0))
             below = np.flatnonzero(regret > 0.02)
             first = 0 if not len(below) else int(below[-1]) + 1
             cells += [f"{told.max():.2f}", f"{curves.at[first]:,.0f}" if first < len(curves.at) else "–"]
@@ -106,7 +106,7 @@ def _summary(results: Results, failures: Sequence[str]) -> Markup:
         budget += f" or {plan.budget.seconds:g} seconds of training, whichever is first"
     parts.append(
         fill(
-            "<p>Each run: {budget}; {seeds} seeds. Scores are normalised: 0 is the reference model, 1 the "
+            "<p>Each run: {budget}; {seeds} seeds. Scores are normalized: 0 is the reference model, 1 the "
             "optimum where it is known, else the best that best-of-n comes to, all in score − β·KL. Intervals of "
             "aggregates are 95 % stratified bootstrap intervals over seeds (Agarwal et al. 2021).</p>",
             budget=budget,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.analysis.best_of_n import price_in_nats
+from textenv.analysis.frontier import price_in_nats
 from textenv.compare.plan import Plan
 from textenv.compare.runs import finished, run_folder, task_file
 from textenv.data.files import write_atomically
@@ -87,7 +87,7 @@ class Results:
         frontier = about["frontier"]
         return float(np.max(np.array(frontier["score"]) - about["kl_coef"] * np.array(frontier["kl"])))
 
-    def normalised(self, task: str, value: Values | float) -> Values:
+    def normalized(self, task: str, value: Values | float) -> Values:
         """Return values as shares of the way from the reference to ``top``; 1 less the regret, where that is known."""
         start = self.tasks[task]["reference"]["value"]
         gain = self.top(task) - start
@@ -148,8 +148,8 @@ class Results:
                 times, values = _column(run["curve"], "seconds", 0.0), _column(run["curve"], "value", start["value"])
                 if run["seconds"] == 0:  # an agent that trains nothing
                     times, values = times[1:], values[1:]
-                tokens[row, column] = self.normalised(label, run["value"])
-                seconds[row, column] = self.normalised(label, float(np.interp(until, times, values)))
+                tokens[row, column] = self.normalized(label, run["value"])
+                seconds[row, column] = self.normalized(label, float(np.interp(until, times, values)))
         return Aggregate(tokens, seconds)
 
     def price(self, agent: str, task: str) -> float | None:
@@ -267,9 +267,9 @@ def write_tables(results: Results, out: Path) -> list[Path]:
             for rows, table in (([run], final), (run["curve"], curves)):
                 for row in rows:
                     figures = {name: row[name] for name in ("steps", "seconds", "score", "stderr", "kl", "value")}
-                    share = float(results.normalised(task, row["value"]))
+                    share = float(results.normalized(task, row["value"]))
                     known = results.tasks[task]["optimum"] is not None
-                    shares = {"normalised": share, "regret": 1 - share if known else None}
+                    shares = {"normalized": share, "regret": 1 - share if known else None}
                     table.append({**key, **figures, **shares, "exact": is_exact(row)})
     written = []
     for name, table in (("results", final), ("curves", curves)):

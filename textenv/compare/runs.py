@@ -6,25 +6,26 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch
 import transformers
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 import textenv
 from textenv import plugins
-from textenv.analysis.best_of_n import COUNTS, best_of_n_kl, sample_frontier
 from textenv.analysis.exact import LogProbs, Policy, Tree, model_log_probs
-from textenv.compare.plan import Budget, Run, Task
+from textenv.analysis.frontier import COUNTS, best_of_n_kl, sample_frontier
+from textenv.compare.plan import Budget, ComparedTask, Run
 from textenv.data.files import to_json, write_atomically, write_json
+from textenv.env.registry import record_of
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, summary
@@ -32,8 +33,9 @@ from textenv.types import Episode, IntArray
 
 __all__ = [
     "SAMPLES",
-    "Figures",
-    "Ruler",
+    "Evaluator",
+    "Measurable",
+    "Measurement",
     "finished",
     "measure_task",
     "run_folder",
@@ -45,13 +47,13 @@ __all__ = [
 _PROMPTS = 64  # held-out ones that a task is measured on, at most: its frontier takes many completions of each
 SAMPLES = 256
 """Completions of each prompt that the reference and best-of-n are measured on, where texts cannot be enumerated."""
-_SHOWN = 8  # completions kept for the report
-_AT_ONCE = 4096  # states that a mask is asked for
+_SHOWN = 8  # completions that the report shows
+_AT_ONCE = 4096  # states that a mask is computed for at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """What a policy comes to: mean score, KL from the reference in nats, ``value = score - kl_coef * kl``.
+class Measurement:
+    """What an agent comes to: mean score, KL from the reference in nats, ``value = score - kl_coef * kl``.
 
     ``stderr`` is the standard error of the score: 0 where the figures are ``exact``, computed from all texts and not
     sampled, None where it is not known.
@@ -64,19 +66,36 @@ class Figures:
     exact: bool
 
 
-class Ruler:
-    """Measures agents on a task, exactly or on fresh completions.
+class Measurable(Protocol):
+    """An agent as a comparison measures it: it writes samples. How it draws them is told by attributes it may have.
 
-    It is exact where the task's texts can be enumerated and the agent writes by a language model's probabilities, or by
-    best-of-n.
+    On a task whose texts can be enumerated its figures are exact if one of these is there; else they are those of its
+    samples.
 
-    Attributes:
-        tree: All texts of the task; None where they are too many.
-        kl_coef: The weight of the KL in ``value``: that which the task began with.
-        envs: What completions are written in.
+    - ``policy``: a ``TextPolicy`` (no class derived from it) that it draws tokens from, within ``mask``: an
+      ``ActionMask``, or None.
+    - ``best_of``: it writes the best one of so many samples of the reference; None for an agent that does not.
+    - ``learns``: False for an agent that does not learn, and so is not trained; True if there is no such attribute.
     """
 
-    def __init__(self, task: Task, budget: Budget, model: Any = None) -> None:
+    def sample(
+        self, env: VectorEnv[Any, Any, Any], prompts: Sequence[Any], *, generator: torch.Generator | None = None
+    ) -> list[Episode]:
+        """Write one episode from each prompt; ``textenv.agents.actor.Actor.sample`` has the arguments."""
+        ...
+
+
+class Evaluator:
+    """Measures agents on a task, exactly or on fresh completions (see ``Measurable``).
+
+    Attributes:
+        tree: All texts of the task; None if they cannot be enumerated.
+        kl_coef: The weight of the KL in ``value``: that of the task at its beginning.
+        envs: The environment that completions are written in.
+        prompts: Those that it measures on.
+    """
+
+    def __init__(self, task: ComparedTask, budget: Budget, model: Any = None) -> None:
         """Make the environment to measure in, with a reference model that is loaded already if one is given."""
         shared = {} if model is None else {"model": model}
         keywords = {**task.keywords(held_out=True), **shared}
@@ -87,59 +106,60 @@ class Ruler:
         )
         base = text_env(self.envs)
         self.kl_coef = base.settings.kl_coef
-        self.tree = Tree.of(self.envs) if task.env == "textenv/Exact-v0" else None
+        self.tree = Tree.of(self.envs) if record_of(task.env).enumerable else None
         step = max(1, len(base.prompts) // _PROMPTS)
         self.prompts = list(base.prompts[::step][:_PROMPTS])
-        self._asked = [self.prompts[place % len(self.prompts)] for place in range(budget.eval_episodes)]
+        self._eval_prompts = [self.prompts[place % len(self.prompts)] for place in range(budget.eval_episodes)]
 
-    def measure(self, agent: Any) -> Figures:
+    def measure(self, agent: Measurable) -> Measurement:
         """Return what an agent comes to."""
-        policy = getattr(agent, "policy", None)
-        if self.tree is not None and _is_best_of_n(agent):
-            outcome = self.tree.best_of_n(agent.config.samples)
-            return Figures(outcome.score, outcome.kl, outcome.value, stderr=0.0, exact=True)
-        if self.tree is not None and type(policy) is TextPolicy:  # one derived from it may draw from something else
-            outcome = self.tree.evaluate(_masked(policy, getattr(agent, "mask", None), self.tree))
-            return Figures(outcome.score, outcome.kl, outcome.value, stderr=0.0, exact=True)
+        policy, best_of = getattr(agent, "policy", None), getattr(agent, "best_of", None)
+        if self.tree is not None:
+            outcome = None
+            if best_of is not None:
+                outcome = self.tree.best_of_n(best_of)
+            elif type(policy) is TextPolicy:  # one derived from it may draw from something else
+                outcome = self.tree.evaluate(_masked(policy, getattr(agent, "mask", None), self.tree))
+            if outcome is not None:
+                return Measurement(outcome.score, outcome.kl, outcome.value, stderr=0.0, exact=True)
         about = summary(self.sample(agent))
         score, stderr = about["score"]["mean"], about["score"]["stderr"]
-        # What best-of-n writes has the log-probabilities of the reference; its divergence is in the choice.
-        kl = float(best_of_n_kl(agent.config.samples)) if _is_best_of_n(agent) else about["kl"]["mean"]
-        return Figures(score, kl, score - self.kl_coef * kl, stderr, exact=False)
+        # The best of n samples has the log-probabilities of the reference; its divergence is in the choice.
+        kl = about["kl"]["mean"] if best_of is None else float(best_of_n_kl(best_of))
+        return Measurement(score, kl, score - self.kl_coef * kl, stderr, exact=False)
 
-    def sample(self, agent: Any, episodes: int | None = None) -> list[Episode]:
+    def sample(self, agent: Measurable, episodes: int | None = None) -> list[Episode]:
         """Return completions by an agent, the same random numbers every time."""
-        found: list[Episode] = agent.sample(self.envs, self._asked[:episodes], generator=_generator(self.envs))
-        return found
+        return agent.sample(self.envs, self._eval_prompts[:episodes], generator=_generator(self.envs))
 
     def reference(self) -> list[Episode]:
         """Return completions by the reference, by the same random numbers."""
         base = text_env(self.envs)
         policy = TextPolicy.of_reference(base)
-        return sample_episodes(self.envs, policy, _generator(self.envs), self._asked)
+        return sample_episodes(self.envs, policy, _generator(self.envs), self._eval_prompts)
 
 
-def measure_task(task: Task, budget: Budget, out: Path, threads: int) -> None:
+def measure_task(task: ComparedTask, budget: Budget, out: Path, threads: int) -> None:
     """Write what a task's runs are measured against: the reference, the optimum if known, best-of-n."""
     path = task_file(out, task)
     about = _plain({"task": dataclasses.asdict(task), "budget": dataclasses.asdict(budget)})
     if path.exists() and json.loads(path.read_text("utf-8"))["about"] == about:
         return
     torch.set_num_threads(threads)
-    ruler = Ruler(task, budget)
-    found: dict[str, Any] = {"about": about, "label": task.label, "kl_coef": ruler.kl_coef, "optimum": None}
-    if ruler.tree is not None:
-        tree = ruler.tree
+    evaluator = Evaluator(task, budget)
+    found: dict[str, Any] = {"about": about, "label": task.label, "kl_coef": evaluator.kl_coef, "optimum": None}
+    if evaluator.tree is not None:
+        tree = evaluator.tree
         best = [tree.best_of_n(n) for n in COUNTS]
         found["reference"] = dataclasses.asdict(tree.reference)
         found["optimum"] = dataclasses.asdict(tree.optimum)
         found["frontier"] = {"n": COUNTS, "kl": [b.kl for b in best], "score": [b.score for b in best]}
     else:
-        frontier = sample_frontier(ruler.envs, SAMPLES, prompts=ruler.prompts)
+        frontier = sample_frontier(evaluator.envs, SAMPLES, prompts=evaluator.prompts)
         score = frontier.score_at(1)
         found["reference"] = {"score": score, "kl": 0.0, "value": score}
         found["frontier"] = {name: getattr(frontier, name).tolist() for name in ("n", "kl", "score")}
-    found["samples"] = _shown(ruler.reference())
+    found["samples"] = _shown(evaluator.reference())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found, indent=1)
 
@@ -161,21 +181,21 @@ def train_run(run: Run, budget: Budget, out: Path, threads: int) -> None:
         run.task.env, num_envs=budget.num_envs, autoreset_mode=AutoresetMode.DISABLED, **run.task.keywords()
     )
     agent = plugins.agents().find(run.agent.name)(envs, run.agent_config())
-    ruler = Ruler(run.task, budget, text_env(envs).reference)
+    evaluator = Evaluator(run.task, budget, text_env(envs).reference)
     write_json(folder / "config.json", config)
-    if _is_best_of_n(agent):  # there is nothing to learn
-        figures = dataclasses.asdict(ruler.measure(agent))
+    if not getattr(agent, "learns", True):
+        figures = dataclasses.asdict(evaluator.measure(agent))
         curve = _Curve(folder / "curve.jsonl", 0)
         for steps in (0, budget.total_steps):
             curve.add({"steps": steps, "seconds": 0.0, **figures})
     else:
-        curve = _train(agent, ruler, budget, folder)
-    after = _shown(ruler.sample(agent, _SHOWN))
+        curve = _train(agent, evaluator, budget, folder)
+    after = _shown(evaluator.sample(agent, _SHOWN))
     results = {**curve.rows[-1], "curve": curve.rows, "samples": after, "threads": threads, "versions": versions()}
     write_json(folder / "results.json", results, indent=1)
 
 
-def _train(agent: Any, ruler: Ruler, budget: Budget, folder: Path) -> _Curve:
+def _train(agent: Any, evaluator: Evaluator, budget: Budget, folder: Path) -> _Curve:
     """Train an agent, and measure it on the way."""
     checkpoints = folder / "checkpoints"
     agent.resume(checkpoints, budget.total_steps)
@@ -194,7 +214,7 @@ def _train(agent: Any, ruler: Ruler, budget: Budget, folder: Path) -> _Curve:
         over = budget.seconds is not None and spent >= budget.seconds
         due = 1 + int(curve.rows[-1]["steps"] * budget.evaluations / budget.total_steps) if curve.rows else 1
         if over or steps >= budget.total_steps * due / budget.evaluations or steps >= budget.total_steps:
-            curve.add({"steps": steps, "seconds": spent, **dataclasses.asdict(ruler.measure(agent))})
+            curve.add({"steps": steps, "seconds": spent, **dataclasses.asdict(evaluator.measure(agent))})
         since = time.perf_counter()
         return not over
 
@@ -202,7 +222,7 @@ def _train(agent: Any, ruler: Ruler, budget: Budget, folder: Path) -> _Curve:
     if agent.steps < budget.total_steps and not ended:
         agent.learn(budget.total_steps, progress=progress, checkpoints=checkpoints, checkpoint_every=20)
     if not curve.rows or curve.rows[-1]["steps"] < agent.steps:
-        curve.add({"steps": agent.steps, "seconds": spent, **dataclasses.asdict(ruler.measure(agent))})
+        curve.add({"steps": agent.steps, "seconds": spent, **dataclasses.asdict(evaluator.measure(agent))})
     return curve
 
 
@@ -228,16 +248,12 @@ class _Curve:
             file.write(to_json(row) + "\n")
 
 
-def _is_best_of_n(agent: Any) -> bool:
-    return isinstance(agent, plugins.agents().find("best_of_n"))
-
-
 def run_folder(out: Path, run: Run) -> Path:
     """Return the folder of a run."""
     return out / "runs" / run.name
 
 
-def task_file(out: Path, task: Task) -> Path:
+def task_file(out: Path, task: ComparedTask) -> Path:
     """Return the file of what a task's runs are measured against."""
     return out / "tasks" / f"{task.slug}.json"
 

@@ -138,7 +138,8 @@ def resolve_reward(spec: RewardSpec) -> Reward:
 def unscored(*, completions: Sequence[Any], **_: Any) -> list[float]:
     """Return zeros, which say nothing: the reward of an environment whose texts are written and not scored.
 
-    Its scores are shown to nobody, and agents that act by scores refuse it (``textenv.agents.agent.refuse_unscored``).
+    Its scores are shown to nobody, and agents that act by scores refuse it
+    (``textenv.agents.environment.refuse_unscored``).
     """
     return [0.0] * len(completions)
 

@@ -14,7 +14,7 @@ import numpy as np
 from textenv.data.files import to_json
 from textenv.types import Episode, TextEnvError
 
-__all__ = ["check_settings", "described", "figure_text", "mean_and_error", "summary"]
+__all__ = ["check_settings", "described", "differences", "figure_text", "mean_and_error", "summary"]
 
 
 def described(command: Any, without: Sequence[str] = ("out",)) -> dict[str, Any]:
@@ -31,21 +31,22 @@ def check_settings(out: Path, config: Mapping[str, Any]) -> None:
     """
     if not (out / "config.json").exists():
         return
-    if changed := _differences(json.loads((out / "config.json").read_text("utf-8")), config):
+    if changed := differences(json.loads((out / "config.json").read_text("utf-8")), config):
         raise TextEnvError(
             f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Start it again with those "
             "it was started with, or give this one another folder with --out."
         )
 
 
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return which settings differ, each as ``name was ..., is ...``; those in nested objects too."""
     found = []
     for name in sorted({*earlier, *now}):
         old, new = earlier.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new)
+            found += differences(old, new)
         elif old != new:
-            found.append(f"{prefix}{name} was {old!r}, is {new!r}")
+            found.append(f"{name} was {old!r}, is {new!r}")
     return found
 
 

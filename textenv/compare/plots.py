@@ -20,8 +20,8 @@ from textenv.compare.statistics import (
 
 __all__ = ["draw_aggregates", "draw_curves", "draw_frontier", "draw_overview", "draw_profiles", "picture"]
 
-# Okabe and Ito's, which colour-blind people can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
+# Okabe and Ito's, which color-blind people can tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -56,7 +56,7 @@ def draw_aggregates(results: Results) -> Figure:
 
 
 def draw_profiles(results: Results) -> Figure:
-    """Draw the share of runs above each normalised score, with 95 % bands."""
+    """Draw the share of runs above each normalized score, with 95 % bands."""
     figure = _figure(5.2, 3.4)
     _profiles(figure.subplots(), results)
     return figure
@@ -83,7 +83,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _style(results: Results, agent: str) -> dict[str, Any]:
     place = results.agents.index(agent)
-    return {"color": _COLOURS[place % len(_COLOURS)], "linestyle": _LINES[place // len(_COLOURS) % len(_LINES)]}
+    return {"color": _COLORS[place % len(_COLORS)], "linestyle": _LINES[place // len(_COLORS) % len(_LINES)]}
 
 
 def _finish(panel: Any, *, legend: bool = False, **labels: str) -> None:
@@ -150,14 +150,14 @@ def _aggregate(panel: Any, results: Results, name: str, statistic: Any) -> None:
         aggregate = results.aggregate(agent)
         if aggregate is None:
             continue
-        colour, height = _style(results, agent)["color"], len(labels)
+        color, height = _style(results, agent)["color"], len(labels)
         low, high = stratified_bootstrap(statistic, aggregate.tokens)
-        panel.barh(height, high - low, left=low, height=0.55, color=colour, alpha=0.35)
-        panel.plot(2 * [statistic(aggregate.tokens)], [height - 0.28, height + 0.28], color=colour, linewidth=2)
+        panel.barh(height, high - low, left=low, height=0.55, color=color, alpha=0.35)
+        panel.plot(2 * [statistic(aggregate.tokens)], [height - 0.28, height + 0.28], color=color, linewidth=2)
         labels.append(agent)
     panel.set_yticks(range(len(labels)), labels)
     less = ", less is better" if name == "optimality gap" else ""
-    _finish(panel, title=f"{name}{less}", xlabel="normalised score")
+    _finish(panel, title=f"{name}{less}", xlabel="normalized score")
 
 
 def _profiles(panel: Any, results: Results) -> None:
@@ -169,4 +169,4 @@ def _profiles(panel: Any, results: Results) -> None:
         panel.plot(at, performance_profile(scores, at), label=agent, **style)
         low, high = stratified_bootstrap(lambda drawn: performance_profile(drawn, at), scores, resamples=500)
         panel.fill_between(at, low, high, color=style["color"], alpha=0.18, linewidth=0)
-    _finish(panel, title="performance profiles", xlabel="normalised score τ", ylabel="share of runs above τ")
+    _finish(panel, title="performance profiles", xlabel="normalized score τ", ylabel="share of runs above τ")

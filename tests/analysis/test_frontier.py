@@ -9,8 +9,8 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textenv.analysis.best_of_n import COUNTS, best_of_n_kl, expected_best, frontier, price_in_nats, sample_frontier
 from textenv.analysis.exact import Tree
+from textenv.analysis.frontier import COUNTS, best_of_n_kl, expected_best, frontier, price_in_nats, sample_frontier
 from textenv.types import TextEnvError
 
 

@@ -1,0 +1,275 @@
+"""What every agent does: act in a text environment, write samples, be saved and loaded, and run its iterations.
+
+Nothing here needs a setting of training. ``textenv.agents.agent.Agent`` adds what training a policy needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast, final
+
+import numpy as np
+
+from textenv.agents.config import ActorConfig
+from textenv.agents.metrics import episode_metrics
+from textenv.data.files import write_json
+from textenv.lazy import lazy
+from textenv.types import Episode, IntArray, Observation, TextEnvError
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    import torch
+    from gymnasium.vector import VectorEnv
+
+    from textenv.env.vector import TextVectorEnv
+    from textenv.models import acting
+    from textenv.models import policy as policies
+    from textenv.rollouts import collect as collecting
+    from textenv.rollouts import distributed
+else:
+    torch = lazy("torch")
+    acting = lazy("textenv.models.acting")
+    policies = lazy("textenv.models.policy")
+    collecting = lazy("textenv.rollouts.collect")
+    distributed = lazy("textenv.rollouts.distributed")
+
+__all__ = ["Actor", "Progress"]
+
+Progress = Callable[[int, Mapping[str, float]], bool | None]
+"""Called after each iteration with the tokens so far and the metrics; an agent stops where it returns False."""
+
+ConfigT = TypeVar("ConfigT", bound=ActorConfig)
+
+
+class Actor(ABC, Generic[ConfigT]):
+    """Acts in a text environment, and writes in it an iteration at a time.
+
+    A derived class sets ``policy`` in its constructor, and says in ``iterate`` what an iteration is.
+
+    Attributes:
+        Config: The class of its settings.
+        config: Its settings.
+        envs: The vector environment it acts in.
+        world: The processes of the run.
+        policy: What it draws tokens from.
+        mask: Which tokens it may draw; None for all that the environment allows.
+        steps: Tokens that ``learn`` has written so far.
+        iterations: Iterations done so far.
+        learns: Whether ``learn`` changes anything.
+        best_of: Of how many samples of ``policy`` it writes the best one; None where it writes what it draws.
+    """
+
+    Config: ClassVar[type[ActorConfig]]
+    learns: ClassVar[bool] = True
+    policy: policies.TextPolicy
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+        config: ConfigT | None = None,
+        *,
+        world: distributed.World | None = None,
+    ) -> None:
+        """Act in an environment.
+
+        Args:
+            env: A text environment: single, or vectorized with ``AutoresetMode.DISABLED``. On several processes, each
+                gives one with its share of the rows.
+            config: Settings; None for the defaults.
+            world: The processes of the run; None for those that a launcher has started, if it has.
+
+        Raises:
+            TextEnvError: The environment or the settings are of another kind.
+        """
+        given: Any = self.Config() if config is None else config
+        if not isinstance(given, self.Config):
+            raise TextEnvError(f"{type(self).__name__} got config={given!r}; expected a {self.Config.__name__}.")
+        self.config = cast("ConfigT", given)
+        self.envs = collecting.vectorise(env)
+        self.world = distributed.connect() if world is None else world
+        self.steps = self.iterations = 0
+        self.mask: collecting.ActionMask | None = None
+        self.best_of: int | None = None
+        self._generator = torch.Generator(self.base.reference.device).manual_seed(given.seed)
+
+    @property
+    def base(self) -> TextVectorEnv:
+        """The text environment inside the wrappers."""
+        return collecting.text_env(self.envs)
+
+    @abstractmethod
+    def iterate(self, total_steps: int) -> tuple[collecting.Rollout, Mapping[str, float]]:
+        """Do an iteration: write episodes, and learn from them.
+
+        Args:
+            total_steps: Tokens of the whole run, for schedules.
+
+        Returns:
+            The episodes, and metrics besides or in place of the usual ones.
+        """
+
+    @final
+    def learn(
+        self,
+        total_steps: int,
+        *,
+        progress: Progress | None = None,
+        checkpoints: Path | None = None,
+        checkpoint_every: int = 5,
+    ) -> Self:
+        """Learn until ``total_steps`` tokens are written, in all calls together.
+
+        Args:
+            total_steps: Tokens; the iteration that reaches them is finished.
+            progress: Called after each iteration with the tokens so far and the metrics, in every process that
+                gives one. Learning ends where one returns False.
+            checkpoints: Folder to keep the last checkpoint in; a run that finds one there goes on from it, with the
+                numbers of a run that was never stopped. Agents that train no weights keep none, and start again.
+            checkpoint_every: Iterations between checkpoints.
+
+        Returns:
+            Itself.
+        """
+        if total_steps < 1 or checkpoint_every < 1:
+            raise TextEnvError(f"total_steps={total_steps}, checkpoint_every={checkpoint_every}: expected at least 1.")
+        if checkpoints is not None:
+            self.resume(checkpoints, total_steps)
+        while self.steps < total_steps:
+            began = time.perf_counter()
+            rollout, own = self.iterate(total_steps)
+            self.steps += rollout.tokens
+            self.iterations += 1
+            metrics = {
+                **episode_metrics(rollout),
+                "objective/kl_coef": self.base.kl_coef,
+                **own,
+                "time/iterations": float(self.iterations),
+                "time/tokens_per_second": rollout.tokens / (time.perf_counter() - began),
+            }
+            stopped = progress is not None and progress(self.steps, metrics) is False
+            ended = any(self.world.gather(stopped)) or self.steps >= total_steps
+            if checkpoints is not None and (self.iterations % checkpoint_every == 0 or ended):
+                self.checkpoint(checkpoints, total_steps)
+            if ended:
+                break
+        return self
+
+    def checkpoint(self, folder: Path, total_steps: int) -> None:
+        """Write what the rest of the run depends on; every process calls it. Here there is nothing to write."""
+
+    def resume(self, folder: Path, total_steps: int) -> bool:
+        """Go on from the last checkpoint in ``folder``, if there is one; every process calls it.
+
+        Returns:
+            Whether there was one.
+        """
+        return False
+
+    @final
+    def predict(self, obs: Observation, *, deterministic: bool = True) -> IntArray:
+        """Choose the next token.
+
+        Args:
+            obs: An observation, single or batched.
+            deterministic: Take the likeliest token instead of drawing one.
+
+        Returns:
+            Actions, shape ``(batch,)``, or ``()`` for a single observation. They are within the masks of the agent's
+            environment, those of its ``top_k`` and ``top_p`` at this observation.
+
+        Raises:
+            TextEnvError: The environment has taken the actions before these without their log-probabilities.
+        """
+        single = np.asarray(obs["input_ids"]).ndim == 1
+        batch = {name: np.asarray(values)[None] if single else np.asarray(values) for name, values in obs.items()}
+        actions = self.choose(batch, deterministic=deterministic)
+        return actions[0] if single else actions
+
+    def choose(self, obs: Observation, *, deterministic: bool) -> IntArray:
+        """Choose the next tokens for a batch of observations, shape ``(batch,)``; see ``predict``."""
+        acting.refuse_unseen(*policies.observation_arrays(obs))
+        with self.whole_weights():
+            masks = self.base.action_masks_at(obs)
+            if self.mask is not None:
+                masks = self.mask(obs, np.arange(len(obs["input_ids"])), masks)
+            generator = None if deterministic else self._generator
+            actions, _ = self.policy.act(obs, generator=generator, masks=masks)
+        return actions
+
+    def sample(
+        self, env: VectorEnv[Any, Any, Any], prompts: Sequence[Any], *, generator: torch.Generator | None = None
+    ) -> list[Episode]:
+        """Write one episode from each prompt, as ``predict`` would, in the rows of all processes.
+
+        Args:
+            env: A text environment with ``AutoresetMode.DISABLED``, which may be another than the agent acts in.
+            prompts: Whatever ``reset(options={"prompt": ...})`` takes for a row.
+            generator: Source of randomness; None for the likeliest tokens.
+        """
+        with self.whole_weights():
+            return collecting.sample_episodes(env, self.policy, generator, prompts, world=self.world, mask=self.mask)
+
+    def whole_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Let the policy act or be read inside, where its weights are shared out (FSDP); every process enters it."""
+        return contextlib.nullcontext()
+
+    @final
+    def save(self, folder: str | Path) -> None:
+        """Save the agent: its settings as JSON, what it has learned as safetensors; every process calls it."""
+        folder = Path(folder)
+        self.save_weights(folder)
+        if not self.world.first:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"agent": type(self).__name__.lower(), "steps": self.steps, "config": dataclasses.asdict(self.config)}
+        write_json(folder / "agent.json", about)
+
+    def save_weights(self, folder: Path) -> None:
+        """Save what has been learned into a folder; every process calls it. Here there is nothing."""
+
+    @classmethod
+    @final
+    def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:
+        """Load an agent that ``save`` wrote, to act in ``env`` or learn on.
+
+        Args:
+            folder: Where it was saved.
+            env: A text environment over the same vocabulary. Of how many rows it is, and what it pays, matters only
+                to learning.
+
+        Raises:
+            TextEnvError: The folder holds no such agent, or it does not fit the environment.
+        """
+        folder = Path(folder)
+        config, steps = _read_saved(folder, cls)
+        agent = cls.restore(folder, collecting.vectorise(env), config)
+        agent.steps = steps
+        return agent
+
+    @classmethod
+    def restore(cls, folder: Path, envs: VectorEnv[Any, Any, Any], config: Any) -> Self:
+        """Return an agent with its settings and what ``save_weights`` has saved in a folder, to act in ``envs``."""
+        return cls(envs, config)
+
+
+def _read_saved(folder: Path, cls: type[Actor[Any]]) -> tuple[Any, int]:
+    """Return the settings of an agent that was saved, and its steps.
+
+    Raises:
+        TextEnvError: The folder holds no agent of this class.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / "agent.json").read_text("utf-8"))
+        if about["agent"] != cls.__name__.lower():
+            raise KeyError(f"agent is {about['agent']!r}")
+        return cls.Config(**about["config"]), int(about["steps"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise TextEnvError(
+            f"{folder} holds no {cls.__name__} agent ({error}); expected a folder that {cls.__name__}.save wrote."
+        ) from error

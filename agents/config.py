@@ -1,0 +1,104 @@
+"""Settings that agents share; they import no torch, so that a command line can read them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from textenv.validation import Count, NonNegative, NonNegativeInt, Positive, Probability, validate
+
+__all__ = ["ActorConfig", "AgentConfig", "GroupConfig", "Schedule", "ValueConfig"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class ActorConfig:
+    """Settings of every agent.
+
+    Attributes:
+        seed: Seeds actions, minibatches and the environment.
+    """
+
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings, those of a derived class too."""
+        validate(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig(ActorConfig):
+    """Settings of every agent that trains a policy; the defaults suit models of a few million parameters.
+
+    Attributes:
+        learning_rate: Of Adam, at its peak.
+        embedding_learning_rate: That of the token embeddings and of the head tied to them. They say which words are
+            likelier everywhere, which raises the score first; the same step in the other layers costs far more KL.
+            ``"auto"`` for 8 times ``learning_rate``, None for ``learning_rate``.
+        lr_schedule: How it falls to zero over ``learn``'s steps: ``"constant"`` (not), ``"linear"`` or ``"cosine"``.
+        lr_warmup: Share of the steps over which it first rises from zero. Adam's first steps are as long as its rate
+            whatever the gradient, so without it the policy leaves the reference before it knows where to go.
+        adam_epsilon: Of Adam.
+        weight_decay: Decoupled (AdamW).
+        episodes: Number of episodes an iteration, in all processes together; None for one in every row. With more,
+            rows whose texts end early begin others, and none is idle for long.
+        minibatch_size: Episodes an update, in all processes together; None for all.
+        micro_batch_size: Episodes a forward pass, their gradients accumulated; None for as many as suit the device, or
+            on several processes for a process's whole share of the minibatch.
+        max_grad_norm: Gradients are scaled down to this norm.
+        precision: ``"bfloat16"`` trains in mixed precision; ``"auto"`` does so on GPUs that have it.
+        lora_rank: Learn a low-rank adapter (LoRA) of this rank on the reference's own weights, which are then in memory
+            once; None to learn in all weights of a copy.
+        lora_alpha: The adapter is scaled by ``lora_alpha / lora_rank``.
+        lora_targets: Names of the layers that get an adapter; ``all-linear`` for all but the head.
+        gradient_checkpointing: Keep only the inputs of layers for the backward pass: less memory, more time.
+    """
+
+    learning_rate: Positive = 1e-4
+    embedding_learning_rate: Positive | Literal["auto"] | None = "auto"
+    lr_schedule: Schedule = "linear"
+    lr_warmup: Probability = 0.1
+    adam_epsilon: Positive = 1e-5
+    weight_decay: NonNegative = 0.0
+    episodes: Count | None = None
+    minibatch_size: Count | None = 32
+    micro_batch_size: Count | None = None
+    max_grad_norm: Positive = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    lora_rank: Count | None = None
+    lora_alpha: Count = 16
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ValueConfig(AgentConfig):
+    """Settings of an agent that judges a token by a learned value of the state.
+
+    Attributes:
+        value: Where values come from: a ``"head"`` on the policy's layers, a ``"model"`` of its own, or ``"none"``.
+        value_learning_rate: That of the value head, which starts at zero; ``"auto"`` for 30 times ``learning_rate``.
+        value_coef: Weight of the value loss.
+        gamma: Discount.
+        whiten_advantages: Shift and scale an iteration's advantages to mean 0 and variance 1.
+    """
+
+    value: Literal["head", "model", "none"] = "head"
+    value_learning_rate: Positive | Literal["auto"] = "auto"
+    value_coef: NonNegative = 0.1
+    gamma: Probability = 1.0
+    whiten_advantages: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GroupConfig(AgentConfig):
+    """Settings of an agent that judges a completion by others of the same prompt.
+
+    Attributes:
+        samples: Completions of one prompt, a group; the episodes of an iteration are to be a multiple of it.
+    """
+
+    samples: Annotated[int, Ge(2)] = 4

@@ -1,0 +1,101 @@
+"""What agents ask of a text environment beyond ``reset`` and ``step``."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from textenv.lazy import lazy
+from textenv.types import FloatArray, TextEnvError
+
+if TYPE_CHECKING:
+    from textenv.env import scoring
+    from textenv.env.vector import TextVectorEnv
+    from textenv.rollouts.collect import Rollout
+    from textenv.rollouts.distributed import World
+else:
+    scoring = lazy("textenv.env.scoring")
+
+__all__ = [
+    "refuse_no_kl",
+    "refuse_processes",
+    "refuse_statistics",
+    "refuse_unscored",
+    "split_kl_penalty",
+]
+
+
+def split_kl_penalty(base: TextVectorEnv, rollout: Rollout) -> tuple[FloatArray, FloatArray]:
+    """Return the KL of each token from the reference, in nats, and its reward without the KL penalty.
+
+    Less this KL, ``rollout.log_probs`` are the reference's log-probabilities.
+
+    Returns:
+        Two arrays of shape ``(batch, time)``.
+
+    Raises:
+        TextEnvError: The environment estimates the KL in another way than by ``log pi - log pi_ref``, or a wrapper
+            changes its rewards.
+    """
+    if base.settings.kl_estimator != "k1":
+        raise TextEnvError(
+            f"kl_estimator={base.settings.kl_estimator!r}: this agent reads log pi_ref off the KL, which takes 'k1'."
+        )
+    kl = np.zeros_like(rollout.rewards)
+    for row, episode in enumerate(rollout.episodes):
+        earned = None if episode is None else math.fsum(episode.token_rewards)
+        if episode is None or earned is None or abs(earned - rollout.rewards[row].sum()) > 1e-4 * max(1.0, abs(earned)):
+            raise TextEnvError(
+                "A wrapper truncated an episode or changed its reward; this agent learns from the environment's own "
+                "score and KL, so leave the wrapper out."
+            )
+        kl[row, : len(episode.kl)] = episode.kl
+    return kl, np.asarray(rollout.rewards + np.float32(rollout.kl_coef) * kl, dtype=np.float32)
+
+
+def refuse_no_kl(base: TextVectorEnv, agent: str) -> None:
+    """Refuse an environment without a KL penalty, for an agent that divides by its weight.
+
+    Raises:
+        TextEnvError: ``kl_coef`` is 0.
+    """
+    if not base.kl_coef > 0:
+        raise TextEnvError(f"kl_coef=0: {agent} divides by it; give the environment a kl_coef above 0.")
+
+
+def refuse_processes(world: World, agent: str) -> None:
+    """Refuse several processes, for an agent without weights that they could train together.
+
+    Raises:
+        TextEnvError: There are several.
+    """
+    if world.size > 1:
+        raise TextEnvError(f"{agent} trains no weights that {world.size} processes could share: start one.")
+
+
+def refuse_unscored(base: TextVectorEnv, agent: str) -> None:
+    """Refuse an environment that scores nothing, for an agent that acts by scores.
+
+    Raises:
+        TextEnvError: The environment's reward is ``textenv.env.scoring.unscored``.
+    """
+    if base.reward is scoring.unscored:
+        raise TextEnvError(
+            f"{agent} chooses what it writes by the reward, and this environment has none; give it one (--reward of "
+            "'textenv sample', where 'run' stands for the run's own)."
+        )
+
+
+def refuse_statistics(base: TextVectorEnv) -> None:
+    """Refuse a reward that keeps statistics, for an agent that scores texts which no episode has.
+
+    Raises:
+        TextEnvError: It keeps statistics of what it scores.
+    """
+    if base.scorer.keeps_state:
+        raise TextEnvError(
+            "The reward keeps statistics of what it has scored, and this agent has it score texts that no episode "
+            "has; leave the normalization out."
+        )

@@ -1,0 +1,33 @@
+"""The usual metrics of an iteration's episodes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from textenv.rollouts.collect import Rollout
+
+__all__ = ["episode_metrics"]
+
+
+def episode_metrics(rollout: Rollout) -> dict[str, float]:
+    """Return the usual metrics of episodes.
+
+    Returns:
+        Means over the episodes: their reward and length; of those that were scored also score, KL from the reference
+        and entropy in nats, and the share that ended with the end-of-sequence token.
+    """
+    finished = rollout.finished
+    means = {
+        "rollout/ep_rew_mean": float(rollout.rewards.sum(axis=1).mean()),
+        "rollout/ep_len_mean": float(rollout.mask.sum(axis=1).mean()),
+    }
+    if finished:
+        means["objective/score"] = float(np.mean([episode.score for episode in finished]))
+        means["objective/kl"] = float(np.mean([math.fsum(episode.kl) for episode in finished]))
+        means["objective/entropy"] = -float(rollout.log_probs[rollout.mask].sum() / len(rollout.lengths))
+        means["rollout/eos_fraction"] = float(np.mean([episode.stop_reason == "eos" for episode in finished]))
+    return means
