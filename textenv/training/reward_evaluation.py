@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.data.files import write_atomically
+from textenv.data.pictures import save_figure
 from textenv.data.records import read_records
 from textenv.data.values import as_prompt, as_text
 from textenv.training.reward_models import text_key, texts_of
@@ -285,6 +284,4 @@ def plot_evaluations(evaluations: Mapping[str, tuple[int, Evaluation]], path: Pa
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:])
-    write_atomically(path, picture.getvalue())
+    save_figure(figure, path)
