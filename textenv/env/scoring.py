@@ -24,15 +24,19 @@ _SHOWN = 120  # characters of a text in a message
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def resolve_reward(spec: RewardSpec) -> Reward:
+def resolve_reward(spec: RewardSpec, *, device: str | None = None) -> Reward:
     """Build a reward from a name, a mapping or an import path; a callable is returned as it is.
 
     ``textenv.rewards`` is imported when it is asked for, and not before: the environment doesn't depend on it.
 
+    Args:
+        spec: The specification, see ``textenv.rewards.make``.
+        device: Where a reward with a model runs, unless ``spec`` says otherwise; None for the CPU.
+
     Raises:
         TextEnvError: If ``spec`` describes no reward.
     """
-    return cast("Reward", plugins.rewards().make(spec))
+    return cast("Reward", plugins.rewards().make(spec, device=device))
 
 
 def unscored(*, completions: Sequence[Any], **_: Any) -> list[float]:

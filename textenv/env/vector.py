@@ -111,7 +111,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._each_step = given.kl_mode == "dense" or given.kl_estimator == "full" or self.has_action_masks
         self.kl_controller = kl_module.AdaptiveKL(float(given.kl_coef), given.kl_target, given.kl_horizon)
         self.reference = _model(given)
-        self.reward = resolve_reward(given.reward)
+        self.reward = resolve_reward(given.reward, device=str(self.reference.device))
         self.prompts = self._read(movie_openings("train") if given.prompts is None else given.prompts)
         longest = max(self.prompts, key=lambda prompt: len(prompt.ids))
         self.max_prompt_tokens = given.max_prompt_tokens or len(longest.ids)
