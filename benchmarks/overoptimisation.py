@@ -11,7 +11,6 @@ a KL penalty and is measured as it goes. Distances are square roots of the KL di
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from benchmarks._measure import environment, show
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.analysis.frontier import best_of_n_kl, expected_best
 from textenv.data.files import write_atomically
+from textenv.data.pictures import save_figure
 from textenv.env.scoring import resolve_reward, score
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
@@ -170,9 +170,7 @@ def _draw(results: Mapping[str, list[dict[str, float]]], path: Path) -> None:
         other.set_ylabel("proxy score")
         panel.legend(handles=[gold, proxy], frameon=False, loc="lower right")
         panel.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import numpy as np
 import tyro
 
 from benchmarks._measure import environment, show
-from textenv.commands.rlhf import Rlhf, rlhf
+from textenv.commands.rlhf import Rlhf
+from textenv.commands.rlhf_run import rlhf
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,49 +7,19 @@ anywhere else.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-import pkgutil
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
 from typing import Any, cast, get_origin, get_type_hints
 
-from textenv.rewards.bleu import Bleu
-from textenv.rewards.chrf import Chrf
-from textenv.rewards.classifier import Classifier
-from textenv.rewards.clip import Clip
-from textenv.rewards.http import Http
-from textenv.rewards.learned import Learned
-from textenv.rewards.length import Length
-from textenv.rewards.letters import Letters
-from textenv.rewards.normalize import Normalize
-from textenv.rewards.pattern import Pattern
-from textenv.rewards.rouge import Rouge
-from textenv.rewards.vader import Vader
-from textenv.rewards.weighted_sum import WeightedSum
+from textenv import plugins
 from textenv.types import Reward, TextEnvError
+from textenv.validation import did_you_mean
 
-__all__ = [
-    "Bleu",
-    "Chrf",
-    "Classifier",
-    "Clip",
-    "Http",
-    "Learned",
-    "Length",
-    "Letters",
-    "Normalize",
-    "Pattern",
-    "Rouge",
-    "Vader",
-    "WeightedSum",
-    "make",
-    "names",
-]
+__all__ = ["make", "names"]
 
 
-def make(spec: str | Mapping[str, Any] | Callable[..., Any]) -> Reward:
+def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | None = None) -> Reward:
     """Build a reward from its specification.
 
     - ``"vader"``: a built-in reward, see ``names``.
@@ -60,19 +30,24 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any]) -> Reward:
       ``Callable``), is called with the arguments to make the reward. Nothing else is called.
     - A callable: itself. A class is called without arguments.
 
+    Args:
+        spec: The specification.
+        device: Where the models of an environment run. A reward that has an argument ``device`` of None by default runs
+            there, unless the specification says otherwise; so do the rewards inside of others.
+
     Raises:
         TextEnvError: If there is no such reward, or it doesn't take these arguments.
     """
     if isinstance(spec, str):
-        return _build(spec, _find(spec), {})
+        return _build(spec, _find(spec), {}, device)
     if isinstance(spec, Mapping):
         arguments = dict(spec)
         name = arguments.pop("name", None)
         if not isinstance(name, str):
             raise TextEnvError(f"The reward {dict(spec)!r} has no name; expected {{'name': 'vader', ...}}.")
-        return _build(name, _find(name), arguments)
+        return _build(name, _find(name), arguments, device)
     if callable(spec):
-        return _build(repr(spec), spec, {}) if isinstance(spec, type) else cast("Reward", spec)
+        return _build(repr(spec), spec, {}, device) if isinstance(spec, type) else cast("Reward", spec)
     raise TextEnvError(
         f"{spec!r} is no reward; expected a name such as 'vader', a mapping like {{'name': 'length', 'target': 20}}, "
         "an import path 'package.module:attribute', or a callable."
@@ -81,36 +56,27 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any]) -> Reward:
 
 def names() -> tuple[str, ...]:
     """Return the names of the built-in rewards, sorted."""
-    return tuple(sorted(_built_in()))
+    return tuple(plugins.built_in(__name__))
 
 
-@cache
-def _built_in() -> dict[str, type[Any]]:
-    files = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in files}
-    classes = {name: getattr(module, name.title().replace("_", ""), None) for name, module in modules.items()}
-    return {name: found for name, found in classes.items() if isinstance(found, type)}
+def __getattr__(name: str) -> Any:
+    """Import the class of a built-in reward when it is first used: ``textenv.rewards.WeightedSum``."""
+    for file, class_name in plugins.built_in(__name__).items():
+        if class_name == name:
+            return getattr(importlib.import_module(f"{__name__}.{file}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *plugins.built_in(__name__).values()})
 
 
 def _find(name: str) -> Any:
     """Return what a name or an import path stands for."""
-    if ":" not in name:
-        if name in _built_in():
-            return _built_in()[name]
-        raise TextEnvError(
-            f"There is no reward named {name!r}.{_closest(name, names())} The built-in ones are {', '.join(names())}; "
-            "for one of your own give the import path, 'package.module:attribute'."
-        )
-    try:
-        return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TextEnvError(
-            f"The reward {name!r} cannot be imported ({error}). Expected 'package.module:attribute', the package "
-            "installed or in a folder of PYTHONPATH."
-        ) from error
+    return plugins.find("reward", __name__, name)
 
 
-def _build(name: str, found: Any, arguments: dict[str, Any]) -> Reward:
+def _build(name: str, found: Any, arguments: dict[str, Any], device: str | None) -> Reward:
     """Return ``found`` if it is a reward, otherwise what it returns when called with ``arguments``."""
     if not callable(found):
         raise TextEnvError(f"The reward {name!r} is {found!r}; expected something to call.")
@@ -127,10 +93,17 @@ def _build(name: str, found: Any, arguments: dict[str, Any]) -> Reward:
             "what it returns is one. Expected a reward (see textenv.types.Reward), a class of them, or a function "
             "annotated '-> Reward' that makes one."
         )
-    _check_arguments(name, inspect.signature(found).parameters, arguments)
+    parameters = inspect.signature(found).parameters
+    _check_arguments(name, parameters, arguments)
+    if device is not None and "device" in parameters and parameters["device"].default is None:
+        arguments.setdefault("device", device)
     for key in {"reward", "rewards"} & set(arguments):
         value = arguments[key]
-        arguments[key] = [make(inner) for inner in value] if isinstance(value, list | tuple) else make(value)
+        arguments[key] = (
+            [make(inner, device=device) for inner in value]
+            if isinstance(value, list | tuple)
+            else make(value, device=device)
+        )
     reward = found(**arguments)
     if not _scores(reward):
         raise TextEnvError(
@@ -140,7 +113,7 @@ def _build(name: str, found: Any, arguments: dict[str, Any]) -> Reward:
 
 
 def _scores(found: Any) -> bool:
-    """Tell whether something is called as a reward is."""
+    """Return whether something is called as a reward is."""
     if not callable(found) or isinstance(found, type):
         return False
     try:
@@ -151,7 +124,7 @@ def _scores(found: Any) -> bool:
 
 
 def _makes_rewards(cls: type[Any]) -> bool:
-    """Tell whether the instances of a class are called as a reward is."""
+    """Return whether the instances of a class are called as a reward is."""
     call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
     return _scores(call)
 
@@ -166,7 +139,7 @@ def _returned(function: Any) -> Any:
 
 
 def _is_reward_type(annotation: Any) -> bool:
-    """Tell whether an annotation is that of a reward."""
+    """Return whether an annotation is that of a reward."""
     if isinstance(annotation, type) and _makes_rewards(annotation):
         return True
     return annotation is Callable or get_origin(annotation) is Callable
@@ -179,7 +152,7 @@ def _check_arguments(name: str, parameters: Mapping[str, inspect.Parameter], arg
     unknown = [] if _takes_any(parameters) else [key for key in arguments if key not in known]
     missing = [key for key, default in known.items() if default is empty and key not in arguments]
     if unknown or missing:
-        wrong = f"has no argument {unknown[0]!r}.{_closest(unknown[0], known)}" if unknown else f"needs {missing}."
+        wrong = f"has no argument {unknown[0]!r}.{did_you_mean(unknown[0], known)}" if unknown else f"needs {missing}."
         valid = ", ".join(key if default is empty else f"{key}={default!r}" for key, default in known.items())
         raise TextEnvError(
             f"The reward {name!r} {wrong} Its arguments: {valid or 'none'}. "
@@ -189,8 +162,3 @@ def _check_arguments(name: str, parameters: Mapping[str, inspect.Parameter], arg
 
 def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-
-
-def _closest(given: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(given, list(known), n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""

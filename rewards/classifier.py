@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from textenv.models.causal_lm import find_device
 from textenv.models.positions import longest_input
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
@@ -38,7 +39,7 @@ class Classifier:
         include_prompt: Whether the text is the prompt followed by the completion, or the completion alone.
         batch_size: Texts in one forward pass.
         max_length: Tokens read of a text; what the tokenizer and the model allow unless given.
-        device: A torch device; the GPU if there is one unless given.
+        device: A torch device, or ``"auto"`` for a GPU if there is one. None for that of the environment, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, of the weights; scores are computed in float32.
 
     Raises:
@@ -73,7 +74,7 @@ class Classifier:
         if max_length and longest and max_length > longest:
             raise TextEnvError(f"Classifier(max_length={max_length}): {model!r} reads {longest} tokens at most.")
         self.max_length = max_length or longest
-        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model.to(find_device(device or "cpu"))
         # A byte-level tokenizer makes no token of the empty completion, and a model cannot read none.
         self._blank = "" if self.tokenizer("")["input_ids"] else self.tokenizer.pad_token
 

@@ -28,7 +28,7 @@ class Learned:
         combine: Of several: ``"mean"``; ``"min"``, the lowest; or ``"variance"``, mean less ``penalty`` times variance.
         penalty: That factor.
         include_prompt: Whether the model reads the prompt too, or the completion alone.
-        device: A torch device, or ``"auto"`` for a GPU if there is one.
+        device: A torch device, or ``"auto"`` for a GPU if there is one. None for that of the environment, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, of the trunk's weights; the head is in float32.
 
     Raises:
@@ -42,13 +42,13 @@ class Learned:
         combine: Literal["mean", "min", "variance"] = "mean",
         penalty: float = 0.5,
         include_prompt: bool = True,
-        device: str = "cpu",
+        device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
         if dtype not in {"float32", "bfloat16", "float16"}:
             raise TextEnvError(f"Learned(dtype={dtype!r}): expected 'float32', 'bfloat16' or 'float16'.")
         folders = [model] if isinstance(model, str) else list(model)
-        members = [RewardModel.load(folder, device=device, dtype=dtype) for folder in folders]
+        members = [RewardModel.load(folder, device=device or "cpu", dtype=dtype) for folder in folders]
         self.models = Ensemble(members, combine, penalty)
         self.include_prompt = include_prompt
         self._about = f"Learned({model!r})"

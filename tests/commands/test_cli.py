@@ -102,8 +102,8 @@ def test_a_run_of_movie_reviews_is_what_it_was(run: Path) -> None:
         "kl_coef": 0.035, "kl_estimator": "k1", "kl_mode": "lump", "kl_target": None, "kl_horizon": 10_000,
         "temperature": 1.0, "stop": [], "missing_eos_penalty": 0.0, "top_k": None, "top_p": None,
     }  # fmt: skip
-    assert config["ppo"]["clip"] == 0.2
-    assert "seed" not in config["ppo"]
+    assert config["agent_settings"]["clip"] == 0.2
+    assert "seed" not in config["agent_settings"]
 
 
 def test_a_finished_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,8 +323,6 @@ def test_every_agent_trains_by_its_name(
         (["--agent", "rlo"], "Did you mean 'rloo'"),
         (["--agent", "rloo", "--agent-settings", '{"sample": 2}'], "Did you mean 'samples'"),
         (["--agent", "rloo", "--agent-settings", "samples=2"], "expected a JSON object"),
-        (["--agent", "rloo", "--clip", "0.3"], "is a flag of ppo"),
-        (["--agent", "rloo", "--clip", "0.2"], "is a flag of ppo"),
         (["--clip", "0.2", "--agent-settings", '{"clip": 0.3}'], "both say clip"),
         (["--agent", "rloo", "--agent-settings", '{"seed": 2}'], "give it as --seed"),
         (["--agent-settings", '{"clip": -1}'], "clip=-1"),

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import textenv.commands.rlhf
+import textenv.commands.rlhf_run
 from tests.conftest import build_lm
 from textenv.commands.cli import main
-from textenv.commands.experiment import PPOFlags, TrainEnvFlags
-from textenv.commands.rlhf import Rlhf, rlhf
+from textenv.commands.rlhf import Rlhf
+from textenv.commands.rlhf_run import rlhf
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.store import FeedbackStore
 from textenv.rollouts.collect import sample_episodes
@@ -36,7 +36,7 @@ def settings(model: str, tmp_path: Path) -> Callable[..., Rlhf]:
         given: dict[str, Any] = {
             "out": tmp_path / out, "model": model, "prompts": tmp_path / "prompts.txt", "gold": None,
             "rounds": 2, "labels": 9, "samples": 3, "eval_episodes": 6, "total_steps": 40, "num_envs": 6,
-            "settings": TrainEnvFlags(max_new_tokens=5, kl_mode="lump"), "ppo": PPOFlags(minibatch_size=6),
+            "settings": {"max_new_tokens": 5, "kl_mode": "lump"}, "ppo": {"minibatch_size": 6},
             "reward_epochs": 1,
         }  # fmt: skip
         given["gold"] = '{"name": "length", "target": 3}'
@@ -87,14 +87,14 @@ def test_a_run_that_is_cut_off_anywhere_goes_on(settings: Callable[..., Rlhf], m
     whole, cut = settings("whole"), settings("cut")
     assert rlhf(whole)
     for stage in STAGES:
-        done = getattr(textenv.commands.rlhf, stage)
+        done = getattr(textenv.commands.rlhf_run, stage)
 
         def interrupted(*args: Any, _done: Any = done, **given: Any) -> Any:
             _done(*args, **given)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(textenv.commands.rlhf, stage, interrupted)
+            patch.setattr(textenv.commands.rlhf_run, stage, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 rlhf(cut)
     assert rlhf(cut)
@@ -146,7 +146,7 @@ def test_bad_settings(settings: Callable[..., Rlhf], tmp_path: Path, capsys: pyt
 
 
 def test_prompts_that_have_one_answer(settings: Callable[..., Rlhf], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(textenv.commands.rlhf, "_different", lambda *_: {})
+    monkeypatch.setattr(textenv.commands.rlhf_run, "_different", lambda *_: {})
     config = settings()
     with pytest.raises(TextEnvError, match="nothing to rank"):
         rlhf(config)
@@ -164,7 +164,7 @@ def test_others_write_while_it_samples(settings: Callable[..., Rlhf], monkeypatc
             monitored.append((other.annotator(f"annotator {len(monitored)}"), len(other.tasks())))
         return sample_episodes(*given, **named)
 
-    monkeypatch.setattr(textenv.commands.rlhf, "sample_episodes", watched)
+    monkeypatch.setattr(textenv.commands.rlhf_run, "sample_episodes", watched)
     assert not rlhf(config)
     assert len(monitored) >= 2
     assert {tasks for _, tasks in monitored} == {0}  # all tasks of a round come at once

@@ -26,8 +26,8 @@ from tests.conftest import build_lm
 from tests.waiting import wait_for
 from textenv.agents.agent import Agent
 from textenv.commands.cli import main
-from textenv.commands.compare import compare
 from textenv.compare import statistics
+from textenv.compare.comparison import compare
 from textenv.compare.plan import Budget, Compare, ComparedAgent, ComparedTask, Plan, Run, make_plan
 from textenv.compare.report import write_report
 from textenv.compare.results import Results, read_results, write_tables

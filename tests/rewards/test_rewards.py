@@ -448,6 +448,17 @@ class TestClassifier(RewardContract):
         assert len({round(score, 4) for score in run(self.make_reward(), "great film", "awful", "I slept")}) == 3
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda spec: spec, lambda spec: {"name": "clip", "reward": spec, "low": 0, "high": 1}]
+)
+def test_rewards_with_a_model_run_where_the_environment_does(wrap: Callable[[Any], Any], bert: Path) -> None:
+    for spec in ({"name": "learned"}, {"name": "classifier", "model": str(bert), "label": 0}):
+        with pytest.raises(TextEnvError, match="cuda:77"):
+            make(wrap(spec), device="cuda:77")
+        make(wrap({**spec, "device": "cpu"}), device="cuda:77")
+        make(wrap(spec))  # on the CPU
+
+
 class TestClassifierHeads:
     def test_log_odds_are_those_of_the_softmax(self) -> None:
         logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -668,7 +679,7 @@ class TestMake:
         ("spec", "message"),
         [
             ("vadar", r"no reward named 'vadar'\. Did you mean 'vader'\? .*bleu, chrf,.*weighted_sum"),
-            ("zzz", "no reward named 'zzz'. The built-in"),
+            ("zzz", "no reward named 'zzz'. Expected one of bleu"),
             (
                 {"name": "length", "taget": 3},
                 r"'length' has no argument 'taget'\. Did you mean 'target'\?.*unit='words'",

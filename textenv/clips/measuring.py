@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from textenv.data.files import write_atomically
+from textenv.data.pictures import check_picture, save_figure
 from textenv.rollouts.tracking import read_metrics
 from textenv.types import TextEnvError
 
@@ -67,8 +66,7 @@ def plot_returns(runs: Mapping[str, Sequence[Path]], path: Path, *, title: str =
     Raises:
         TextEnvError: A run has no true returns, or the picture's kind is another.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise TextEnvError(f"{path}: expected a name that ends in .png or .svg.")
+    check_picture(path)
     figure = Figure(figsize=(6, 3.6), dpi=130, layout="constrained")
     panel = figure.subplots()
     for place, (name, folders) in enumerate(runs.items()):
@@ -83,9 +81,7 @@ def plot_returns(runs: Mapping[str, Sequence[Path]], path: Path, *, title: str =
     panel.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
         panel.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:])
-    write_atomically(path, picture.getvalue())
+    save_figure(figure, path)
 
 
 def _curve(folder: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,11 @@ from textenv.compare.statistics import (
     stratified_bootstrap,
 )
 
-__all__ = ["draw_aggregates", "draw_curves", "draw_frontier", "draw_overview", "draw_profiles", "picture"]
+__all__ = ["draw_aggregates", "draw_curves", "draw_frontier", "draw_overview", "draw_profiles"]
 
 # Okabe and Ito's, which color-blind people can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 _LINES = ("-", "--", ":", "-.")
-
-
-def picture(figure: Figure, kind: str) -> bytes:
-    """Return a figure as the bytes of a ``"png"`` or ``"svg"``, the same bytes every time."""
-    data = io.BytesIO()
-    figure.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return data.getvalue()
 
 
 def draw_curves(results: Results, task: str, axis: str) -> Figure:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from textenv.compare.plots import draw_aggregates, draw_curves, draw_frontier, draw_profiles, picture
+from textenv.compare.plots import draw_aggregates, draw_curves, draw_frontier, draw_profiles
 from textenv.compare.results import Results
 from textenv.compare.runs import SAMPLES
 from textenv.compare.statistics import AGGREGATES, improvement, mean_interval, stratified_bootstrap
 from textenv.data.files import to_json, write_atomically
+from textenv.data.pictures import figure_bytes
 from textenv.env.render import visible
 from textenv.web.markup import Markup, fill, join
 
@@ -259,6 +260,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, 
 
 
 def _image(figure: Figure, words: str) -> Markup:
-    data = base64.b64encode(picture(figure, "svg")).decode()
+    data = base64.b64encode(figure_bytes(figure, "svg")).decode()
     told = '<figure><img alt="{words}" src="data:image/svg+xml;base64,{data}"></figure>'
     return fill(told, words=words, data=data)

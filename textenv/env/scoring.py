@@ -34,17 +34,18 @@ class Scorer:
         missing_eos_penalty: Subtracted from the score of a completion that the token budget ended.
     """
 
-    def __init__(self, spec: RewardSpec, *, missing_eos_penalty: float = 0.0) -> None:
+    def __init__(self, spec: RewardSpec, *, missing_eos_penalty: float = 0.0, device: str | None = None) -> None:
         """Build the reward.
 
         Args:
             spec: As in ``resolve_reward``.
             missing_eos_penalty: In units of score.
+            device: As in ``resolve_reward``.
 
         Raises:
             TextEnvError: ``spec`` describes no reward, or one whose state is not made of JSON values.
         """
-        self.reward, self.missing_eos_penalty = resolve_reward(spec), missing_eos_penalty
+        self.reward, self.missing_eos_penalty = resolve_reward(spec, device=device), missing_eos_penalty
         self.state()  # refused here, and not at the first checkpoint
 
     def score(
@@ -124,15 +125,19 @@ def _holds_anything(state: Any) -> bool:
     return any(map(_holds_anything, state)) if isinstance(state, list | tuple) else state is not None
 
 
-def resolve_reward(spec: RewardSpec) -> Reward:
+def resolve_reward(spec: RewardSpec, *, device: str | None = None) -> Reward:
     """Build a reward from a name, a mapping or an import path; a callable is returned as it is.
 
     ``textenv.rewards`` is imported when it is asked for, and not before: the environment doesn't depend on it.
 
+    Args:
+        spec: The specification, see ``textenv.rewards.make``.
+        device: Where a reward with a model runs, unless ``spec`` says otherwise; None for the CPU.
+
     Raises:
         TextEnvError: If ``spec`` describes no reward.
     """
-    return cast("Reward", plugins.rewards().make(spec))
+    return cast("Reward", plugins.rewards().make(spec, device=device))
 
 
 def unscored(*, completions: Sequence[Any], **_: Any) -> list[float]:

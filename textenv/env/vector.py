@@ -95,7 +95,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
         self.reference = load_reference(given)
         """The reference model."""
-        self.scorer = Scorer(given.reward, missing_eos_penalty=given.missing_eos_penalty)
+        self.scorer = Scorer(
+            given.reward, missing_eos_penalty=given.missing_eos_penalty, device=str(self.reference.device)
+        )
         """Scores completions: the reward, and what belongs to it."""
         source = movie_openings("train") if given.prompts is None else given.prompts
         self._prompts = PromptSet(source, self.reference, chat=given.chat, max_tokens=given.max_prompt_tokens)

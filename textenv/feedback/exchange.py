@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
-from transformers import AutoTokenizer
 
 from textenv.data.files import to_json
 from textenv.data.records import json_cells, read_records
@@ -263,6 +262,8 @@ def _mapping(value: Any) -> Any:
 
 
 def _decoder(name: str) -> Callable[[list[int]], str]:
+    from transformers import AutoTokenizer  # noqa: PLC0415 (slow to load, and the help needs this module)
+
     try:
         return TextCodec(AutoTokenizer.from_pretrained(name, trust_remote_code=False)).decode
     except (OSError, ValueError) as error:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import gymnasium as gym
-import torch
 import tyro
 from gymnasium.vector import AutoresetMode
 
@@ -20,8 +19,6 @@ from textenv.env.scoring import unscored
 from textenv.feedback.exchange import add_rankings
 from textenv.feedback.formats import read_rankings
 from textenv.feedback.store import FeedbackStore
-from textenv.models.policy import TextPolicy
-from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.types import Conversation, TextEnvError
 
 __all__ = ["AddTasks", "add_tasks", "sample_completions"]
@@ -150,6 +147,11 @@ def sample_completions(
     Raises:
         TextEnvError: The folder holds no model, or a prompt does not suit it.
     """
+    import torch  # noqa: PLC0415 (slow to load, here and below, and the help needs this module)
+
+    from textenv.models.policy import TextPolicy  # noqa: PLC0415
+    from textenv.rollouts.collect import sample_episodes, text_env  # noqa: PLC0415
+
     run = Path(folder)
     config: Mapping[str, Any] = {}
     if (run / "policy").is_dir():

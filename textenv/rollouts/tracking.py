@@ -12,21 +12,21 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from textenv.data.files import to_json, write_atomically
+from textenv.data.pictures import check_picture, save_figure
 from textenv.env.render import total_kl, visible
+from textenv.rollouts.console import SafeConsole
 from textenv.types import Episode, TextEnvError
 
-__all__ = ["RunLogger", "SafeConsole", "comparison_markdown", "comparison_table", "plot_training", "read_metrics"]
+__all__ = ["RunLogger", "comparison_markdown", "comparison_table", "plot_training", "read_metrics"]
 
 _SHOWN = (
     ("reward", "rollout/ep_rew_mean", ".3f"),
@@ -38,22 +38,6 @@ _SHOWN = (
 )
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>&|!~]")  # what would be a tag, a link, a picture or the next cell
 _QUIET_SECONDS = 10.0  # between lines where there is no terminal to draw a bar in
-
-
-class SafeConsole(Console):
-    """A terminal to which strings are text, whatever is in them: names and messages may come from files of others.
-
-    Control characters are written as escapes, and neither markup nor emoji codes are read, unless ``markup`` says so;
-    ``rich.text.Text`` has styles.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        """Make it, with the settings of ``rich.console.Console``."""
-        super().__init__(**{"markup": False, "emoji": False, **settings})
-
-    def render_str(self, text: str, **settings: Any) -> Text:
-        """Return what is shown of a string: every one passes here, those in tables too."""
-        return super().render_str(visible(text, keep="\n\t"), **settings)
 
 
 class RunLogger:
@@ -179,8 +163,7 @@ def plot_training(runs: Mapping[str, Path], path: Path) -> None:
     Raises:
         TextEnvError: A run has no metrics, or the picture's kind is another.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise TextEnvError(f"{path}: expected a name that ends in .png or .svg.")
+    check_picture(path)
     figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
     panels = figure.subplots(1, 2)
     for place, (name, folder) in enumerate(runs.items()):
@@ -201,9 +184,7 @@ def plot_training(runs: Mapping[str, Path], path: Path) -> None:
             panel.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
         panels[0].legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:])
-    write_atomically(path, picture.getvalue())
+    save_figure(figure, path)
 
 
 def comparison_table(before: Sequence[Episode], after: Sequence[Episode]) -> Table:

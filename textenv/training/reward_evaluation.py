@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.data.files import write_atomically
+from textenv.data.pictures import save_figure
 from textenv.training.ranked_texts import Text, columns, text_key, texts_of
 from textenv.types import Conversation, Ranking, TextEnvError
 
@@ -240,6 +239,4 @@ def plot_evaluations(evaluations: Mapping[str, tuple[int, RewardEvaluation]], pa
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:])
-    write_atomically(path, picture.getvalue())
+    save_figure(figure, path)

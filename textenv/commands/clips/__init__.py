@@ -1,0 +1,1 @@
+"""Learn a task from preferences between clips of what an agent does."""

@@ -1,0 +1,31 @@
+"""``textenv corpus``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from textenv.commands.base import Command
+from textenv.commands.console import console
+
+__all__ = ["Corpus"]
+
+
+@dataclass(frozen=True)
+class Corpus(Command):
+    """Fetch and clean the text that the bundled model was trained on.
+
+    Attributes:
+        out: Folder for general.jsonl, reviews-train.jsonl and reviews-validation.jsonl.
+    """
+
+    out: Path
+
+    def run(self) -> int:
+        """Write the files, and print their sizes."""
+        from textenv.data.corpora import write_general_corpus, write_review_pairs  # noqa: PLC0415
+
+        sizes = write_general_corpus(self.out / "general.jsonl")
+        console.print(f"{self.out / 'general.jsonl'}: characters {sizes}")
+        console.print(f"{self.out}: movie-review pairs {write_review_pairs(self.out)}")
+        return 0

@@ -1,0 +1,54 @@
+"""``textenv doctor``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.text import Text
+
+from textenv.commands.base import Command
+from textenv.commands.console import console
+from textenv.commands.flags import EnvFlags, make_keywords
+
+__all__ = ["Doctor"]
+
+
+@dataclass(frozen=True)
+class Doctor(Command):
+    """Check that an environment, its reference model and a policy measure what they claim to.
+
+    Attributes:
+        env: Registered id of the environment.
+        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute; None for the
+            environment's own.
+        model: Reference model: "bundled", a folder, or a Hugging Face id; None for the environment's own.
+        prompts: File of prompts; None for the environment's own.
+        num_envs: Rows of the vector environment.
+        seed: Seeds prompts and tokens.
+        settings: Settings of the environment that were given.
+    """
+
+    env: str = "textenv/MovieReview-v0"
+    reward: str | None = None
+    model: str | None = None
+    prompts: Path | None = None
+    num_envs: int = 16
+    seed: int = 0
+    settings: EnvFlags = field(default_factory=dict)
+
+    def run(self) -> int:
+        """Print what each check found; the status is 1 if one failed."""
+        from textenv.analysis.doctor import examine  # noqa: PLC0415 (loads torch)
+        from textenv.env.settings import check_counts  # noqa: PLC0415
+
+        check_counts(self, "num_envs")
+        given = {"model": self.model, "reward": self.reward}
+        console.print(", ".join([self.env, *(f"{name} {value}" for name, value in given.items() if value)]))
+        keywords = make_keywords(self.settings, reward=self.reward, model=self.model, prompts=self.prompts)
+        healthy = True
+        for finding in examine(self.env, keywords, num_envs=self.num_envs, seed=self.seed):
+            healthy &= finding.ok
+            status = Text("ok   ", style="green") if finding.ok else Text("FAILS", style="bold red")
+            console.print(status, f"{finding.name}: {finding.detail}")  # at once: a check may take minutes
+        return 0 if healthy else 1

@@ -1,0 +1,1 @@
+"""Collect, import and export rankings."""

@@ -1,0 +1,21 @@
+"""``textenv feedback export``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textenv.commands.base import Command
+from textenv.commands.console import tell
+from textenv.feedback.exchange import ExportFeedback, export_feedback
+
+__all__ = ["Export"]
+
+
+@dataclass(frozen=True)
+class Export(Command, ExportFeedback):
+    """Write the rankings in a store of feedback to a file, in the format of another tool."""
+
+    def run(self) -> int:
+        """Do it, and say what was done."""
+        tell(*export_feedback(self))
+        return 0

@@ -1,0 +1,1 @@
+"""Train, measure or serve a reward."""

@@ -1,0 +1,376 @@
+"""The pipeline of ``textenv rlhf``: sample, have people rank, train a reward model, train the policy, and repeat.
+
+Ziegler et al. 2019 and Ouyang et al. 2022; going round again with rankings of the newest policy's texts, each policy
+trained from the same start, is what Bai et al. 2022 (arXiv:2204.05862, section 4.5) call iterated online RLHF.
+
+Everything is in one folder. ``feedback.db`` holds who ranked what, what each reward model was trained on, and what each
+policy was trained against. A stage is done when what it makes is there, whole: a run that was killed, or that waits for
+people, goes on with the stage that is missing when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from textenv.agents.ppo import PPO, PPOConfig
+from textenv.commands.console import console
+from textenv.commands.flags import TRAINING, make_keywords, parse_reward
+from textenv.commands.settings import RlhfSettings, TrainSettings
+from textenv.commands.training_run import held_out, made_with, plain_settings, train
+from textenv.data.files import locked, to_json, write_json
+from textenv.data.pictures import save_figure
+from textenv.env.scoring import resolve_reward, score, unscored
+from textenv.env.settings import check_counts
+from textenv.feedback.annotators import STAND_IN, FromReward, annotate
+from textenv.feedback.store import FeedbackStore
+from textenv.models.policy import TextPolicy
+from textenv.rollouts.collect import sample_episodes, text_env
+from textenv.rollouts.runs import check_settings, described, figure_text, mean_and_error, summary
+from textenv.training.configs import RewardModelConfig, SftConfig
+from textenv.training.reward_models import train_reward_model
+from textenv.training.sft import sft
+from textenv.types import Episode, Prompt, TextEnvError
+
+__all__ = ["rlhf"]
+
+_START = "start"  # the name of the policy before the first round
+_LAST_FILE = "tokenizer.json"  # that ``sft`` writes, so that the model is whole when it is there
+_IN_A_BATCH = 64  # prompts that are sampled before the next task is made
+
+
+def rlhf(config: RlhfSettings) -> bool:
+    """Run the pipeline, or go on with it, as far as it comes without people.
+
+    Returns:
+        Whether it is finished; if not, rankings are missing, and it was said how to give them.
+
+    Raises:
+        TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
+    """
+    check_counts(config, "total_steps", "num_envs", "reward_epochs")
+    with locked(config.out):
+        return _rlhf(config)
+
+
+def _rlhf(config: RlhfSettings) -> bool:
+    out = config.out
+    if config.gold is not None:
+        resolve_reward(parse_reward(config.gold))  # or it would be found wanting after the first stages
+    typed = _keywords(config, config.model, unscored)
+    envs: Any = gym.make_vec(config.env, num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **typed)
+    training = {**TRAINING, **config.settings}
+    settings = described(config) | {
+        "settings": made_with(envs, typed) | {"kl_mode": training["kl_mode"]},
+        "ppo": plain_settings(PPOConfig(**config.ppo)),
+    }
+    envs.close()
+    check_settings(out, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "config.json", settings)
+    base = _fine_tuned(config)
+    with FeedbackStore(config.store) as store:
+        start = store.add_policy(_START, folder=base)
+        writers: list[_Writer] = [_Writer(start, None)]
+        rows = [_measured(config, base, None, "null", out / "start.json")]
+        for number in range(1, config.rounds + 1):
+            folder = config.round(number)
+            _ask(config, store, base, writers[-2:], number)
+            if not _judged(config, store, number):
+                return False
+            model = _reward_model(config, store, base, folder / "reward-model", number)
+            reward = to_json({"name": "learned", "model": str(folder / "reward-model")})
+            policy = _trained(config, base, reward, number)
+            name = f"round {number}"
+            writers.append(
+                _Writer(store.add_policy(name, folder=str(policy), parent=start, reward_model=model), policy)
+            )
+            rows.append(_measured(config, base, policy, reward, folder / "figures.json"))
+    _report(config, rows)
+    return True
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """A policy: its number in the store, and its folder; None for the model that all start from."""
+
+    number: int
+    folder: Path | None
+
+
+def _fine_tuned(config: RlhfSettings) -> str:
+    """Return the model that all policies start from."""
+    if not config.sft:
+        return config.model
+    out = config.out / "sft"
+    if (out / _LAST_FILE).exists():
+        return str(out)
+    console.rule("Supervised fine-tuning")
+    return str(sft(SftConfig(model=config.model, files=config.sft, out=out, seed=config.seed)))
+
+
+def _run(config: RlhfSettings, base: str, reward: str, out: Path) -> TrainSettings:
+    """Return a training run with the settings of the pipeline."""
+    return TrainSettings(
+        out=out,
+        env=config.env,
+        reward=reward,
+        model=base,
+        prompts=config.prompts,
+        eval_prompts=config.eval_prompts,
+        eval_episodes=config.eval_episodes,
+        total_steps=config.total_steps,
+        num_envs=config.num_envs,
+        seed=config.seed,
+        settings=config.settings,
+        agent_flags=config.ppo,
+    )
+
+
+def _keywords(config: RlhfSettings, base: str, reward: Any) -> dict[str, Any]:
+    keywords = make_keywords(config.settings, reward=None, model=base, prompts=config.prompts)
+    return {**keywords, "reward": reward, "kl_mode": "lump"}
+
+
+def _load(writer: Path | None, envs: Any) -> TextPolicy:
+    if writer is not None:
+        return PPO.load(writer, envs).policy
+    base = text_env(envs)
+    return TextPolicy.of_reference(base)
+
+
+# Sampling and ranking
+
+
+def _share(config: RlhfSettings, number: int) -> int:
+    """Return how many rankings round ``number`` asks for."""
+    return config.labels * number // config.rounds - config.labels * (number - 1) // config.rounds
+
+
+def _of_round(store: FeedbackStore, number: int) -> list[int]:
+    """Return the tasks of a round, which their priority tells."""
+    return [task.id for task in store.tasks() if task.priority == -number]
+
+
+def _ask(config: RlhfSettings, store: FeedbackStore, base: str, writers: Sequence[_Writer], number: int) -> None:
+    """Have the newest policy, and its predecessor, complete prompts, and ask to rank what they wrote."""
+    wanted = _share(config, number)
+    if len(_of_round(store, number)) >= wanted:
+        return
+    console.rule(f"Round {number} of {config.rounds}: {wanted} tasks of {config.samples} completions")
+    envs: Any = gym.make_vec(
+        config.env,
+        num_envs=config.num_envs,
+        autoreset_mode=AutoresetMode.DISABLED,
+        **_keywords(config, base, unscored),
+    )
+    policies = [_load(writer.folder, envs) for writer in writers]
+    shares = [config.samples // 2, config.samples - config.samples // 2] if len(writers) == 2 else [config.samples]
+    # A number for each batch, so that a run that goes on draws what it would have drawn.
+    batch, fruitless = 0, 0
+    tasks: list[tuple[Prompt, _Texts]] = []
+    while (missing := wanted - len(tasks)) > 0:  # others write to the store meanwhile: nothing is written yet
+        rng = random.Random(f"{config.seed}/{number}/{batch}")
+        prompts = [rng.choice(text_env(envs).prompts) for _ in range(min(missing, _IN_A_BATCH))]
+        written = []
+        for writer, policy, share in zip(writers, policies, shares, strict=True):
+            generator = torch.Generator(policy.lm.device).manual_seed(rng.getrandbits(60))
+            repeated = [prompt for prompt in prompts for _ in range(share)]
+            written.append((writer, sample_episodes(envs, policy, generator, repeated), share))
+        found = [(prompt, _different(place, written)) for place, prompt in enumerate(prompts)]
+        made = [(prompt, texts) for prompt, texts in found if len(texts) > 1]
+        tasks += made
+        batch, fruitless = batch + 1, 0 if made else fruitless + 1
+        if fruitless == 20:
+            raise TextEnvError(
+                f"Round {number}: all completions of a prompt are the same, {fruitless} batches in a row; there is "
+                "nothing to rank. Raise kl_coef or temperature, or take fewer rounds."
+            )
+    with store.transaction():  # all tasks of a round, or none
+        for prompt, texts in tasks:
+            asked = store.add_prompt(prompt.text if prompt.given is None else prompt.given, columns=prompt.columns)
+            items = [
+                store.add_completion(asked, text, policy=author, details={"token_ids": list(episode.completion_ids)})
+                for text, (author, episode) in texts.items()
+            ]
+            store.add_task(items, priority=-number)  # earlier rounds first
+
+
+_Texts: TypeAlias = dict[str, tuple[int, Episode]]
+"""Completions of a prompt by what they say: the number of the policy that wrote each first, and its episode."""
+
+
+def _different(place: int, written: Sequence[tuple[_Writer, Sequence[Episode], int]]) -> _Texts:
+    """Return the different texts that were written for the prompt at a place."""
+    texts: _Texts = {}
+    for writer, episodes, share in written:
+        for episode in episodes[place * share : (place + 1) * share]:
+            texts.setdefault(episode.completion, (writer.number, episode))
+    return texts
+
+
+def _judged(config: RlhfSettings, store: FeedbackStore, number: int) -> bool:
+    """Have the stand-in rank, if there is one; return whether all tasks of a round are judged."""
+    if config.gold is not None:
+        judge = FromReward(resolve_reward(parse_reward(config.gold)), temperature=config.gold_temperature)
+        annotate(store, judge, STAND_IN, seed=config.seed)
+    tasks = set(_of_round(store, number))
+    missing = len(tasks - {judgement.task for judgement in store.judgements()})
+    if missing:
+        console.print(
+            f"Round {number}: {missing} of {len(tasks)} rankings are missing. Give them on the page of\n"
+            f"  textenv label {config.store}\nand then start this command again.",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    return not missing
+
+
+# Training
+
+
+def _reward_model(config: RlhfSettings, store: FeedbackStore, base: str, out: Path, number: int) -> int:
+    """Train a reward model on all rankings so far; return its number in the store."""
+    for known in store.reward_models():
+        if known.folder == str(out):
+            return known.id
+    tasks = {task for each in range(1, number + 1) for task in _of_round(store, each)}
+    learnt = [(judgement, ranking) for judgement, ranking in store.rankings() if judgement.task in tasks]
+    if not learnt:
+        raise TextEnvError(f"Round {number}: no judgement ranks anything, so that there is nothing to learn.")
+    console.rule(f"Round {number} of {config.rounds}: the reward model, of {len(learnt)} rankings")
+    report = train_reward_model(
+        RewardModelConfig(
+            model=base,
+            epochs=config.reward_epochs,
+            learning_rate=config.reward_learning_rate,
+            batch_size=16 * config.samples,
+            seed=config.seed,
+            device=config.settings.get("device") or "cpu",
+        ),
+        [ranking for _, ranking in learnt],
+        out=out,
+    )
+    return store.add_reward_model(
+        out, judgements=[judgement.id for judgement, _ in learnt], details={"comparisons": report.comparisons}
+    )
+
+
+def _trained(config: RlhfSettings, base: str, reward: str, number: int) -> Path:
+    """Train the policy of a round; return its folder."""
+    out = config.round(number) / "policy"
+    if not (out / "results.json").exists():
+        console.rule(f"Round {number} of {config.rounds}: the policy")
+        train(_run(config, base, reward, out))
+    return out / "policy"
+
+
+# Measuring
+
+
+def _measured(config: RlhfSettings, base: str, policy: Path | None, reward: str, path: Path) -> dict[str, Any]:
+    """Measure a policy on held-out prompts, or read what was measured."""
+    if path.exists():
+        read: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return read
+    spec = unscored if policy is None else parse_reward(reward)
+    envs, prompts = held_out(_run(config, base, reward, path), _keywords(config, base, spec), config.num_envs)
+    writer = _load(policy, envs)
+    generator = torch.Generator(writer.lm.device).manual_seed(20_261)
+    episodes = sample_episodes(envs, writer, generator, prompts)
+    found = summary(episodes)
+    row: dict[str, Any] = {
+        "proxy": None if policy is None else found["score"],
+        "gold": None,
+        "kl": found["kl"],
+        "length": found["length"],
+    }
+    if config.gold is not None:
+        given = [prompt.for_reward(episode.completion) for prompt, episode in zip(prompts, episodes, strict=True)]
+        names = sorted({name for prompt in prompts for name in prompt.columns})
+        scores = score(
+            resolve_reward(parse_reward(config.gold)),
+            prompts=[prompt for prompt, _ in given],
+            completions=[completion for _, completion in given],
+            completion_ids=[episode.completion_ids for episode in episodes],
+            columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
+        ).tolist()
+        row |= {"gold": mean_and_error(scores), "scores": scores}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, row)
+    return row
+
+
+def _wins(new: Sequence[float], old: Sequence[float]) -> float:
+    """Return the share of prompts on which the new policy's text has the better gold score, ties as halves."""
+    difference = np.subtract(new, old)
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def _report(config: RlhfSettings, rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(title=f"{config.eval_episodes} fresh completions of held-out prompts")
+    for name in (
+        "policy",
+        "rankings so far",
+        "reward model's score",
+        "gold score",
+        "beats the one before",
+        "KL in nats",
+    ):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    report = []
+    for number, row in enumerate(rows):
+        labels = sum(_share(config, each) for each in range(1, number + 1))
+        wins = _wins(row["scores"], rows[number - 1]["scores"]) if number and row["gold"] else None
+        shown = {name: value for name, value in row.items() if name != "scores"}
+        report.append({"round": number, "rankings": labels, "beats_previous": wins, **shown})
+        table.add_row(
+            f"round {number}" if number else _START,
+            f"{labels:,}",
+            *(_written(row[name]) for name in ("proxy", "gold")),
+            "" if wins is None else f"{wins:.0%}",
+            _written(row["kl"]),
+        )
+    console.print(table)
+    picture = config.out / "rlhf.png"
+    _draw(report, picture)
+    console.print(f"Picture: {picture}", soft_wrap=True)
+    write_json(config.out / "results.json", report)
+
+
+def _written(figure: Mapping[str, float | None] | None) -> str:
+    return "" if figure is None else figure_text(figure)
+
+
+def _draw(report: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what each policy is worth over the rankings given so far."""
+    panels = [(name, label) for name, label in _PANELS if any(row[name] for row in report)]
+    figure = Figure(figsize=(3.4 * len(panels), 3.2), dpi=130, layout="constrained")
+    for place, (name, label) in enumerate(panels):
+        panel = figure.add_subplot(1, len(panels), place + 1)
+        measured = [row for row in report if row[name]]
+        panel.errorbar(
+            [row["rankings"] for row in measured],
+            [row[name]["mean"] for row in measured],
+            [1.96 * row[name]["stderr"] for row in measured],
+            marker="o",
+            capsize=3,
+            color=f"C{place}",
+        )
+        panel.set(xlabel="rankings so far", ylabel=label)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+_PANELS = (("gold", "gold score"), ("proxy", "score of its reward model"), ("kl", "KL in nats an episode"))

@@ -1,0 +1,137 @@
+"""Settings of the commands that train agents, apart from the commands so that both they and the training know them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from textenv import plugins
+from textenv.commands.flags import AgentFlags, TrainEnvFlags
+from textenv.types import TextEnvError
+
+__all__ = ["RlhfSettings", "TrainSettings"]
+
+
+def _agents(default: str) -> str:
+    names = plugins.built_in("textenv.agents", suffixes=("", "Config"))
+    return f"(default: {default}; one of {', '.join(names)})"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of a training run.
+
+    Attributes:
+        out: Folder of the run: metrics, checkpoints, the trained policy, before/after samples, the picture.
+        env: Registered id of the environment.
+        agent: Algorithm, or package.module:Class for your own.
+        agent_settings: Settings of the agent as a JSON object, in place of its flags.
+        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute; None for the
+            environment's own.
+        model: Reference model and starting point: "bundled", a folder, or a Hugging Face id; None for the
+            environment's own.
+        prompts: File of prompts (.txt, .jsonl, .json, .csv, .parquet); None for the environment's own.
+        eval_prompts: File of held-out prompts for the before/after comparison; None for the environment's own.
+        eval_episodes: Completions to compare on; every held-out prompt gets its share.
+        total_steps: Tokens to write in training.
+        num_envs: Episodes written side by side, an iteration's batch, in all processes together.
+        seed: Seeds everything.
+        checkpoint_every: Iterations between checkpoints.
+        threads: Threads that torch computes with, in each process; None leaves that to torch.
+        timeout: Seconds that the processes of a run wait for each other before they give up.
+        settings: Settings of the environment that were given.
+        agent_flags: Settings of the agent that were given as flags.
+    """
+
+    out: Path
+    env: str = "textenv/MovieReview-v0"
+    agent: Annotated[str, tyro.conf.arg(help_behavior_hint=_agents)] = "ppo"
+    agent_settings: str = "{}"
+    reward: str | None = None
+    model: str | None = None
+    prompts: Path | None = None
+    eval_prompts: Path | None = None
+    eval_episodes: int = 1024
+    total_steps: int = 56_000
+    num_envs: int = 128
+    seed: int = 0
+    checkpoint_every: int = 5
+    threads: int | None = None
+    timeout: float = 600.0
+    settings: TrainEnvFlags = field(default_factory=dict)
+    agent_flags: AgentFlags = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RlhfSettings:
+    """Settings of the whole of RLHF.
+
+    Attributes:
+        out: Folder of the run: models, the store of feedback, figures and the picture. A run in it goes on.
+        model: Pre-trained model: "bundled", a folder, or a Hugging Face id.
+        sft: Files of records with prompt and completion to fine-tune the model on first; none takes it as it is.
+        gold: Reward that stands in for the people who rank, and that every policy is measured by; None for people.
+        gold_temperature: Of the stand-in's choices, in units of its scores: 0 never errs.
+        rounds: How often to go round.
+        labels: Rankings to ask for, in all rounds together.
+        samples: Completions of a prompt that are ranked at once, 2 to 9. From the second round on, half of them are the
+            newest policy's and the rest its predecessor's.
+        env: Registered id of the environment.
+        prompts: File of prompts; None for the environment's own.
+        eval_prompts: File of held-out prompts to measure on; None for the environment's own.
+        eval_episodes: Completions to measure each policy on.
+        total_steps: Tokens to write in the PPO training of each round.
+        num_envs: Episodes written side by side.
+        seed: Seeds everything.
+        settings: Settings of the environment that were given.
+        ppo: Settings of PPO that were given.
+        reward_epochs: Passes of the reward model over the rankings.
+        reward_learning_rate: Its learning rate.
+    """
+
+    out: Path
+    model: str = "bundled"
+    sft: tuple[Path, ...] = ()
+    gold: str | None = None
+    gold_temperature: float = 0.0
+    rounds: int = 3
+    labels: int = 900
+    samples: int = 4
+    env: str = "textenv/MovieReview-v0"
+    prompts: Path | None = None
+    eval_prompts: Path | None = None
+    eval_episodes: int = 512
+    total_steps: int = 56_000
+    num_envs: int = 128
+    seed: int = 0
+    settings: TrainEnvFlags = field(default_factory=dict)
+    ppo: AgentFlags = field(default_factory=dict)
+    reward_epochs: int = 3
+    reward_learning_rate: float = 2e-4
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            TextEnvError: A number is out of range.
+        """
+        if not 1 <= self.rounds <= self.labels:
+            raise TextEnvError(f"rounds={self.rounds}, labels={self.labels}: expected a label for each round at least.")
+        if not 2 <= self.samples <= 9:
+            raise TextEnvError(f"samples={self.samples}: expected 2 to 9 completions, which a page can show at once.")
+        if self.gold is None and self.gold_temperature:
+            raise TextEnvError("gold_temperature is that of a reward that stands in for people: name one with --gold.")
+        if self.eval_episodes < 2:
+            raise TextEnvError(f"eval_episodes={self.eval_episodes}: expected two at least, for a standard error.")
+
+    @property
+    def store(self) -> Path:
+        """The file of the run's feedback."""
+        return self.out / "feedback.db"
+
+    def round(self, number: int) -> Path:
+        """Return the folder of a round, from 1."""
+        return self.out / f"round-{number}"

@@ -1,0 +1,210 @@
+"""A training run in a folder: train an agent, compare it with its reference before and after, and write the results.
+
+``textenv train`` and ``textenv rlhf`` go through ``train``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+import transformers
+from gymnasium.vector import AutoresetMode
+from rich.table import Table
+
+import textenv
+from textenv.agents import config_of, find
+from textenv.commands.console import console
+from textenv.commands.flags import ENV_FIELDS, TRAINING, json_object, make_keywords
+from textenv.commands.settings import TrainSettings
+from textenv.data.files import locked, to_json, write_atomically, write_json
+from textenv.env.registry import record_of
+from textenv.env.render import save_html
+from textenv.env.settings import check_counts
+from textenv.models.policy import TextPolicy
+from textenv.rollouts.collect import sample_episodes, text_env
+from textenv.rollouts.distributed import ALONE, World
+from textenv.rollouts.runs import check_settings, described, figure_text, summary
+from textenv.rollouts.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
+from textenv.types import Episode, Prompt, TextEnvError
+
+__all__ = ["agent_config", "held_out", "made_with", "plain_settings", "train"]
+
+
+def made_with(envs: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a text environment as they are, as JSON values, for the ``config.json`` of a run.
+
+    Args:
+        envs: The environment.
+        typed: The keywords that it was made with; where it runs, ``device``, is what they say.
+    """
+    settings = text_env(envs).settings
+    names = [each.name for each in dataclasses.fields(settings) if each.name not in ENV_FIELDS]
+    found = {name: getattr(settings, name) for name in names} | {"device": typed.get("device")}
+    plain: dict[str, Any] = json.loads(to_json(found, default=str))
+    return plain
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """Return the settings of an agent as JSON values, without the seed, which is that of the run."""
+    plain: dict[str, Any] = json.loads(to_json(dataclasses.asdict(config)))
+    del plain["seed"]
+    return plain
+
+
+def _plain_or_none(value: Any) -> Any:
+    """Return a value that is JSON; None for an object, which the environment's id makes again."""
+    try:
+        return json.loads(to_json(value))
+    except TypeError:
+        return None
+
+
+def train(command: TrainSettings, world: World = ALONE) -> None:
+    """Train an agent as a command says, or go on with it, and write what came of it.
+
+    Raises:
+        TextEnvError: The folder holds a finished run, or one with other settings; or a setting is not what is expected.
+    """
+    with locked(command.out) if world.first else contextlib.nullcontext():
+        _train(command, world)
+
+
+def _train(command: TrainSettings, world: World) -> None:
+    out = command.out
+    if (out / "results.json").exists():
+        raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
+    check_counts(command, "eval_episodes", "total_steps", "num_envs", "checkpoint_every", "threads")
+    own = agent_config(command)
+    if command.threads:
+        torch.set_num_threads(command.threads)
+    typed = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
+    keywords = {**TRAINING, **typed}
+    if world.device is not None and world.device.type != "cpu":
+        keywords["device"] = str(world.device)
+    rows = world.share("num_envs", command.num_envs)
+    envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    config = described(command, without=("out", "threads", "timeout", "agent_flags"))
+    config |= {"settings": made_with(envs, typed), "agent_settings": plain_settings(own)}
+    for name in ("reward", "model"):
+        if config[name] is None:
+            config[name] = _plain_or_none(getattr(text_env(envs).settings, name))
+    check_settings(out, config)
+    agent = find(command.agent)(envs, own, world=world)
+    if world.size > 1:
+        how = "FSDP" if world.sharded else "DDP"
+        console.print(f"{world.size} processes of {rows} rows, {how}, this one on {world.device}.")
+    if world.first:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", config)
+    shared = {name: value for name, value in keywords.items() if name not in ("device", "torch_dtype")}
+    if record_of(command.env).takes_model:
+        shared["model"] = text_env(envs).reference  # so that it is not loaded twice
+    fresh, prompts = held_out(command, shared, rows)
+    reference = TextPolicy.of_reference(text_env(fresh))
+    before = sample_episodes(fresh, reference, _generator(fresh), prompts, world=world)
+    checkpoints = out / "checkpoints"
+    resumed = agent.resume(checkpoints, command.total_steps)
+    if resumed:
+        console.print(f"Going on from the checkpoint at {agent.steps:,} of {command.total_steps:,} tokens.")
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        logger = None
+        if world.first:
+            logger = stack.enter_context(RunLogger(out, total_steps=command.total_steps, resume_from=agent.steps))
+        agent.learn(
+            command.total_steps,
+            progress=None if logger is None else logger.log,
+            checkpoints=checkpoints,
+            checkpoint_every=command.checkpoint_every,
+        )
+    seconds = time.perf_counter() - began
+    agent.save(out / "policy")
+    after = agent.sample(fresh, prompts, generator=_generator(fresh))
+    if world.first:
+        _report(out, before, after, {"seconds": seconds, "resumed": resumed, "steps": agent.steps})
+
+
+def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[Prompt]]:
+    """Return an environment to measure in, and the prompts to measure on.
+
+    It pays the KL of an episode at its end (``kl_mode="lump"``), and its KL coefficient does not adapt to the training.
+
+    Args:
+        command: The training run.
+        keywords: Of ``gymnasium.make``.
+        rows: Episodes written side by side.
+    """
+    keywords = {**keywords, "kl_mode": "lump"}
+    held_out_prompts = record_of(command.env).held_out
+    if command.eval_prompts is not None:
+        keywords["prompts"] = str(command.eval_prompts)
+    elif command.prompts is None and held_out_prompts is not None:
+        keywords |= held_out_prompts
+    else:
+        console.print("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
+    envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    prompts = text_env(envs).prompts
+    return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
+
+
+def _temperature(envs: Any) -> float:
+    return text_env(envs).settings.temperature
+
+
+def _generator(envs: Any) -> torch.Generator:
+    return torch.Generator(text_env(envs).reference.device).manual_seed(20_260)
+
+
+def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[str, Any]) -> None:
+    results = {
+        **about,
+        "before": summary(before),
+        "after": summary(after),
+        "versions": {
+            "textenv": textenv.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "gymnasium": gym.__version__,
+        },
+    }
+    pairs = [episode for pair in zip(before[:16], after[:16], strict=True) for episode in pair]
+    title = "Completions of held-out prompts, before and after training"
+    save_html(out / "samples.html", pairs, title=title, captions=["before", "after"] * (len(pairs) // 2))
+    write_atomically(out / "samples.md", comparison_markdown(before[:16], after[:16]))
+    plot_training({out.name: out}, out / "training.png")
+    console.print(comparison_table(before[:8], after[:8]))
+    table = Table(title=f"{len(after)} fresh completions of held-out prompts")
+    for name in ("", "score", "KL in nats", "tokens"):
+        table.add_column(name, justify="right" if name else "left")
+    for name in ("before", "after"):
+        row = results[name]
+        table.add_row(name, *(figure_text(row[key]) for key in ("score", "kl", "length")))
+    console.print(table)
+    console.print(f"Trained {about['steps']:,} tokens in {about['seconds']:.0f} s. Picture: {out / 'training.png'}")
+    write_json(out / "results.json", results)
+
+
+def agent_config(command: TrainSettings) -> Any:
+    """Return the settings of the agent that a command names.
+
+    Raises:
+        TextEnvError: There is no such agent, or a setting is not what is expected.
+    """
+    settings, flags = json_object("--agent-settings", command.agent_settings), command.agent_flags
+    if "seed" in settings:
+        raise TextEnvError("--agent-settings holds a seed; give it as --seed, which seeds all of the run.")
+    if twice := sorted(set(flags) & set(settings)):
+        raise TextEnvError(
+            f"--{twice[0].replace('_', '-')} and --agent-settings both say {twice[0]}; give it in one of them."
+        )
+    return config_of(find(command.agent), {**flags, **settings, "seed": command.seed})
