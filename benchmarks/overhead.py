@@ -84,7 +84,7 @@ class Steps:
         self._inside.watch(self._policy, "action_log_prob")
         self._inside.watch(self._env.reference, "next_token_log_prob")
         self._inside.watch(self._env.reference, "token_log_probs")
-        self._inside.watch(self._env, "reward")
+        self._inside.watch(self._env.scorer, "reward")
         self.shares: list[float] = []
 
     def __call__(self) -> int:

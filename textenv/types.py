@@ -126,7 +126,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """One judgement of several completions of a prompt: what a reward model learns from. A comparison ranks two.
+    """One judgment of several completions of a prompt: what a reward model learns from. A comparison ranks two.
 
     Attributes:
         prompt: A text, or a conversation.
@@ -230,7 +230,7 @@ def is_stateful(reward: object) -> TypeGuard[StatefulReward]:
 
 @runtime_checkable
 class ActionLogProb(Protocol):
-    """The behaviour policy as the environment sees it."""
+    """The behavior policy as the environment sees it."""
 
     def action_log_prob(self, actions: IntArray) -> NDArray[Any]:
         """Return ``log pi(a|s)`` in nats, shape ``(num_envs,)``, of the actions it has just chosen."""
@@ -239,7 +239,7 @@ class ActionLogProb(Protocol):
 
 @runtime_checkable
 class FullDistribution(ActionLogProb, Protocol):
-    """A behaviour policy that can also hand over its whole next-token distribution (``kl_estimator="full"``)."""
+    """A behavior policy that can also hand over its whole next-token distribution (``kl_estimator="full"``)."""
 
     def action_log_probs(self) -> NDArray[Any]:
         """Return ``log pi(.|s)`` in nats, shape ``(num_envs, vocab_size)``, at the state it has just acted in."""

@@ -229,6 +229,9 @@ class TestResolveReward:
             resolve_reward("vadder")
 
 
+plain: Any = narrow  # for wrappers, which ask for ``**columns`` by their types
+
+
 class Network(torch.nn.Module):
     """A reward that is a module, as many are: its ``state_dict`` holds tensors."""
 
@@ -272,12 +275,12 @@ class TestScorer:
     @pytest.mark.parametrize(
         ("reward", "keeps"),
         [
-            (narrow, False),
-            (Clip(narrow, low=0.0, high=1.0), False),
-            (WeightedSum([narrow, Clip(narrow, low=0.0, high=1.0)]), False),
-            (Normalize(narrow), True),
-            (Clip(Normalize(narrow), low=0.0, high=1.0), True),
-            (WeightedSum([narrow, Normalize(narrow)]), True),
+            (plain, False),
+            (Clip(plain, low=0.0, high=1.0), False),
+            (WeightedSum([plain, Clip(plain, low=0.0, high=1.0)]), False),
+            (Normalize(plain), True),
+            (Clip(Normalize(plain), low=0.0, high=1.0), True),
+            (WeightedSum([plain, Normalize(plain)]), True),
             (Network(), False),
             (Clip(Network(), low=0.0, high=1.0), False),
             (Counter({"calls": 0}), True),

@@ -101,7 +101,7 @@ class Tree:
         estimate without bias; so ``kl_mode`` does not matter, nor does which of them it is.
 
         Args:
-            env: A text environment, single or vectorised, whose reward depends on the text alone.
+            env: A text environment, single or vectorized, whose reward depends on the text alone.
 
         Raises:
             TextEnvError: There are too many texts, or a setting makes rewards depend on more than the text.

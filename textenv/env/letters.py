@@ -119,7 +119,7 @@ def exact_vector(
     render_mode: RenderMode | None = None,
     **settings: Any,
 ) -> TextVectorEnv:
-    """Make ``textenv/Exact-v0``, vectorised: write a text of letters.
+    """Make ``textenv/Exact-v0``, vectorized: write a text of letters.
 
     Args:
         num_envs: Number of texts written side by side.

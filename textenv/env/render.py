@@ -1,6 +1,6 @@
-"""An episode as coloured tokens, in a terminal and as a page.
+"""An episode as colored tokens, in a terminal and as a page.
 
-Each token of the completion is coloured by its KL penalty: red where the policy likes it better than the reference
+Each token of the completion is colored by its KL penalty: red where the policy likes it better than the reference
 does, blue where it likes it less. What a token holds is never sent to the terminal or the page raw.
 """
 
@@ -17,16 +17,16 @@ from textenv.types import Episode
 
 __all__ = ["save_html", "to_ansi", "to_html", "total_kl", "visible"]
 
-_FULL_COLOUR = 4.0  # nats at which a token's colour is strongest
+_FULL_COLOR = 4.0  # nats at which a token's color is strongest
 _RESET = "\x1b[0m"
 
 
 def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True, scored: bool = True) -> str:
-    """Return an episode as a line for a terminal: the prompt, the coloured tokens, and the figures.
+    """Return an episode as a line for a terminal: the prompt, the colored tokens, and the figures.
 
     Args:
         episode: What to show.
-        color: Use ANSI colours; without, the figures alone tell of the KL.
+        color: Use ANSI colors; without, the figures alone tell of the KL.
         finished: Whether the episode is over, so that it has a score.
         scored: Whether a reward scored it; without, no score is shown.
     """
@@ -49,7 +49,7 @@ def to_html(
         captions: A word on each episode, such as who wrote it; none, or as many as episodes.
         scored: Whether a reward scored them; without, neither scores nor what tokens earned are shown.
     """
-    scale = "".join(f'<span style="{_style(kl)}">{kl:g}</span>' for kl in (-_FULL_COLOUR, -2.0, 0.0, 2.0, _FULL_COLOUR))
+    scale = "".join(f'<span style="{_style(kl)}">{kl:g}</span>' for kl in (-_FULL_COLOR, -2.0, 0.0, 2.0, _FULL_COLOR))
     named = zip(episodes, captions or [""] * len(episodes), strict=True)
     articles = "\n".join(_article(episode, caption, scored) for episode, caption in named)
     return _PAGE.format(title=html.escape(visible(title)), scale=scale, articles=articles, count=len(episodes))
@@ -104,7 +104,7 @@ def _figures(episode: Episode, finished: bool, scored: bool) -> str:
 
 
 def _strength(kl: float) -> float:
-    return min(abs(kl) / _FULL_COLOUR, 1.0) if math.isfinite(kl) else 1.0
+    return min(abs(kl) / _FULL_COLOR, 1.0) if math.isfinite(kl) else 1.0
 
 
 def _background(kl: float) -> str:
@@ -159,7 +159,7 @@ _PAGE = """<!doctype html>
   footer i {{ float: right; }}
 </style>
 <h1>{title}</h1>
-<p class="legend">{count} episodes. The prompt is grey; each token is coloured by its KL from the reference model:
+<p class="legend">{count} episodes. The prompt is grey; each token is colored by its KL from the reference model:
 {scale} nats.</p>
 {articles}
 </html>

@@ -31,7 +31,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         """Make the environment.
 
         Args:
-            render_mode: ``"ansi"`` has ``render`` return coloured text, ``"human"`` prints every finished episode.
+            render_mode: ``"ansi"`` has ``render`` return colored text, ``"human"`` prints every finished episode.
             **settings: Those of ``textenv.env.settings.TextEnvSettings``.
 
         Raises:
@@ -132,7 +132,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return _first(obs), float(rewards[0]), bool(terminations[0]), False, _first_info(infos)
 
     def render(self) -> str | None:
-        """Return the episode as coloured text (``"ansi"``) or print it (``"human"``)."""
+        """Return the episode as colored text (``"ansi"``) or print it (``"human"``)."""
         frames = self._batch.render()
         return frames[0] if frames else None
 

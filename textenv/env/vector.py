@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +14,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textenv.env import infos as infos_module
+from textenv.env import infos as step_infos
+from textenv.env.arguments import as_autoreset_mode, as_seeds, as_token_ids
 from textenv.env.endings import Endings
 from textenv.env.handle import unwrap, with_handles
 from textenv.env.kl import AdaptiveKL
@@ -47,16 +48,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     ``V`` is the width of the model's logits, ``L`` is ``max_prompt_tokens + max_new_tokens``.
 
-    The KL needs log pi of the action, which ``step`` does not see. Policies of ours are recognized: an action that one
-    of them has just chosen for this very state, in this thread, is paid by the log pi that it was drawn with, in
-    whatever form another library has carried the two. Any other policy is to be attached (``attach_policy``); without
-    one its behaviour is taken as deterministic, log pi = 0, and the reward is ``score + kl_coef * log pi_ref``, a
-    function of state and action alone; an agent with an entropy bonus of ``kl_coef`` then optimises the same objective.
+    The KL needs log pi of the action, which ``step`` does not see. Policies of this package are recognized: an action
+    that one of them has just chosen for the present state, in this thread, is paid with the log pi that it was drawn
+    with, also where another library passes states and actions on. Any other policy has to be attached
+    (``attach_policy``). Without one, its behavior is taken as deterministic, log pi = 0, and the reward is
+    ``score + kl_coef * log pi_ref``, a function of state and action alone; an agent with an entropy bonus of
+    ``kl_coef`` then optimizes the same objective.
 
-    ``info`` holds, a step, ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` not before
-    the end), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the model reads.
-    At the end of an episode come ``score``, ``stop_reason``, ``completion``, ``completion_ids``, ``token_kl`` and
-    ``token_rewards``, the last being what each token earned also where ``kl_mode="lump"`` pays it all at the end.
+    At each step ``info`` holds ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` at the end
+    of an episode only), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the
+    model reads. At the end of an episode it also holds ``score``, ``stop_reason``, ``completion``, ``completion_ids``,
+    ``token_kl`` and ``token_rewards``: what each token earned, also where ``kl_mode="lump"`` pays all at the end.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
@@ -75,7 +77,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             num_envs: Number of texts written side by side.
             autoreset_mode: What follows the end of an episode. In ``DISABLED`` a finished row ignores its actions, at
                 hardly any cost, until ``reset(options={"reset_mask": ...})``.
-            render_mode: ``"ansi"`` has ``render`` return coloured text, ``"human"`` prints every finished episode.
+            render_mode: ``"ansi"`` has ``render`` return colored text, ``"human"`` prints every finished episode.
             **settings: Those of ``textenv.env.settings.TextEnvSettings``.
 
         Raises:
@@ -86,10 +88,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if render_mode not in (None, *get_args(RenderMode)):
             raise TextEnvError(f"render_mode={render_mode!r}: expected 'ansi', 'human' or None.")
         self.num_envs = int(num_envs)
-        modes = [mode.value for mode in AutoresetMode]
-        if autoreset_mode not in (*AutoresetMode, *modes):
-            raise TextEnvError(f"autoreset_mode={autoreset_mode!r}: expected an AutoresetMode, or one of {modes}.")
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = as_autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
         self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
@@ -175,10 +174,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Args:
             policy: Its ``action_log_prob(actions)`` is asked in every ``step`` for log pi of the actions it has just
                 chosen, in nats, shape ``(num_envs,)``; with ``kl_estimator="full"`` also ``action_log_probs()``. None
-                goes back to recognizing policies of ours, and taking any other behaviour as deterministic.
+                goes back to recognizing policies of ours, and taking any other behavior as deterministic.
 
-        Until it is detached all actions are taken to be its own. One that says where it has ``acted``, as ours do, has
-        to have acted last on the state that ``step`` finds the environment in.
+        Until it is detached, all actions are taken to be its own. A policy with the attribute ``acted``, as ours have,
+        must have acted last on the environment's present state.
 
         Raises:
             TextEnvError: The policy lacks the method.
@@ -187,7 +186,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @contextlib.contextmanager
     def attached(self, policy: ActionLogProb) -> Iterator[None]:
-        """Attach a policy; on leaving, the one that was attached before is again.
+        """Attach a policy inside the context; afterwards the one that was attached before is attached again.
 
         Raises:
             TextEnvError: As ``attach_policy``.
@@ -207,7 +206,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def action_masks_at(self, obs: Observation) -> NDArray[np.bool_] | None:
         """Return which tokens ``top_k``/``top_p`` leave after some texts, shape ``(batch, V)``; None without either.
 
-        They are those that ``step`` and ``reset`` have told where the texts are the environment's own, row by row.
+        For a text that is the present one of the same row, it is the mask that ``step`` or ``reset`` put in the info.
 
         Args:
             obs: Observations, batched, not necessarily of this environment's present state.
@@ -249,7 +248,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._process.clear()
 
     def render(self) -> tuple[str, ...] | None:
-        """Return each row as coloured text (``"ansi"``) or print it (``"human"``): its episode so far, or just over."""
+        """Return each row's episode, unfinished or over, as colored text (``"ansi"``), or print it (``"human"``)."""
         if self.render_mode is None:
             return None
         process = self._process
@@ -264,7 +263,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @property
     def last_episodes(self) -> tuple[Episode | None, ...]:
-        """Of each row, the episode that ended in the last ``step``, or after which it waits for a reset; else None."""
+        """Of each row, the episode that ended in the last ``step`` or after which it waits for a reset, or None."""
         return tuple(self._process.finished)
 
     @property
@@ -273,7 +272,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return tuple(self._process.episodes.prompts)
 
     def prompt_at(self, row: int, state: Sequence[int]) -> Prompt | None:
-        """Return what a row began with, if it writes and has come to the token ids ``state``; else None."""
+        """Return a row's prompt if its unfinished episode, prompt included, has the token ids ``state``; else None."""
         process = self._process
         if row >= self.num_envs or process.done[row] or process.episodes.lengths[row] != len(state):
             return None
@@ -319,7 +318,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             raise TextEnvError(f"reset_mask={chosen!r}: expected {self.num_envs} booleans, at least one of them True.")
         if not (mask | self._process.begun).all():
             raise TextEnvError("reset_mask leaves rows out that have never begun; reset all rows first.")
-        seeds = self._seeds(seed)
+        seeds = as_seeds(seed, self.num_envs)
         given = self._prompts.of_options(options, self.num_envs)
         if options:
             raise TextEnvError(
@@ -348,16 +347,16 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """
         process, mode = self._process, self.autoreset_mode
         rows = process.writing()
-        tokens = self._checked(actions, rows)
+        tokens = as_token_ids(actions, rows, num_envs=self.num_envs, vocab_size=self.reference.vocab_size)
         waiting = np.flatnonzero(process.done) if mode is AutoresetMode.NEXT_STEP else rows[:0]
-        if mode is not AutoresetMode.DISABLED:  # with it, the reset of a row has forgotten its last episode
+        if mode is not AutoresetMode.DISABLED:  # there, the reset of a row has removed its last episode
             process.finished[rows] = None
         rewards, ended = process.advance(rows, tokens) if len(rows) else (np.zeros(self.num_envs), rows)
         terminations = process.done.copy()
         going = rows[~process.done[rows]] if len(ended) else rows
         infos: dict[str, Any] = {}
         if self.settings.kl_mode == "dense" and len(going):
-            infos_module.add_tokens(infos, process.episodes, going)
+            step_infos.add_tokens(infos, process.episodes, going)
         if len(waiting):
             terminations[waiting] = False
             process.finished[waiting] = None
@@ -372,22 +371,22 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def _begin(self, rows: IntArray, infos: dict[str, Any], given: Sequence[Prompt] | None = None) -> None:
         """Begin episodes from the ``given`` prompts, one for each of all rows, or from drawn ones."""
         places = rows.tolist()
-        prompts = [self._drawn(row) for row in places] if given is None else [given[row] for row in places]
+        prompts = [self._draw_prompt(row) for row in places] if given is None else [given[row] for row in places]
         self._process.begin(rows, prompts)
         found = {row: {"prompt": prompt.text} for row, prompt in zip(places, prompts, strict=True)}
-        infos_module.add_rows(infos, self.num_envs, found)
+        step_infos.add_rows(infos, self.num_envs, found)
         if self.has_action_masks:
             self._add_masks(infos, rows)
 
     def _end(self, rows: IntArray, infos: dict[str, Any]) -> None:
         """Tell of the episodes that rows have finished; with ``SAME_STEP``, begin the next ones."""
         process = self._process
-        final = {row: infos_module.of_episode(process.finished[row]) for row in rows.tolist()}
+        final = {row: step_infos.of_episode(process.finished[row]) for row in rows.tolist()}
         if self.render_mode == "human":
             for row in final:
                 print(to_ansi(process.finished[row]))
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
-            infos_module.add_rows(infos, self.num_envs, final)
+            step_infos.add_rows(infos, self.num_envs, final)
             return
         ids, mask = process.episodes.ids, process.episodes.mask
         for row, info in final.items():
@@ -398,11 +397,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def _add_masks(self, infos: dict[str, Any], rows: IntArray) -> None:
         masks = self._process.next_tokens.masks
         assert masks is not None
-        infos_module.add_masks(infos, masks, rows)
+        step_infos.add_masks(infos, masks, rows)
 
     @property
     def can_pay_later(self) -> bool:
-        """Whether ``paying_later`` can be entered: nothing but ``settle`` needs to know what an episode was paid."""
+        """Whether ``paying_later`` can be entered: whether no step needs to know what an episode was paid."""
         waits = self.autoreset_mode is AutoresetMode.DISABLED and self.render_mode is None
         return waits and not self.settings.reads_each_step
 
@@ -410,10 +409,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def paying_later(self) -> Iterator[Callable[[], list[Episode]]]:
         """Score episodes many at a time, for a caller who runs the whole process and needs no reward before.
 
-        Inside, the rewards of ``step`` are 0, its infos say nothing of the end of an episode, and ``last_episodes`` has
-        none. What the context gives, ``settle()``, returns the episodes that have ended since it was last called, in
-        the order in which they did and in that of their rows, scored and read by the reference as many at a time as
-        there are rows.
+        Inside, the rewards of ``step`` are 0, its infos do not describe the end of an episode, and ``last_episodes``
+        are None. The context gives a function, ``settle()``: it scores the episodes that have ended since it was last
+        called and returns them in the order in which they ended, those of one step in the order of their rows. The
+        reference and the reward are given as many at a time as there are rows.
 
         Raises:
             TextEnvError: ``can_pay_later`` is False.
@@ -426,9 +425,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         with self._process.scoring_later() as settle:
             yield settle
 
-    # -- arguments -----------------------------------------------------------------------------------------------
+    # -- drawing prompts -----------------------------------------------------------------------------------------
 
-    def _drawn(self, row: int) -> Prompt:
+    def _draw_prompt(self, row: int) -> Prompt:
         """Return a prompt, drawn by the row's generator."""
         return self.prompts[int(self._generator(row).integers(len(self.prompts)))]
 
@@ -438,29 +437,3 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             generator, _ = seeding.np_random(int(self.np_random.integers(2**63 - 1)))
             self._generators[row] = generator
         return generator
-
-    def _checked(self, actions: Any, active: IntArray) -> IntArray:
-        """Return the actions as token ids; those of rows that are not ``active`` may be anything."""
-        tokens = np.asarray(actions)
-        if tokens.shape != (self.num_envs,) or tokens.dtype.kind not in "iu":
-            raise TextEnvError(
-                f"actions of shape {tokens.shape} and type {tokens.dtype}: expected integers, a token id for each of "
-                f"{self.num_envs} rows."
-            )
-        last = self.reference.vocab_size - 1
-        if not 0 <= min(given := tokens.tolist()) <= max(given) <= last:
-            live = tokens[active]
-            if ((live < 0) | (live > last)).any():
-                raise TextEnvError(f"actions={given}: expected token ids from 0 to {last}.")
-        return tokens.astype(np.int64)
-
-    def _seeds(self, seed: Any) -> list[int | None]:
-        """Return a seed for each row, None for a row that keeps its generator."""
-        if seed is None:
-            return [None] * self.num_envs
-        values = [seed + row for row in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
-        seeds = list(values) if isinstance(values, Iterable) else []
-        known = all(value is None or (isinstance(value, (int, np.integer)) and value >= 0) for value in seeds)
-        if len(seeds) != self.num_envs or not known:
-            raise TextEnvError(f"seed={seed!r}: expected one number of at least 0, or {self.num_envs} of them.")
-        return [None if value is None else int(value) for value in seeds]

@@ -90,9 +90,9 @@ def collect(
     episodes than rows, one process would hand them out in another order.)
 
     Args:
-        envs: From ``vectorise``; the policy is attached to it while it writes, and whatever was before is afterwards.
-        policy: Acts; its caches are emptied first, and so are those of the reference and the mask, so that the numbers
-            do not depend, in their last bits, on what was before.
+        envs: From ``vectorise``; the policy is attached to it while it writes, and afterwards whatever was before.
+        policy: Acts; its caches are emptied first, and so are those of the reference and the mask, so that not even the
+            last bits of the numbers depend on what was written before.
         generator: Source of randomness, in the same state in every process; None for the likeliest tokens.
         episodes: How many this process writes, at least one a row; None for one a row. So many are begun and all are
             finished, so that short ones are not preferred. Rows begin anew a few at a time.
@@ -123,38 +123,13 @@ def collect(
     buffer.assign(np.arange(n))
     obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=buffer.options(options))
     buffer.begin(obs, base.row_prompts)
-    allowed = _allowed(infos, None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(base.attached(policy))
         stack.enter_context(policy.unchanged())
         stack.enter_context(base.reference.unchanged())
         later = envs is base and base.can_pay_later  # no wrapper looks at the rewards
         settle = stack.enter_context(base.paying_later()) if later else None
-        while any(writing := world.counts(int(buffer.writing.sum()))):
-            uniform = None if generator is None else _uniform(generator, writing, world.rank)
-            if not buffer.writing.any():  # other processes still write
-                continue
-            rows = np.flatnonzero(buffer.writing)
-            masks = allowed if mask is None else mask(obs, rows, allowed)
-            actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=masks)
-            obs, rewards, terminations, truncations, infos = envs.step(actions)
-            buffer.append(rows, masks, log_probs=policy.action_log_prob(actions), values=values, rewards=rewards)
-            allowed = _allowed(infos, allowed)
-            if not (terminations | truncations)[rows].any():
-                continue
-            truncated = rows[truncations[rows] & ~terminations[rows]]
-            if len(truncated):
-                _refuse_truncated_lump(base)
-                buffer.bootstrap[buffer.episode[truncated]] = policy.values(obs, truncated)
-            buffer.finish(rows[terminations[rows]], truncated, obs, base.last_episodes)
-            free = np.flatnonzero(~buffer.writing)
-            if buffer.unassigned and len(free) * _AT_ONCE >= n:
-                buffer.assign(free[: buffer.unassigned])
-                adapted, base.kl_controller.coef = base.kl_controller.coef, coef  # all episodes pay the same for the KL
-                obs, infos = envs.reset(options={**buffer.options(options), "reset_mask": buffer.assigned})
-                base.kl_controller.coef = adapted
-                buffer.begin(obs, base.row_prompts)
-                allowed = _allowed(infos, allowed)
+        _write(envs, policy, generator, buffer, obs, infos, options=options, kl_coef=coef, world=world, mask=mask)
         if settle is not None:
             buffer.add_scored(settle())
     rollout = buffer.rollout(coef)
@@ -167,6 +142,48 @@ def collect(
         base.kl_controller.coef = coef  # not what the rows of this process have made of it
         _adapt(base.kl_controller, rollout.finished)
     return rollout
+
+
+def _write(  # noqa: PLR0917
+    envs: VectorEnv[Any, Any, Any],
+    policy: TextPolicy,
+    generator: torch.Generator | None,
+    buffer: RolloutBuffer,
+    obs: Observation,
+    infos: dict[str, Any],
+    *,
+    options: dict[str, Any] | None,
+    kl_coef: float,
+    world: World,
+    mask: ActionMask | None,
+) -> None:
+    """Write a buffer's episodes, which have begun with ``obs`` and ``infos``; arguments as those of ``collect``."""
+    base, allowed = text_env(envs), _allowed(infos, None)
+    while any(writing := world.counts(int(buffer.writing.sum()))):
+        uniform = None if generator is None else _uniform(generator, writing, world.rank)
+        if not buffer.writing.any():  # other processes still write
+            continue
+        rows = np.flatnonzero(buffer.writing)
+        masks = allowed if mask is None else mask(obs, rows, allowed)
+        actions, values = policy.act(obs, uniform=uniform, rows=rows, masks=masks)
+        obs, rewards, terminations, truncations, infos = envs.step(actions)
+        buffer.append(rows, masks, log_probs=policy.action_log_prob(actions), values=values, rewards=rewards)
+        allowed = _allowed(infos, allowed)
+        if not (terminations | truncations)[rows].any():
+            continue
+        truncated = rows[truncations[rows] & ~terminations[rows]]
+        if len(truncated):
+            _refuse_truncated_lump(base)
+            buffer.bootstrap[buffer.episode[truncated]] = policy.values(obs, truncated)
+        buffer.finish(rows[terminations[rows]], truncated, obs, base.last_episodes)
+        free = np.flatnonzero(~buffer.writing)
+        if buffer.unassigned and len(free) * _AT_ONCE >= envs.num_envs:
+            buffer.assign(free[: buffer.unassigned])
+            adapted, base.kl_controller.coef = base.kl_controller.coef, kl_coef  # all episodes pay the same for the KL
+            obs, infos = envs.reset(options={**buffer.options(options), "reset_mask": buffer.assigned})
+            base.kl_controller.coef = adapted
+            buffer.begin(obs, base.row_prompts)
+            allowed = _allowed(infos, allowed)
 
 
 def _refuse_truncated_lump(base: TextVectorEnv) -> None:
