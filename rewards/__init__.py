@@ -10,11 +10,26 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_origin, get_type_hints
 
 from textenv import plugins
 from textenv.types import Reward, TextEnvError
 from textenv.validation import did_you_mean
+
+if TYPE_CHECKING:  # for editors and type checkers; a reward is found without an entry here
+    from textenv.rewards.bleu import Bleu as Bleu
+    from textenv.rewards.chrf import Chrf as Chrf
+    from textenv.rewards.classifier import Classifier as Classifier
+    from textenv.rewards.clip import Clip as Clip
+    from textenv.rewards.http import Http as Http
+    from textenv.rewards.learned import Learned as Learned
+    from textenv.rewards.length import Length as Length
+    from textenv.rewards.letters import Letters as Letters
+    from textenv.rewards.normalize import Normalize as Normalize
+    from textenv.rewards.pattern import Pattern as Pattern
+    from textenv.rewards.rouge import Rouge as Rouge
+    from textenv.rewards.vader import Vader as Vader
+    from textenv.rewards.weighted_sum import WeightedSum as WeightedSum
 
 __all__ = ["make", "names"]
 

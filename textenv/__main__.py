@@ -1,7 +1,5 @@
 """``python -m textenv``: the command line."""
 
-import sys
+from textenv.commands.cli import entry
 
-from textenv.commands.cli import main
-
-sys.exit(main())
+entry()

@@ -82,6 +82,24 @@ def test_what_was_not_typed_is_the_environments_own(tmp_path: Path) -> None:
     assert main(["sample", str(out), "--prompt", "a", "--reward", "run"]) == 0
 
 
+def test_an_environment_with_a_model_of_its_own_is_given_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``textenv/Exact-v0`` takes no model, and so may an environment of others."""
+    from textenv.env import letters
+
+    made = letters.exact_settings
+
+    def no_model(**settings: Any) -> dict[str, Any]:
+        assert "model" not in settings
+        return made(**settings)
+
+    monkeypatch.setattr(letters, "exact_settings", no_model)
+    assert main([*EXACT, "--out", str(tmp_path / "x"), "--eval-episodes", "2"]) == 0
+    assert main(["doctor", "--env", "textenv/Exact-v0", "--num-envs", "2"]) == 0
+    assert "FAILS" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("tokens", [3, 12])
 def test_what_was_typed_wins(tokens: int, tmp_path: Path) -> None:
     typed = ["--max-new-tokens", str(tokens), "--reward", "sparse", "--kl-mode", "dense", "--kl-coef", "0.035"]

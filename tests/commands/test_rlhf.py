@@ -125,6 +125,9 @@ def test_demonstrations_come_first(settings: Callable[..., Rlhf], tmp_path: Path
         assert store.policies()[0].folder == str(config.out / "sft")
     trained = json.loads((config.round(1) / "policy" / "config.json").read_text())
     assert trained["model"] == str(config.out / "sft")
+    before = {path: path.stat().st_mtime_ns for path in (config.out / "sft").iterdir()}
+    assert rlhf(config)  # the model is there, and is not trained again
+    assert {path: path.stat().st_mtime_ns for path in (config.out / "sft").iterdir()} == before
 
 
 def test_bad_settings(settings: Callable[..., Rlhf], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

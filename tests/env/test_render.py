@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from textenv.env.render import save_html, to_ansi, to_html, visible
-from textenv.rollouts.tracking import SafeConsole
+from textenv.rollouts.console import SafeConsole
 from textenv.types import Episode, Prompt
 from textenv.web.markup import fill, join
 

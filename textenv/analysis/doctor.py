@@ -80,7 +80,7 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     yield Finding("training forward agrees with the sampler (ratio 1)", off <= 1e-4, f"largest |ratio - 1| {off:.1e}")
 
     yield _texts(base, rollout.finished)
-    yield _ends(base.reference)
+    yield _ends(base)
     yield _draws(policy, envs, generator, seed)
     speed = rollout.tokens / seconds
     yield Finding(
@@ -134,9 +134,10 @@ def _texts(base: TextVectorEnv, episodes: Sequence[Episode]) -> Finding:
     return Finding(_TEXTS, True, f"{len(base.prompts)} prompts, {len(episodes)} completions")
 
 
-def _ends(lm: Any) -> Finding:
+def _ends(base: TextVectorEnv) -> Finding:
     """An end token must end a text and padding must not matter, also where the two share an id."""
-    ids = np.array([lm.encode("The film")], dtype=np.int64)
+    lm = base.reference
+    ids = np.array([base.prompts[0].ids], dtype=np.int64)
     length = np.array([ids.shape[1]])
     padded = np.concatenate([ids, np.full((1, 3), lm.pad_id)], axis=1)
     other = np.concatenate([ids, np.full((1, 3), lm.eos_ids[0])], axis=1)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pkgutil
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, NoReturn, Union
 
 import tyro
 from rich.table import Table
@@ -28,7 +29,7 @@ from textenv.rollouts.runtime import keep_memory, stopped_by_signals
 from textenv.types import TextEnvError
 from textenv.validation import unknown_name
 
-__all__ = ["main"]
+__all__ = ["entry", "main"]
 
 _COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 
@@ -57,6 +58,20 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         console.print("\nStopped.", (command or Command).after_signal, soft_wrap=True)
         return 128 + getattr(error, "number", int(signal.SIGINT))
+
+
+def entry() -> NoReturn:
+    """Run the command line as a program, and end the process.
+
+    After a signal it ends at once: to free what torch and transformers hold takes seconds, and everything that a
+    command has to put away is put away when ``main`` returns.
+    """
+    status = main()
+    if status > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,4 +169,4 @@ def _union(entry: _Entry, given: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -104,7 +104,7 @@ def agent_flags(command: Any, field: str, name: str) -> Any:
     config = plugins.agents().find(name).Config
     taken = {each.name for cls in (command, TextEnvSettings) for each in dataclasses.fields(cls)}
     about = tyro.conf.arg(name="agent", help=f"Settings of {name}.")
-    flags = Annotated[flags_of(config, ["seed"], "", taken), about]
+    flags = Annotated[flags_of(config, ["seed"], "", taken), about]  # type: ignore[valid-type]
     namespace = {"__annotations__": {field: flags}, field: dataclasses.field(default_factory=dict)}
     namespace |= {"__doc__": command.__doc__, "__module__": command.__module__}
     made = type(command.__name__, (command,), namespace)
