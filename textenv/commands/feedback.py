@@ -92,13 +92,8 @@ class AnnotateFeedback:
 
 def label(command: Label, announce: Callable[[str], None]) -> None:
     """Do what the command says, until a signal ends it; ``announce`` is told what to print, a line at a time."""
-    from textenv.feedback.server import (  # noqa: PLC0415 (an optional dependency)
-        made_password,
-        only_here,
-        owner_key,
-        page_key,
-        serve,
-    )
+    from textenv.feedback.label_server import serve_label_page  # noqa: PLC0415 (an optional dependency)
+    from textenv.feedback.sign_in import made_password, only_here, owner_key, page_key  # noqa: PLC0415
 
     guidelines = "" if command.guidelines is None else _text_of(command.guidelines, "--guidelines")
     password = "" if command.password_file is None else _text_of(command.password_file, "--password-file").strip()
@@ -122,7 +117,7 @@ def label(command: Label, announce: Callable[[str], None]) -> None:
         owner = owner_key(key)
         if not password and not only_here(command.host):
             password = made_password(key)
-        serve(
+        serve_label_page(
             store,
             key=key,
             host=command.host,

@@ -44,7 +44,7 @@ def annotate_page(
 
     Args:
         page: Of a browser of Playwright's (``playwright.sync_api.Page``).
-        url: Where the labelling page is served, with the owner's key (``?owner=…``): names of programs are reserved.
+        url: Where the labeling page is served, with the owner's key (``?owner=…``): names of programs are reserved.
         store: What is served, which says what is asked: the page shows a number, its texts only as people read them.
         judge: The program.
         name: That it signs in with.

@@ -1,4 +1,4 @@
-// The labelling page's keys, dragging and drafts. Every form works without: this fills in its fields.
+// The labeling page's keys, dragging and drafts. Every form works without: this fills in its fields.
 "use strict";
 
 document.documentElement.classList.add("scripts");
@@ -19,7 +19,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-/** Bring a labelling form to life; return its handler of keys. */
+/** Bring a labeling form to life; return its handler of keys. */
 function label(form) {
   const cards = [...form.querySelectorAll(".card")];
   const selects = cards.map((card) => card.querySelector("select"));
