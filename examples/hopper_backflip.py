@@ -16,10 +16,10 @@ from typing import Any, Literal
 import gymnasium as gym
 import tyro
 
+from textenv.clips.clips_config import ClipsConfig
 from textenv.clips.measuring import plot_returns
 from textenv.clips.media import Player, write_animation
 from textenv.clips.saved import load_policy
-from textenv.clips.settings import ClipsConfig
 from textenv.clips.training import train
 
 TASK = "textenv/HopperBackflip-v0"

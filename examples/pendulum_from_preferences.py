@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from textenv.clips.clips_config import ClipsConfig
 from textenv.clips.measuring import plot_returns
-from textenv.clips.settings import ClipsConfig
 from textenv.clips.training import train
 
 

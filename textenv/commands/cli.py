@@ -24,7 +24,7 @@ from rich.text import Text
 
 from textenv.agents import find
 from textenv.analysis.doctor import examine
-from textenv.clips.settings import ClipsConfig
+from textenv.clips.clips_config import ClipsConfig
 from textenv.commands.compare import compare
 from textenv.commands.experiment import EnvFlags, Train, console, make_keywords, parse_reward, train
 from textenv.commands.feedback import (
