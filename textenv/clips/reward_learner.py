@@ -22,7 +22,9 @@ _BATCH = 64  # comparisons in an update
 
 
 def preference_losses(scores: torch.Tensor, preferred: torch.Tensor, error_rate: float = 0.1) -> torch.Tensor:
-    """Return the cross-entropy of judgements under Bradley and Terry's model with random errors (section 2.2.3), in nats.
+    """Return the loss of judgements, in nats: the cross-entropy under Bradley and Terry's model with random errors.
+
+    Christiano et al. 2017, section 2.2.3.
 
     Args:
         scores: Scores of both clips of each pair, shape ``(members, n, 2)``.

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's agents: made by name, saved as safetensors and JSON instead of pickles, replay memory relabeled."""
+"""Stable-Baselines3's agents: making them, saving them as safetensors and JSON, and relabeling their replay memory."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def page_key(store: str | Path) -> bytes:
 
 
 def owner_key(key: bytes) -> str:
-    """Return the owner's key, for the owner's figures (``/state?owner=…``) and any name to sign in with (``/?owner=…``)."""
+    """Return the owner's key, for the owner's figures (``/state?owner=…``) and for any name (``/?owner=…``)."""
     return Signer(key).sign("owner")
 
 
