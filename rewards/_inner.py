@@ -1,4 +1,4 @@
-"""What the rewards that wrap other rewards have in common."""
+"""Shared by the rewards that wrap other rewards: checks, scores and states."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from textenv.types import Reward, TextEnvError
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A reward that remembers something between calls, to be saved with a run."""
+    """A reward with a state that changes between calls and is saved with a run."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON values."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state that ``state_dict`` returned."""
+        """Restore a state that ``state_dict`` returned."""
         ...
 
 
@@ -43,7 +43,7 @@ def inner_scores(
     completion_ids: Sequence[Sequence[int]],
     **columns: Sequence[Any],
 ) -> list[float]:
-    """Call a wrapped reward and check its scores before they are combined, which could hide a NaN or a missing one.
+    """Call a wrapped reward and check its scores, before combining them could hide a NaN or a missing score.
 
     Returns:
         ``n`` finite floats.

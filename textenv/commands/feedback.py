@@ -15,7 +15,7 @@ from textenv.data.reviews import load_reviews
 from textenv.env.scoring import resolve_reward
 from textenv.env.settings import check_counts
 from textenv.feedback.agreement import Share, measure_agreement
-from textenv.feedback.annotators import PROGRAM, Adversarial, FromReward, Judge, Lazy, LeftBiased, Recorded, annotate
+from textenv.feedback.annotators import PROGRAM, Adversarial, FromRatings, FromReward, Judge, Lazy, LeftBiased, annotate
 from textenv.feedback.bradley_terry import policy_strengths
 from textenv.feedback.store import FeedbackStore
 from textenv.types import TextEnvError
@@ -145,7 +145,7 @@ def annotate_feedback(command: AnnotateFeedback) -> str:
     check_counts(command, "limit")
     judge: Judge = Lazy()
     if command.ratings:
-        judge = Recorded({review.text: review.ratings for review in load_reviews()})
+        judge = FromRatings({review.text: review.ratings for review in load_reviews()})
     elif command.reward is not None:
         spec: Any = json.loads(command.reward) if command.reward.startswith("{") else command.reward
         judge = FromReward(resolve_reward(spec), command.temperature, command.error_rate, command.tie)
