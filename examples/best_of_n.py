@@ -1,4 +1,4 @@
-"""No training at all: write n reviews from each opening and keep the best, through the standard API.
+"""Best of n, without training: write n reviews from each opening and keep the best, through Gymnasium's API.
 
 python examples/best_of_n.py --n 16
 """

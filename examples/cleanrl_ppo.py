@@ -1,4 +1,4 @@
-"""PPO in one file, in the manner of CleanRL: the environment, an agent and the update, and nothing of ours that learns.
+"""PPO in one file, in the manner of CleanRL: the agent and the update are written out, the environment is textenv's.
 
 python examples/cleanrl_ppo.py --total-steps 20000
 """
@@ -36,7 +36,7 @@ class Agent(nn.Module):
         return actions.numpy(), self.acting.log_prob(actions), self.critic(hidden)[:, 0]
 
     def action_log_prob(self, actions: Any) -> Any:
-        """Return log pi of the actions just chosen: what the environment asks for in every step, for the KL."""
+        """Return log pi of the actions just chosen, which the environment asks for in every step to compute the KL."""
         return self.acting.log_prob(torch.from_numpy(actions)).numpy()
 
     def evaluate(self, ids: torch.Tensor, lengths: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:

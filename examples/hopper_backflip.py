@@ -3,8 +3,8 @@
 python examples/hopper_backflip.py --out runs/backflip
 python examples/hopper_backflip.py --out runs/backflip --store runs/backflip.db    # and: textenv label --store ...
 
-The task's own reward, which only the synthetic judge and the figures see, is the torso's backward rotation, weighted by
-its height: lying on the back pays nothing. Needs mujoco (pip install 'textenv[clips]'); half an hour of one core.
+The task's own reward, which only the synthetic judge and the evaluation see, is the torso's backward rotation, weighted
+by its height: lying on the back earns nothing. Needs mujoco (pip install 'textenv[clips]'); half an hour of one core.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any, Literal
 import gymnasium as gym
 import tyro
 
+from textenv.clips.clips_config import ClipsConfig
 from textenv.clips.measuring import plot_returns
 from textenv.clips.media import Player, write_animation
 from textenv.clips.saved import load_policy
-from textenv.clips.settings import ClipsConfig
 from textenv.clips.training import train
 
 TASK = "textenv/HopperBackflip-v0"
-HEIGHT, SPIN = 0, 7  # in Hopper-v5's observation: metres, and radians a second, forwards
+HEIGHT, SPIN = 0, 7  # in Hopper-v5's observation: meters, and radians a second, positive forward
 
 
 class Backflip(gym.Wrapper[Any, Any, Any, Any]):
-    """Pays for turning backwards high above the ground: 1 is a turn a second at a height of a metre."""
+    """Rewards turning backward high above the ground: 1 is a turn a second at a height of one meter."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step the hopper."""
@@ -44,7 +44,7 @@ gym.register(TASK, make, max_episode_steps=500)
 
 
 def film(policy: Path, path: Path, seed: int = 0) -> float:
-    """Write one episode as an animated picture; return how many times the torso has turned backwards in it."""
+    """Write one episode as an animated picture; return how many times the torso turned backward in it."""
     agent = load_policy(policy)
     camera = {"type": 1, "trackbodyid": 1, "distance": 3.5, "elevation": -10.0}  # follows the torso
     player = Player(TASK, {"width": 200, "height": 200, "camera_id": -1, "default_camera_config": camera})
@@ -81,7 +81,7 @@ def main(  # noqa: PLR0917 (a command line's)
         train(config)
     plot_returns({f"{labels} comparisons" if reward == "learned" else "true reward": [out]}, out / "returns.png")
     turns = film(out / "policy", out / "backflip.webp")
-    print(f"{turns:.2f} turns backwards in the 4 seconds of {out / 'backflip.webp'}")
+    print(f"{turns:.2f} turns backward in the 4 seconds of {out / 'backflip.webp'}")
 
 
 if __name__ == "__main__":

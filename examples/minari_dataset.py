@@ -1,4 +1,4 @@
-"""Minari's DataCollector: episodes of the reference model as an offline data set, written and read back.
+"""Minari's DataCollector: writes episodes of the reference model as an offline data set, and reads them back.
 
 pip install 'textenv[clients]' && python examples/minari_dataset.py --episodes 32
 """
@@ -34,7 +34,7 @@ def main(episodes: int = 32, max_new_tokens: int = 12, seed: int = 0, name: str 
             over = terminated or truncated
             rewards.append(reward)
         written.append((env.unwrapped.last_episode, rewards))
-    env.create_dataset(dataset_id=name, algorithm_name="the reference model", description="Movie reviews, unfinetuned.")
+    env.create_dataset(dataset_id=name, algorithm_name="the reference model", description="Movie reviews.")
 
     dataset = minari.load_dataset(name)
     for (before, rewards), found in zip(written, dataset.iterate_episodes(), strict=True):

@@ -1,4 +1,4 @@
-"""Swap the reward: a function of the completions, and PPO learns to please it.
+"""A reward of your own: a function of the completions, which PPO learns to maximize.
 
 python examples/own_reward.py --total-steps 40000
 """
@@ -19,7 +19,7 @@ from textenv.rollouts.collect import sample_episodes
 
 
 def alliteration(completions: Sequence[str], **_: Any) -> list[float]:
-    """Pay for neighbouring words that begin with the same letter, as a share of all neighbours."""
+    """Return the share of neighboring words that begin with the same letter."""
     scores = []
     for text in completions:
         letters = [word[0].lower() for word in text.split() if word[0].isalpha()]

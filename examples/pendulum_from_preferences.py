@@ -1,9 +1,9 @@
-"""Deep RL from human preferences on Pendulum-v1: from comparisons of clips alone, beside the task's own reward.
+"""Deep RL from human preferences on Pendulum-v1: learning from comparisons of clips, next to the task's own reward.
 
 python examples/pendulum_from_preferences.py --out runs/pendulum-preferences
 
-Trains every seed twice, with a synthetic judge of clips and with the true reward, and writes a table and a picture. It
-can be killed at any moment and goes on.
+Trains every seed twice, with a synthetic judge of clips and with the true reward; prints a table and writes a figure.
+If it is killed, it continues when it is started again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from textenv.clips.clips_config import ClipsConfig
 from textenv.clips.measuring import plot_returns
-from textenv.clips.settings import ClipsConfig
 from textenv.clips.training import train
 
 

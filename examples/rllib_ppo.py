@@ -2,8 +2,8 @@
 
 pip install 'ray[rllib]' textenv && python examples/rllib_ppo.py
 
-RLlib's own networks are not attached to the environment, so the behaviour counts as deterministic: what is paid is
-score + beta * log pi_ref, and an entropy bonus of beta makes that the KL-regularised return.
+RLlib's own networks are not attached to the environment, so the behavior counts as deterministic: the reward is
+score + beta * log pi_ref, and an entropy bonus of beta makes that the KL-regularized return.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the rewards that wrap other rewards have in common."""
+"""Shared by the rewards that wrap other rewards: checks, scores and states."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def inner_scores(
     completion_ids: Sequence[Sequence[int]],
     **columns: Sequence[Any],
 ) -> list[float]:
-    """Call a wrapped reward and check its scores before they are combined, which could hide a NaN or a missing one.
+    """Call a wrapped reward and check its scores, before combining them could hide a NaN or a missing score.
 
     Returns:
         ``n`` finite floats.

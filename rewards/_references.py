@@ -19,10 +19,10 @@ def check_column(user: str, column: object) -> None:
 
 
 def references(user: str, column: str, columns: Mapping[str, Sequence[Any]], count: int) -> list[list[str]]:
-    """Read the references of each completion out of the data set's columns.
+    """Return the references of each completion, from the data set's columns.
 
     Args:
-        user: The reward that asks, for the messages.
+        user: The reward that needs them, for the messages.
         column: Name of the column; a value is one string or a non-empty sequence of strings.
         columns: The columns that the reward was called with.
         count: The number of completions.

@@ -1,4 +1,4 @@
-"""Import a library at the moment a reward needs it."""
+"""Import an optional library when a reward needs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textenv.types import TextEnvError
 
 
 def require(module: str, *, user: str, install: str) -> ModuleType:
-    """Import ``module``, or say how to get it.
+    """Import ``module``; if it is missing, raise an error that says how to install it.
 
     Args:
         module: Full name of the module.

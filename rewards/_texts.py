@@ -1,4 +1,4 @@
-"""What a reward that scores text reads of a conversation."""
+"""Completions as texts, for rewards that score text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textenv.types import TextEnvError
 
 
 def completion_texts(completions: Sequence[Any]) -> list[str]:
-    """Return the texts of completions: themselves, or what the assistant said where they are lists of messages.
+    """Return the text of each completion: itself, or what the assistant said if it is a list of messages.
 
     Raises:
         TextEnvError: One is neither.

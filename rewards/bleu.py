@@ -19,8 +19,8 @@ __all__ = ["Bleu"]
 class Bleu:
     """Sentence BLEU of the completion against one or more references, from 0 to 1.
 
-    The number is that of ``sacrebleu.sentence_bleu`` divided by 100: exponential smoothing, and no n-grams longer than
-    the completion.
+    The score is that of ``sacrebleu.sentence_bleu`` divided by 100, with exponential smoothing and without n-grams
+    longer than the completion.
 
     Papineni et al., 2002: *BLEU: a Method for Automatic Evaluation of Machine Translation*; Post, 2018: *A Call for
     Clarity in Reporting BLEU Scores*; smoothing: Chen and Cherry, 2014, method 3.

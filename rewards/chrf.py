@@ -19,8 +19,8 @@ __all__ = ["Chrf"]
 class Chrf:
     """Character n-gram F-score of the completion against one or more references, from 0 to 1.
 
-    The number is that of ``sacrebleu.sentence_chrf`` divided by 100. Characters need no tokenizer, so this works in any
-    language, and a partly right word counts: a denser signal than BLEU. Of several references the best one counts.
+    The score is that of ``sacrebleu.sentence_chrf`` divided by 100. Characters need no tokenizer, so this works in any
+    language, and a partly right word counts: a denser signal than BLEU. With several references, the best score counts.
 
     Popović, 2015: *chrF: character n-gram F-score for automatic MT evaluation*; Popović, 2017: *chrF++: words helping
     character n-grams* (``word_order=2``).

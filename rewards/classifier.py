@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from textenv.models.causal_lm import find_device
+from textenv.models.loading import find_device
 from textenv.models.positions import longest_input
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
@@ -19,18 +19,18 @@ __all__ = ["Classifier"]
 class Classifier:
     """How sure a sequence classifier is that a text has a label.
 
-    The classifier reads text through its own tokenizer, so that the policy may use another. Text longer than the
-    classifier reads loses its beginning, never its end. Dropout is off.
+    The classifier reads text with its own tokenizer; the policy may have another. A text that is too long for the
+    classifier is cut at its beginning, never at its end. Dropout is off.
 
     A head with one output (a reward model, a regression) and one for several labels at once have a sigmoid for each
     output, whose log-odds is the output itself; any other head has a softmax, where the log-odds of label ``k`` is
     ``z_k - log(sum_{j != k} exp(z_j))``.
 
-    Conversations, prompt and completion, are written by the classifier's own chat template, as it was trained on them.
+    Conversations, prompt and completion, are formatted by the classifier's own chat template, as in its training.
     Without the prompt, what the assistant said is read as plain text.
 
-    Log-odds suit a policy better than the probability, which levels off where the classifier is sure. A sentiment
-    classifier stands in for people in Ziegler et al., 2019: *Fine-Tuning Language Models from Human Preferences*.
+    Log-odds are a better signal for a policy than the probability, which saturates where the classifier is sure. A
+    sentiment classifier replaces people in Ziegler et al., 2019: *Fine-Tuning Language Models from Human Preferences*.
 
     Args:
         model: A folder or a hub id, as ``from_pretrained`` takes it.
@@ -75,7 +75,7 @@ class Classifier:
             raise TextEnvError(f"Classifier(max_length={max_length}): {model!r} reads {longest} tokens at most.")
         self.max_length = max_length or longest
         self.model.to(find_device(device or "cpu"))
-        # A byte-level tokenizer makes no token of the empty completion, and a model cannot read none.
+        # A byte-level tokenizer turns an empty completion into no tokens, which a model cannot read.
         self._blank = "" if self.tokenizer("")["input_ids"] else self.tokenizer.pad_token
 
     def __call__(
@@ -115,7 +115,7 @@ class Classifier:
     def _score(self, texts: Sequence[str], templated: bool = False) -> list[float]:
         inputs = self.tokenizer(
             [text or self._blank for text in texts],
-            add_special_tokens=not templated,  # a template writes its own
+            add_special_tokens=not templated,  # a template includes them
             padding=True,
             truncation=self.max_length is not None,
             max_length=self.max_length,
@@ -146,7 +146,7 @@ def log_odds(logits: Tensor, label: int) -> Tensor:
 
 def _load(name: str, dtype: str) -> tuple[Any, Any]:
     """Load a classifier without dropout, and a tokenizer that pads on the right and truncates on the left."""
-    # Here, because it takes seconds, and the other rewards do without.
+    # Imported here because it takes seconds, and the other rewards do not need it.
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
     try:
@@ -161,7 +161,7 @@ def _load(name: str, dtype: str) -> tuple[Any, Any]:
             f"Classifier(model={name!r}) cannot be loaded ({error}). Expected a folder or a hub id with a sequence "
             "classifier and its tokenizer, as save_pretrained writes them."
         ) from error
-    # from_pretrained fills in what is missing at random: a language model would become a classifier that guesses.
+    # from_pretrained initializes missing weights at random: a language model would become a classifier that guesses.
     if loading["missing_keys"]:
         raise TextEnvError(
             f"Classifier(model={name!r}) lacks the weights {sorted(loading['missing_keys'])}: it wasn't trained to "
@@ -173,7 +173,7 @@ def _load(name: str, dtype: str) -> tuple[Any, Any]:
                 f"Classifier(model={name!r}): its tokenizer has no padding token; set pad_token and save it again."
             )
         tokenizer.pad_token = tokenizer.eos_token
-    # A decoder reads its score at the last token that isn't padding: the two must agree on what that is.
+    # A decoder's score is read at the last token that isn't padding: model and tokenizer must agree on the padding id.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.eval().requires_grad_(False), tokenizer
 

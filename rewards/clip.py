@@ -15,17 +15,17 @@ __all__ = ["Clip"]
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Another reward's scores, cut to ``[low, high]``.
+    """Another reward's scores, clipped to ``[low, high]``.
 
-    NaN is refused and not cut, so that a broken reward shows.
+    NaN is an error and is not clipped, so that a broken reward is noticed.
 
     Attributes:
-        reward: The reward whose scores are cut.
+        reward: The reward whose scores are clipped.
         low: The lowest score.
         high: The highest score, above ``low``.
 
     Raises:
-        TextEnvError: If ``reward`` is none, or the bounds are not finite and in order.
+        TextEnvError: If ``reward`` is not a reward, or the bounds are not finite and in order.
     """
 
     reward: Reward

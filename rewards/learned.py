@@ -16,17 +16,18 @@ __all__ = ["Learned"]
 class Learned:
     """The score of a reward model, or of several as one.
 
-    The model reads prompt and completion, or a conversation by its chat template, through its own tokenizer, so that
-    the policy may use another. Text longer than it reads loses its beginning, never its end. Scores have mean 0 and
-    variance 1 on the reference samples of its training.
+    The model reads prompt and completion, or a conversation by its chat template, with its own tokenizer; the policy
+    may have another. A text that is too long for the model is cut at its beginning, never at its end. Scores have mean
+    0 and variance 1 on the reference samples of its training.
 
     Several models of different seeds are harder to fool than one (Coste et al., 2023: *Reward Model Ensembles Help
     Mitigate Overoptimization*).
 
     Args:
         model: A folder that ``textenv reward train`` wrote, or ``"bundled"``; or a list of them.
-        combine: Of several: ``"mean"``; ``"min"``, the lowest; or ``"variance"``, mean less ``penalty`` times variance.
-        penalty: That factor.
+        combine: How several scores become one: ``"mean"``; ``"min"``, the lowest; or ``"variance"``, the mean less
+            ``penalty`` times the variance.
+        penalty: Factor of the variance.
         include_prompt: Whether the model reads the prompt too, or the completion alone.
         device: A torch device, or ``"auto"`` for a GPU if there is one. None for that of the environment, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, of the trunk's weights; the head is in float32.

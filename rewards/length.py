@@ -17,11 +17,11 @@ class Length:
     """How close the completion's length is to a target, from 0 to 1.
 
     The score is the ratio of the shorter to the longer, ``min(length, target) / max(length, target)``: 1 on target, 1/2
-    at half and at twice the target, 0 for an empty completion. Nowhere beyond the target is it flat, so that a policy
-    that writes far too much still learns to write less.
+    at half and at twice the target, 0 for an empty completion. It never becomes flat beyond the target, so that a
+    policy that writes far too much still learns to write less.
 
     Attributes:
-        target: The length wanted, at least 1.
+        target: The desired length, at least 1.
         unit: ``"words"``, separated by white space, or ``"tokens"``, as sampled, the end-of-sequence token
             included.
 

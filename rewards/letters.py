@@ -19,26 +19,26 @@ _WORD = 3  # letters of the word that sparse and deceptive ask for
 
 @dataclass(frozen=True, slots=True)
 class Letters:
-    """One of four families of scores, from easy to hopeless.
+    """One of four families of scores, from easy to nearly impossible to learn.
 
     With ``T`` the ``length`` and ``c_1 .. c_k`` the letters of the text:
 
     ============  =======================================================================================
-    dense         ``sum_t (u(c_t) + b(c_{t-1}, c_t)) / (2 T)``, ``u`` and ``b`` drawn evenly from -1 to 1 and ``b`` of
-                  the first letter 0: every letter counts, and so do its neighbours; from -1 to 1
-    sparse        1 if the text holds a word of three letters that the seed draws, else 0
-    deceptive     1 if it holds that word; else half the share of the ``T`` places that hold letters which are not of
-                  the word: every step towards it is punished, until the last one
-    needle        1 if the text is one of ``T`` letters that the seed draws, else 0
+    dense         ``sum_t (u(c_t) + b(c_{t-1}, c_t)) / (2 T)``, where ``u`` and ``b`` are drawn uniformly from -1 to 1
+                  and ``b`` is 0 for the first letter: every letter and every pair of neighbors counts; from -1 to 1
+    sparse        1 if the text contains a word of three letters that the seed draws, else 0
+    deceptive     1 if it contains that word; else half the share of the ``T`` places with letters that are not in the
+                  word: every step toward the word lowers the score, until the word is complete
+    needle        1 if the text is a certain text of ``T`` letters that the seed draws, else 0
     ============  =======================================================================================
 
-    Characters that are not among ``letters`` earn nothing. Texts may be longer than ``T``; dense may then pass 1.
+    Characters that are not among ``letters`` add nothing. Texts may be longer than ``T``; dense may then exceed 1.
 
     Attributes:
         family: ``"dense"``, ``"sparse"``, ``"deceptive"`` or ``"needle"``.
         letters: The alphabet, each letter once.
-        length: Letters of a full text, ``T``. The word of sparse and deceptive is no longer than that.
-        seed: Draws the tables and words.
+        length: Letters of a full text, ``T``. The word of sparse and deceptive is not longer.
+        seed: Seeds the tables and the words.
 
     Raises:
         TextEnvError: If the family is unknown, ``letters`` is empty or repeats one, or a number is out of range.
@@ -49,8 +49,8 @@ class Letters:
     length: int = 6
     seed: int = 0
     word: str = field(init=False, repr=False)
-    """What sparse, deceptive and needle ask for; empty for dense."""
-    # (u + b) / (2 T) of a letter (column) after another (row, the last being the beginning of the text)
+    """The word that sparse, deceptive and needle look for; empty for dense."""
+    # (u + b) / (2 T) of a letter (column) after another (row; the last row is for the first letter of a text)
     _terms: tuple[tuple[float, ...], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,9 +88,9 @@ class Letters:
             return [float(text == self.word) for text in texts]
         if self.family == "sparse":
             return [float(self.word in text) for text in texts]
-        bait = set(self.letters) - set(self.word)
+        others = set(self.letters) - set(self.word)
         return [
-            1.0 if self.word in text else 0.5 * sum(letter in bait for letter in text) / self.length for text in texts
+            1.0 if self.word in text else 0.5 * sum(letter in others for letter in text) / self.length for text in texts
         ]
 
     def _dense(self, text: str) -> float:

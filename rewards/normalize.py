@@ -1,4 +1,4 @@
-"""Bring a reward to unit scale as it is seen."""
+"""Scale a reward to unit variance, by the statistics of the scores so far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textenv.types import Reward, TextEnvError
 
 __all__ = ["Normalize"]
 
-# A spread below this is rounding error.
+# A standard deviation below this is rounding error.
 _LEAST_STD = 1e-8
 
 
@@ -20,24 +20,24 @@ _LEAST_STD = 1e-8
 class Normalize:
     """Another reward's scores, divided by the standard deviation of all scores seen so far.
 
-    The mean is kept unless ``keep_mean`` is false: centred on a running mean, the scores of every policy average about
-    0, and progress no longer shows. Each batch enters the statistics before it is normalised. Until two scores have
-    differed there is no scale, and scores pass at their own. The first batches are normalised by few scores: put
-    ``Clip`` around this to bound what they can do.
+    The mean is kept unless ``keep_mean`` is false: if it were subtracted, the scores of every policy would average
+    about 0, and progress would no longer show. A batch is added to the statistics before it is normalized. Until two
+    scores have differed, scores are returned as they are. The first batches are normalized by the statistics of few
+    scores: put ``Clip`` around this reward to bound them.
 
     Welford, 1962: *Note on a Method for Calculating Corrected Sums of Squares and Products*; the variance is that of
     the population, as in ``numpy.var``.
 
     Attributes:
-        reward: The reward whose scores are normalised.
-        keep_mean: Whether scores are divided by the standard deviation only, or centred first.
-        training: Whether new scores enter the statistics; set it to false to evaluate.
+        reward: The reward whose scores are normalized.
+        keep_mean: Whether scores are only divided by the standard deviation, or centered first.
+        training: Whether new scores are added to the statistics; set it to false to evaluate.
         count: Number of scores seen.
         mean: Their mean.
         squares: The sum of their squared distances from the mean.
 
     Raises:
-        TextEnvError: If ``reward`` is none.
+        TextEnvError: If ``reward`` is not a reward.
     """
 
     reward: Reward
@@ -59,7 +59,7 @@ class Normalize:
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:
-        """Return ``n`` normalised scores."""
+        """Return ``n`` normalized scores."""
         scores = inner_scores(
             self.reward, prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
         )

@@ -21,8 +21,8 @@ Variant = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 class Rouge:
     """ROUGE F-measure of the completion against one or more references, from 0 to 1.
 
-    The number is that of Google's ``rouge-score``; of several references the best one counts. Its tokenizer keeps
-    ``a-z`` and ``0-9`` alone: text in another script scores 0, for which ``chrf`` is the reward to take.
+    The score is that of Google's ``rouge-score``; with several references, the best score counts. Its tokenizer keeps
+    only ``a-z`` and ``0-9``, so that text in another script scores 0; use ``chrf`` for it.
 
     Lin, 2004: *ROUGE: A Package for Automatic Evaluation of Summaries*.
 

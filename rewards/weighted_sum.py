@@ -19,7 +19,7 @@ class WeightedSum:
 
     Attributes:
         rewards: The rewards, at least one.
-        weights: As many finite numbers; each is 1 unless given. A negative weight makes a penalty.
+        weights: A finite number for each; None for 1 each. A negative weight makes a reward a penalty.
 
     Raises:
         TextEnvError: If the two differ in number, or hold anything else.

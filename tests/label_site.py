@@ -1,4 +1,4 @@
-"""A labelling page on a free port, in this process, for the tests that look at it from outside."""
+"""A labeling page on a free port, in this process, for the tests that look at it from outside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from textenv.feedback.server import create_app
+from textenv.feedback.label_server import create_app
 from textenv.feedback.store import FeedbackStore
 from textenv.web.server import Limits, make_server
 

@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from textenv.clips.ensemble import Comparisons, RewardEnsemble, RewardLearner, adapted_l2, preference_losses
+from textenv.clips.comparisons import Comparisons
+from textenv.clips.ensemble import RewardEnsemble
 from textenv.clips.oracle import Oracle, true_return
 from textenv.clips.queries import choose_pairs, features_of, labels_due
+from textenv.clips.reward_learner import RewardLearner, adapted_l2, preference_losses
 from textenv.clips.segments import Features, Recorder, Segment, Trajectory, sample_segments
-from textenv.clips.wrappers import Endless, LearnedReward
+from textenv.clips.wrappers import FixedLength, LearnedReward
 from textenv.types import FloatArray, TextEnvError
 
 
@@ -98,7 +100,7 @@ def test_a_segment_beyond_the_end_is_refused() -> None:
 
 
 def test_the_recorder_keeps_each_episode_apart() -> None:
-    env = Endless(Recorder(Walk(), seed=3), steps=40)
+    env = FixedLength(Recorder(Walk(), seed=3), steps=40)
     env.reset(seed=1)
     seen, paid = [], []
     rng = np.random.default_rng(0)
@@ -292,14 +294,14 @@ def test_members_are_networks_of_their_own() -> None:
     assert torch.allclose(ensemble.scores(clips), ensemble.members(clips).sum(dim=2))
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     ensemble = RewardEnsemble(3, members=3, seed=2)
     steps = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 50.0, 0.0]) + 7
-    ensemble.read_inputs(steps)
+    ensemble.fit_input_scale(steps)
     scaled = (steps - ensemble.input_mean) / ensemble.input_std
     assert torch.allclose(scaled.mean(dim=0), torch.zeros(3), atol=1e-4)
     assert torch.allclose(scaled.std(dim=0, unbiased=False), torch.tensor([1.0, 1.0, 0.0]), atol=1e-4)
-    ensemble.normalise(steps, std=0.25)
+    ensemble.normalize(steps, std=0.25)
     members = (ensemble.members(steps) - ensemble.member_mean[:, None]) / ensemble.member_std[:, None]
     assert torch.allclose(members.mean(dim=1), torch.zeros(3), atol=1e-4)
     assert torch.allclose(members.std(dim=1, unbiased=False), torch.ones(3), atol=1e-4)
@@ -384,7 +386,7 @@ def twice_the_place(observations: Any, actions: Any) -> FloatArray:
 
 @pytest.fixture
 def wrapped() -> Iterator[LearnedReward]:
-    env = LearnedReward(Endless(Recorder(Walk(), seed=0), steps=30), twice_the_place)
+    env = LearnedReward(FixedLength(Recorder(Walk(), seed=0), steps=30), twice_the_place)
     yield env
     env.close()
 
@@ -398,7 +400,7 @@ def test_the_wrappers_pass_both_checkers(wrapped: LearnedReward) -> None:
         sb3_check_env(wrapped)
 
 
-def test_the_learnt_reward_is_paid_and_the_true_one_is_told(wrapped: LearnedReward) -> None:
+def test_the_learned_reward_is_paid_and_the_true_one_is_told(wrapped: LearnedReward) -> None:
     observation, _ = wrapped.reset(seed=0)
     rng = np.random.default_rng(0)
     for step in range(1, 31):
@@ -412,7 +414,7 @@ def test_the_learnt_reward_is_paid_and_the_true_one_is_told(wrapped: LearnedRewa
 
 def test_episodes_are_of_one_length_whatever_the_task_does() -> None:
     recorder = Recorder(Walk(), seed=0)
-    env = Endless(recorder, steps=50)
+    env = FixedLength(recorder, steps=50)
     env.reset(seed=0)
     lengths, length, total, totals = [], 0, 0.0, []
     for _ in range(200):

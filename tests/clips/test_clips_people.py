@@ -129,7 +129,7 @@ def judge_until(stop: threading.Event, path: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_people_judge_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("textenv.clips.training._PATIENCE", 0.05)
+    monkeypatch.setattr("textenv.clips.preference_run._POLL_SECONDS", 0.05)
     path, out = tmp_path / "store.db", tmp_path / "run"
     FeedbackStore(path).close()
     stop = threading.Event()

@@ -1,5 +1,6 @@
 """The loop of clips: it learns, survives a kill to the bit, and waits for people."""
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ import safetensors.torch
 import torch
 
 from tests.clips.test_clips import Walk
-from textenv.clips.agents import AGENTS, make_agent, pay_anew
-from textenv.clips.measuring import evaluate, plot_returns
+from textenv.clips.clips_config import ClipsConfig
+from textenv.clips.measuring import evaluate_returns, plot_returns
 from textenv.clips.oracle import true_return
 from textenv.clips.queries import Pair
 from textenv.clips.saved import load_policy, load_reward
+from textenv.clips.sb3_agents import AGENTS, make_agent, relabel_rewards
 from textenv.clips.segments import Segment
-from textenv.clips.settings import ClipsConfig
 from textenv.clips.training import train
 from textenv.clips.wrappers import LearnedReward
 from textenv.rollouts.tracking import read_metrics
@@ -103,7 +104,7 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     assert rows[3]["labels/asked"] == rows[3]["labels/judged"] == 16
     assert not [path for path in tmp_path.rglob("*") if path.suffix in {".zip", ".pkl", ".pt", ".pth"}]
     agent = load_policy(tmp_path / "run" / "policy")
-    assert evaluate(agent, TASK, {}, 2) == results["returns"]
+    assert evaluate_returns(agent, TASK, {}, 2) == results["returns"]
     env: Any = gym.make(TASK)
     reward = load_reward(tmp_path / "run" / "reward", env)
     wrapped = LearnedReward(env, reward)
@@ -119,6 +120,26 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     assert not (tmp_path / "other" / "reward").exists()
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_training_leaves_the_callers_number_of_threads(tmp_path: Path, killed: bool) -> None:
+    before, during = torch.get_num_threads(), set[int]()
+
+    def score(clip: Segment) -> float:
+        during.add(torch.get_num_threads())
+        if killed:
+            raise Killed
+        return true_return(clip)
+
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(Killed) if killed else contextlib.nullcontext():
+            train(config(tmp_path, threads=2), score=score, progress=False)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert during == {2}
+
+
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(config(tmp_path), score=killed_after(10), progress=False)
@@ -126,7 +147,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         train(config(tmp_path, labels=17), progress=False)
 
 
-def test_memory_is_paid_anew() -> None:
+def test_the_rewards_in_memory_are_computed_again() -> None:
     env = gym.make(TASK)
     agent: Any = make_agent("sac", env, seed=0, buffer_size=100, settings=AGENT_SETTINGS["sac"])
     agent.learn(60)
@@ -136,14 +157,14 @@ def test_memory_is_paid_anew() -> None:
         seen.extend([observations, actions])
         return np.arange(len(actions), dtype=np.float32)
 
-    pay_anew(agent, reward)
+    relabel_rewards(agent, reward)
     assert agent.replay_buffer.rewards[:60, 0].tolist() == list(range(60))
     assert agent.replay_buffer.rewards[60:].any() is np.False_
     assert seen[0].shape == seen[1].shape == (60, 1)
     assert np.array_equal(seen[0], agent.replay_buffer.observations[:60, 0])
     pendulum: Any = make_agent("sac", gym.make("Pendulum-v1"), seed=0, buffer_size=100, settings={})
     pendulum.learn(20)
-    pay_anew(pendulum, lambda observations, actions: seen.append(actions) or actions[:, 0])  # type: ignore[func-returns-value]
+    relabel_rewards(pendulum, lambda observations, actions: seen.append(actions) or actions[:, 0])  # type: ignore[func-returns-value]
     assert np.allclose(seen[-1], 2 * pendulum.replay_buffer.actions[:20, 0])  # the task's actions, from -2 to 2
 
 
@@ -172,7 +193,7 @@ class Slow:
 def test_training_waits_for_people(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("textenv.clips.training._PATIENCE", 0.0)
+    monkeypatch.setattr("textenv.clips.preference_run._POLL_SECONDS", 0.0)
     judge = Slow()
     results = train(config(tmp_path), judge=judge, progress=False)
     assert "Training waits for judgements of clips: 4 of 4 are missing." in capsys.readouterr().out
@@ -192,7 +213,12 @@ def test_pairs_that_nobody_can_tell_apart_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": 0}, "labels=0"),
+        ({"labels": 0}, "labels=0: expected a whole number of at least 1"),
+        ({"labels": 2.5}, "labels=2.5"),
+        ({"clip_steps": True}, "clip_steps=True"),
+        ({"oracle_temperature": math.inf}, "oracle_temperature=inf"),
+        ({"reward": "learnd"}, "reward='learnd'"),
+        ({"seed": -1}, "seed=-1"),
         ({"labels": 1}, "at least one comparison before training"),
         ({"episode_steps": 4}, "at least the 5 steps of a clip"),
         ({"lag": 1.5}, "lag=1.5"),
@@ -224,10 +250,10 @@ def test_a_picture_needs_episodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_walk_is_learnt_from_preferences(tmp_path: Path) -> None:
-    learnt = train(
+def test_a_walk_is_learned_from_preferences(tmp_path: Path) -> None:
+    learned = train(
         config(tmp_path, labels=60, total_steps=900, rounds=6, updates=150, eval_episodes=10, episode_steps=20),
         progress=False,
     )
     assert read_metrics(tmp_path)[-2]["reward/correlation"] > 0.9
-    assert learnt["true_return"] > 2  # at random it is about 0
+    assert learned["true_return"] > 2  # at random it is about 0

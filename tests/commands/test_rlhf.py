@@ -160,7 +160,7 @@ def test_prompts_that_have_one_answer(settings: Callable[..., Rlhf], monkeypatch
 def test_others_write_while_it_samples(settings: Callable[..., Rlhf], monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(gold=None, rounds=1, labels=70)  # two batches
     monitored: list[tuple[Any, int]] = []
-    monkeypatch.setattr("textenv.feedback.store._TIMEOUT", 0.05)
+    monkeypatch.setattr("textenv.feedback.store_database._LOCK_SECONDS", 0.05)
 
     def watched(*given: Any, **named: Any) -> Any:
         with FeedbackStore(config.store, create=False) as other:  # as "textenv label" does

@@ -174,7 +174,7 @@ def test_options_of_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["feedback", "export", store, out, "--format", "trl"]) == 1
     assert "Drop 'ties'" in capsys.readouterr().out
     assert main(["feedback", "export", store, out, "--format", "trl", "--drop", "ties", "annotators"]) == 0
-    assert "2 judgements are none to learn from" in capsys.readouterr().out
+    assert "2 judgements cannot be learned from" in capsys.readouterr().out
     assert read_rankings(out) == [Ranking("p", ("a", "b"), (0, 1))]
     assert main(["feedback", "export", store, out, "--all"]) == 0
     assert len(read_rankings(out)) == 3
@@ -269,9 +269,9 @@ def test_policies_that_say_the_same_give_fewer_tasks(prompts: Path, tmp_path: Pa
         (["--policies", "a=bundled", "a=other"], "names that differ"),
         (["--policies", "a=bundled", "--pairing", "across"], "give 0 different tasks"),
         (["--policies", "a=bundled", "--tasks", "2"], "give 1 different tasks of 2 completions"),
-        (["--policies", "a=bundled", "--items", "10"], "--items 10: expected 2 to 9"),
-        (["--policies", "a=bundled", "--repeats", "2"], "--repeats 2.0"),
-        (["--policies", "a=bundled", "--max-prompts", "0"], "--max-prompts 0"),
+        (["--policies", "a=bundled", "--items", "10"], "items=10: expected a whole number from 2 to 9"),
+        (["--policies", "a=bundled", "--repeats", "2"], "repeats=2.0: expected"),
+        (["--policies", "a=bundled", "--max-prompts", "0"], "max_prompts=0: expected"),
         (["--policies", "a=/nowhere"], "/nowhere"),
     ],
 )

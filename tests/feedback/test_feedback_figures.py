@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from textenv.commands.cli import main
 from textenv.feedback.agreement import Share, krippendorff_alpha, measure_agreement
-from textenv.feedback.annotators import Adversarial, FromReward, Judge, Lazy, LeftBiased, Recorded, annotate
+from textenv.feedback.annotators import Adversarial, FromRatings, FromReward, Judge, Lazy, LeftBiased, annotate
 from textenv.feedback.bradley_terry import fit_bradley_terry, policy_strengths
 from textenv.feedback.store import Assignment, FeedbackStore, Item
 from textenv.types import TextEnvError
@@ -198,15 +198,15 @@ def test_boltzmann_rankings_are_plackett_and_luces() -> None:
 def test_errors_are_random() -> None:
     found = judged(FromReward(by_number, error_rate=0.4), "1", "2")
     assert found[0, 1] / 4000 == pytest.approx(0.2, abs=0.03)
-    with pytest.raises(TextEnvError, match="a share"):
+    with pytest.raises(TextEnvError, match=r"error_rate=2\.0: expected a finite number from 0 to 1"):
         FromReward(by_number, error_rate=2.0)
 
 
 def test_recorded_ratings() -> None:
-    found = judged(Recorded({"a": [1, 3], "b": [2, 3]}), "a", "b")
+    found = judged(FromRatings({"a": [1, 3], "b": [2, 3]}), "a", "b")
     assert {ranks: round(count / 1000) for ranks, count in found.items()} == {(1, 0): 2, (0, 1): 1, (0, 0): 1}
     with pytest.raises(TextEnvError, match="Nobody has rated 'c'"):
-        judged(Recorded({"a": [1]}), "a", "c", times=1)
+        judged(FromRatings({"a": [1]}), "a", "c", times=1)
 
 
 def test_bad_annotators() -> None:

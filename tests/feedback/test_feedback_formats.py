@@ -430,7 +430,7 @@ def test_arena_keeps_pairs_with_ties(kind: str, given_rankings: list[Ranking], t
 @pytest.mark.parametrize("unranked", [False, True])
 @given(data=st.data())
 @quick
-def test_labelling_tools_keep_rankings(
+def test_labeling_tools_keep_rankings(
     format: str, kind: str, unranked: bool, data: st.DataObject, tmp_path: Path
 ) -> None:
     prompts = data.draw(st.sampled_from([texts, conversations]))

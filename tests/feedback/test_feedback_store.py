@@ -287,7 +287,7 @@ def test_opening_waits_for_no_writer(store: FeedbackStore) -> None:
 
 
 def test_a_writer_that_takes_too_long_is_named(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("textenv.feedback.store._TIMEOUT", 0.05)
+    monkeypatch.setattr("textenv.feedback.store_database._LOCK_SECONDS", 0.05)
     with FeedbackStore(store.path) as other:
         known = other.annotator("ann")
         with store.transaction():
@@ -357,7 +357,7 @@ def test_bad_input(store: FeedbackStore, tmp_path: Path) -> None:
     for more in ({"verdict": "maybe"}, {"confidence": 6}, {"confidence": 0}, {"seconds": -1.0}):
         with pytest.raises(TextEnvError, match="expected"):
             store.judge(assignment.id, [0, 1], **more)
-    with pytest.raises(TextEnvError, match="none of that number"):
+    with pytest.raises(TextEnvError, match="no assignment with that number"):
         store.judge(99, [0, 1])
     with pytest.raises(TextEnvError, match="needs a name"):
         store.annotator(" ")
@@ -589,7 +589,7 @@ def judge_one(store: FeedbackStore) -> None:
     annotator = store.annotator("ann")
     given = store.lease(annotator)
     assert given is not None
-    store.judge(given.id, [0, 1])
+    store.judge(given.id, [0 if item.text == "text 0" else 1 for item in given.items])  # they are shown in random order
 
 
 @pytest.mark.parametrize("in_use", [False, True])

@@ -1,4 +1,4 @@
-"""The labelling page in headless Chromium, as people use it: by keys, by mouse, two at once, on a small screen."""
+"""The labeling page in headless Chromium, as people use it: by keys, by mouse, two at once, on a small screen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, s
 from tests.label_site import KEY, Site, add_task, add_tasks, recorded, serving
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.browser import annotate_page, keys_of
-from textenv.feedback.server import owner_key
+from textenv.feedback.sign_in import owner_key
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""The labelling page's server: what it refuses, and that it loses nothing. The page itself is in test_label_page.py."""
+"""The labeling page's server: what it refuses, and that it loses nothing. The page itself is in test_label_page.py."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from fastapi.testclient import TestClient
 
 from tests.label_site import KEY, add_task, add_tasks, recorded
 from textenv.commands.cli import main
-from textenv.feedback.figures import LiveFigures, project_state
-from textenv.feedback.server import create_app, made_password, only_here, owner_key, page_key, serve
+from textenv.feedback.label_server import create_app, serve_label_page
+from textenv.feedback.project_state import LiveAgreement, project_state
+from textenv.feedback.sign_in import made_password, only_here, owner_key, page_key
 from textenv.feedback.store import FeedbackStore
 from textenv.types import TextEnvError
 
@@ -394,7 +395,7 @@ def test_a_cookie_is_worth_nothing_after_signing_out(store: FeedbackStore) -> No
 
 def test_a_name_is_one_browsers_at_a_time(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("textenv.feedback.server.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("textenv.feedback.sign_in.time.monotonic", lambda: now[0])
     add_tasks(store, 1)
     app = create_app(store, key=KEY, lease_seconds=60)
     ann, eve = (Annotator(TestClient(app, base_url=OURS), name) for name in ("Rene\u0301e", ""))
@@ -461,7 +462,7 @@ def test_a_password(store: FeedbackStore) -> None:
 
 
 def test_only_so_many_names_are_taken(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("textenv.feedback.server._MOST_NAMES", 3)
+    monkeypatch.setattr("textenv.feedback.sign_in._MOST_NAMES", 3)
     store.annotator("known")
     app = create_app(store, key=KEY)
     accepted = [
@@ -481,7 +482,7 @@ def test_what_other_machines_can_reach(store: FeedbackStore, host: str, *, only:
     assert only_here(host) == only
     if not only:
         with pytest.raises(TextEnvError, match="expected a password"):
-            serve(store, key=KEY, host=host)
+            serve_label_page(store, key=KEY, host=host)
 
 
 def test_guidelines(store: FeedbackStore) -> None:
@@ -531,8 +532,8 @@ def test_clips_are_served_to_whom_they_were_given(store: FeedbackStore, tmp_path
         "/media/../store.sqlite",
         "/media/%2e%2e%2fstore.sqlite",
         "/media/1-0-" + "0" * 32,
-        "/web/../server.py",
-        "/web/%2e%2e%2fserver.py",
+        "/web/../label_server.py",
+        "/web/%2e%2e%2flabel_server.py",
         "/web/base.html",
         "/web/%2e%2e",
     ],
@@ -592,8 +593,8 @@ def test_the_state_of_the_project(store: FeedbackStore) -> None:
     client = client_of(store)
     link = f"/state?owner={owner_key(KEY)}"
     assert "No two policy versions have been compared yet." in client.get(link).text
-    figures = LiveFigures(store)
-    assert figures.agreement() == "Agreement not known yet"
+    live = LiveAgreement(store)
+    assert live.text() == "Agreement not known yet"
     for name in ("ann", "ben"):
         annotator = store.annotator(name)
         while assignment := store.lease(annotator):
@@ -614,7 +615,7 @@ def test_the_state_of_the_project(store: FeedbackStore) -> None:
     assert "&lt;b&gt;one&lt;/b&gt;" in html
     assert dict(state["tiles"])["judgements"] == "10"
     # Four pairs, of which three have (-1, -1) and one (-1, 1): D_o = 8, D_e = 2 * 7 * 1 * 4, over n - 1 = 7.
-    assert figures.agreement() == "Agreement α = 0.00 on 4 pairs"
+    assert live.text() == "Agreement α = 0.00 on 4 pairs"
 
 
 @pytest.mark.parametrize("query", ["", "?owner=", f"?owner={'0' * 32}", "?owner=%C3%A9"])
@@ -666,7 +667,7 @@ def test_a_lease_of_no_time(store: FeedbackStore, seconds: float) -> None:
 @pytest.mark.parametrize("address", [{"port": 70_000}, {"port": -1}, {"host": "no.such.host.invalid"}], ids=str)
 def test_an_address_that_is_none(store: FeedbackStore, address: dict[str, Any]) -> None:
     with pytest.raises(TextEnvError, match="Cannot listen at"):
-        serve(store, key=KEY, password=made_password(KEY), **address)
+        serve_label_page(store, key=KEY, password=made_password(KEY), **address)
 
 
 def test_a_port_that_is_taken(store: FeedbackStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -688,7 +689,7 @@ def test_what_the_command_needs(tmp_path: Path, store: FeedbackStore, capsys: py
 def test_without_fastapi_the_message_says_what_to_install(
     store: FeedbackStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "textenv.feedback.server")
+    monkeypatch.delitem(sys.modules, "textenv.feedback.label_server")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["label", str(store.path)]) == 1
     assert "pip install 'textenv[web]'" in capsys.readouterr().out

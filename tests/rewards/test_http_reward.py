@@ -26,7 +26,8 @@ import gymnasium
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from textenv.rewards import Http, Vader, http, make
+from textenv.rewards import Http, Vader, _http_client, make
+from textenv.rewards._http_format import excerpt, message_of
 from textenv.testing import RewardContract
 from textenv.types import Reward, TextEnvError
 
@@ -144,8 +145,8 @@ def start() -> Iterator[Callable[[Answer], Server]]:
     yield started
     for server, _ in servers:
         server.over.set()
-    http._connections(os.getpid()).close()  # or its connections would keep the servers' threads
-    http._connections.cache_clear()
+    _http_client.connections(os.getpid()).close()  # or its connections would keep the servers' threads
+    _http_client.connections.cache_clear()
     for server, thread in servers:
         server.shutdown()
         thread.join()
@@ -161,8 +162,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def pause(seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr(http, "_pause", pause)
-    monkeypatch.setattr(http, "_jitter", random.Random(0))
+    monkeypatch.setattr(_http_client, "_pause", pause)
+    monkeypatch.setattr(_http_client, "_jitter", random.Random(0))
     return waited
 
 
@@ -571,14 +572,14 @@ class TestArguments:
             ({"timeout": "60"}, "timeout='60'"),
             ({"backoff": float("inf")}, "backoff=inf"),
             ({"max_wait": -1}, "max_wait=-1.*at least 0"),
-            ({"protocol": "trl"}, "'textenv' or 'openrlhf'"),
+            ({"protocol": "trl"}, "protocol='trl'.*'textenv', 'openrlhf'"),
             ({"columns": "label"}, "list of names"),
             ({"columns": [1]}, "list of names"),
             ({"columns": ["a", "b"], "protocol": "openrlhf"}, "one at most"),
             ({"headers": ["X-Key"]}, "a mapping"),
-            ({"headers": {"X Key": "1"}}, "'X Key' is none"),
+            ({"headers": {"X Key": "1"}}, "'X Key' is not a header"),
             ({"headers": {"Content-Length": "7"}}, "leave it out"),
-            ({"headers": {"X-Key": 1}}, "'X-Key' is none"),
+            ({"headers": {"X-Key": 1}}, "'X-Key' is not a header"),
             ({"headers": {"X-Key": "${MY-KEY}"}}, "begins no"),
         ],
         ids=str,
@@ -617,7 +618,7 @@ class TestArguments:
     ids=str,
 )
 def test_a_body_as_people_read_it(body: bytes, shown: str) -> None:
-    assert http._excerpt(http._message(body)) == shown
+    assert excerpt(message_of(body)) == shown
 
 
 def test_in_an_environment_it_scores_as_the_local_one(start: Callable[[Answer], Server], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How good an agent is by the task's own reward, which it has not been told."""
+"""Measuring an agent by the task's own reward, which it does not see in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textenv.data.pictures import check_picture, save_figure
 from textenv.rollouts.tracking import read_metrics
 from textenv.types import TextEnvError
 
-__all__ = ["evaluate", "make_task", "plot_returns"]
+__all__ = ["evaluate_returns", "make_task", "plot_returns"]
 
 
 def make_task(task: str, settings: Mapping[str, Any]) -> gym.Env[Any, Any]:
@@ -30,15 +30,20 @@ def make_task(task: str, settings: Mapping[str, Any]) -> gym.Env[Any, Any]:
         raise TextEnvError(f"gymnasium.make({task!r}, **{dict(settings)}) failed: {error}") from error
 
 
-def evaluate(agent: Any, task: str, settings: Mapping[str, Any], episodes: int, *, seed: int = 20_170) -> list[float]:
+def evaluate_returns(
+    agent: Any, task: str, settings: Mapping[str, Any], episodes: int, *, seed: int = 20_170
+) -> list[float]:
     """Return the true returns of whole episodes by the task's own rules, with the likeliest action at every step.
 
     Args:
         agent: Anything with Stable-Baselines3's ``predict``.
         task: Registered id.
         settings: Keywords of ``gymnasium.make``.
-        episodes: How many; all agents get the same beginnings.
-        seed: Of the first.
+        episodes: Number of episodes; every agent gets the same initial states.
+        seed: Seed of the first episode; the next have the next numbers.
+
+    Returns:
+        The return of each episode.
     """
     env = make_task(task, settings)
     returns = []
@@ -55,16 +60,16 @@ def evaluate(agent: Any, task: str, settings: Mapping[str, Any], episodes: int, 
 
 
 def plot_returns(runs: Mapping[str, Sequence[Path]], path: Path, *, title: str = "") -> None:
-    """Draw the true return of episodes in training over the agent's steps.
+    """Plot the true return of training episodes over the agent's steps.
 
     Args:
-        runs: Folders of runs that differ in their seed only, by the name in the legend. Of several, the mean is drawn,
-            and their range behind it.
-        path: ``.png`` or ``.svg`` to write.
-        title: Of the picture.
+        runs: Folders of runs that differ in their seed only, by their name in the legend. For several folders, the mean
+            is drawn over a band from the lowest to the highest.
+        path: File to write, ``.png`` or ``.svg``.
+        title: Title of the figure.
 
     Raises:
-        TextEnvError: A run has no true returns, or the picture's kind is another.
+        TextEnvError: A run has no true returns, or the file's kind is another.
     """
     check_picture(path)
     figure = Figure(figsize=(6, 3.6), dpi=130, layout="constrained")

@@ -1,4 +1,4 @@
-"""Clips as animated pictures: an episode is played again from its seed, so training draws nothing."""
+"""Clips as animated pictures. An episode is replayed from its seed and actions, so that training renders nothing."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ Frame = NDArray[np.uint8]
 
 
 class Player:
-    """Plays segments of a task again and draws them.
+    """Replays segments of a task and renders them.
 
     Attributes:
-        env: The task, with pictures.
-        every: Of so many steps one is drawn, so that there are at most 30 frames a second.
-        frames_per_second: At the speed of the task.
+        env: The task, which renders pictures.
+        every: Every so many steps one frame is rendered, so that there are at most 30 frames a second.
+        frames_per_second: Frames a second at the task's own speed.
     """
 
     def __init__(self, task: str, settings: Mapping[str, Any]) -> None:
-        """Make the task once more, with ``render_mode="rgb_array"``.
+        """Make another instance of the task, with ``render_mode="rgb_array"``.
 
         Args:
             task: Registered id.
             settings: Keywords of ``gymnasium.make``, the same as in training.
 
         Raises:
-            TextEnvError: The task cannot be made or drawn here.
+            TextEnvError: The task cannot be made, or has no such pictures.
         """
         if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-            os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default wants a screen
+            os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default needs a screen
         self._task = task
         try:
             self.env = gym.make(task, **{**settings, "render_mode": "rgb_array"})
@@ -66,10 +66,10 @@ class Player:
         self.env.close()
 
     def frames(self, clip: Segment) -> list[Frame]:
-        """Return what the task looks like before each ``every``-th step of the clip, each a picture.
+        """Return a picture of the task before each ``every``-th step of the clip.
 
         Raises:
-            TextEnvError: The task cannot be drawn, or an episode is not the same when it is played again.
+            TextEnvError: The task cannot be rendered, or the replayed episode differs from the recorded one.
         """
         trajectory, env = clip.trajectory, self.env
         observation, _ = env.reset(seed=trajectory.seed)
@@ -86,10 +86,10 @@ class Player:
         return pictures
 
     def picture(self) -> Frame:
-        """Return what the task looks like now, at most 240 pixels high, shape ``(height, width, 3)``.
+        """Return a picture of the task's present state, at most 240 pixels high, shape ``(height, width, 3)``.
 
         Raises:
-            TextEnvError: The task cannot be drawn.
+            TextEnvError: The task cannot be rendered.
         """
         try:
             drawn: Any = self.env.render()
@@ -102,17 +102,17 @@ class Player:
         return np.asarray(image)
 
     def write(self, clip: Segment, path: Path) -> None:
-        """Write a clip as an animated picture at the speed of the task (see ``write_animation``)."""
+        """Write a clip as an animated picture at the task's own speed (see ``write_animation``)."""
         write_animation(self.frames(clip), path, frames_per_second=self.frames_per_second)
 
 
 def write_animation(frames: Sequence[Frame], path: Path, *, frames_per_second: float) -> None:
-    """Write frames as an animation that every browser shows and that repeats.
+    """Write frames as an animated picture that repeats and that every browser can show.
 
     Args:
         frames: Each of shape ``(height, width, 3)``.
-        path: ``.webp``, or ``.gif``, which is larger. Its folder exists.
-        frames_per_second: Their speed.
+        path: File to write, ``.webp``, or ``.gif``, which is larger. Its folder must exist.
+        frames_per_second: Frames a second.
 
     Raises:
         TextEnvError: The file's kind is another, or there are no frames.

@@ -1,4 +1,4 @@
-"""A synthetic judge of clips, who goes by a score of theirs (Christiano et al. 2017, section 3.1)."""
+"""A synthetic judge, who prefers the clip with the higher score (Christiano et al. 2017, section 3.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from textenv.types import TextEnvError
 __all__ = ["Oracle", "Score", "true_return"]
 
 Score: TypeAlias = Callable[[Segment], float]
-"""How good a clip is, in any unit; only differences count."""
+"""How good a clip is, in any unit; only the difference of two scores matters."""
 
 
 def true_return(clip: Segment) -> float:
@@ -25,7 +25,7 @@ def true_return(clip: Segment) -> float:
 class Oracle:
     """Prefers the clip with the higher score; equal scores are a tie.
 
-    A judgement is a function of the seed, its number and the clips, whatever was judged before.
+    A judgement is a function of the seed, its number and the two clips; it does not depend on earlier judgements.
     """
 
     def __init__(
@@ -34,19 +34,19 @@ class Oracle:
         """Make a judge.
 
         Args:
-            score: What the judge goes by.
-            error_rate: Share of judgements that are a coin's.
+            score: The score of a clip.
+            error_rate: Share of the judgements that are made at random.
             temperature: In units of score: the first of two clips is preferred with probability
                 ``sigmoid(difference / temperature)``. 0 always prefers the better.
-            seed: Seeds the errors.
+            seed: Seeds the random judgements.
 
         Raises:
-            TextEnvError: The error rate is no share, or the temperature below 0.
+            TextEnvError: The error rate is not from 0 to 1, or the temperature is below 0.
         """
         if not 0 <= error_rate <= 1:
             raise TextEnvError(f"error_rate={error_rate}: expected a share from 0 to 1.")
         if not (temperature >= 0 and math.isfinite(temperature)):
-            raise TextEnvError(f"temperature={temperature}: expected a number of at least 0.")
+            raise TextEnvError(f"temperature={temperature}: expected a finite number of at least 0.")
         self.score, self.error_rate, self.temperature, self.seed = score, error_rate, temperature, seed
 
     def prefer(self, number: int, first: Segment, second: Segment) -> float:

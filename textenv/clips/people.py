@@ -1,4 +1,4 @@
-"""People as judges of clips: pairs go into a feedback store, and judgements come back when they are made."""
+"""People as judges of clips: pairs are added to a feedback store, and judgements are read from it."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ __all__ = ["People"]
 
 
 class People:
-    """Asks the annotators of a feedback store (see ``textenv.clips.training.Judge``).
+    """Asks the annotators of a feedback store (see ``textenv.clips.preference_run.ClipJudge``).
 
-    A run that is killed while it asks leaves tasks behind that it will not read; it asks again.
+    A run that is killed while it asks leaves tasks in the store whose answers it will not read; it asks again.
     """
 
     def __init__(self, store: Path, out: Path, task: str, settings: Mapping[str, Any]) -> None:
-        """Open the store and make the task once more, to draw its clips.
+        """Open the store, and make another instance of the task to render its clips.
 
         Args:
             store: File of the store, made if it is missing.
-            out: The run's folder; clips go into its ``clips``.
+            out: The run's folder; clips are written to its folder ``clips``.
             task: Registered id.
             settings: Keywords of ``gymnasium.make``.
 
         Raises:
-            TextEnvError: The store cannot be used, or the task cannot be drawn here.
+            TextEnvError: The store cannot be used, or the task cannot be rendered here.
         """
         self._out, self._task = out.resolve(), task
         self._player = Player(task, settings)
         try:
             self._player.env.reset(seed=0)
-            self._player.picture()  # a task that cannot be drawn is to say so at once
+            self._player.picture()  # a task that cannot be rendered raises its error before training
             self._store = FeedbackStore(store)
         except TextEnvError:
             self._player.close()
             raise
-        self._read: list[int] = []  # the judgements that the last answers came from
+        self._read: list[int] = []  # numbers of the judgements that the last answers are made of
 
     def close(self) -> None:
         """Close the store and the task."""
@@ -51,10 +51,10 @@ class People:
         self._store.close()
 
     def ask(self, pair: Pair, *, number: int, step: int) -> int:
-        """Draw two clips, put them into the store to be compared, and return the number of the store's task."""
+        """Render two clips, add a task to the store that compares them, and return the number of that task."""
         folder = self._out / "clips"
         folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"{number:05d}-{secrets.token_hex(8)}.webp" for _ in pair]  # a name tells nothing
+        files = [folder / f"{number:05d}-{secrets.token_hex(8)}.webp" for _ in pair]  # random, to reveal nothing
         for clip, file in zip(pair, files, strict=True):
             self._player.write(clip, file)
         with self._store.transaction():
@@ -67,15 +67,20 @@ class People:
             return self._store.add_task(items, kind="clip")
 
     def answers(self, asked: Sequence[int]) -> list[float | None]:
-        """Return the answers to the tasks of the store as they stand; of several, the last."""
+        """Return the present answers to tasks of the store; the last one if a task has several."""
         last = {judgement.task: judgement for judgement in self._store.judgements()}
         found = [last.get(task) for task in asked]
         self._read = [judgement.id for judgement in found if judgement is not None and judgement.verdict == "ranked"]
         return [None if judgement is None else _preferred(judgement) for judgement in found]
 
     def record(self, reward: Path, policy: Path) -> None:
-        """Enter what was trained into the store: a reward model on the judgements last read, and the policy by it."""
-        known = {model.folder: model.id for model in self._store.reward_models()}  # of a run cut off after this
+        """Add what was trained to the store: the reward model, with the judgements last read, and the policy.
+
+        Args:
+            reward: Folder of the reward model.
+            policy: Folder of the policy.
+        """
+        known = {model.folder: model.id for model in self._store.reward_models()}  # a resumed run may have added it
         model = known.get(str(reward.resolve()))
         if model is None:
             model = self._store.add_reward_model(reward.resolve(), judgements=self._read, details={"task": self._task})

@@ -1,4 +1,4 @@
-"""Which pairs of clips are judged, and when."""
+"""Which pairs of clips are judged, and at which step of training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Pair = tuple[Segment, Segment]
 
 
 def labels_due(step: int, *, labels: int, initial: int, last_step: int, anneal_steps: float) -> int:
-    """Return how many comparisons should have been asked for by a step of training.
+    """Return how many comparisons should have been asked for after so many steps of training.
 
     After ``initial`` ones at step 0, the rate at step T is proportional to ``c / (T + c)``, where c is ``anneal_steps``
     (Christiano et al. 2017, appendix A.1, where c is two million), so the number is its integral.
 
     Args:
         step: Steps of training done.
-        labels: How many there will be at ``last_step``; after it, no more.
-        initial: How many come before training.
+        labels: Comparisons in all, which are reached at ``last_step``.
+        initial: Comparisons that are asked for before training.
         last_step: Step by which all are asked for.
-        anneal_steps: c, above 0.
+        anneal_steps: The constant c, above 0.
     """
     if step >= last_step:
         return labels
@@ -54,13 +54,13 @@ def choose_pairs(
     """Return pairs of clips to be judged: of random pairs, those on which the ensemble disagrees most (section 2.2.4).
 
     Args:
-        trajectories: What the clips are cut from.
-        count: Pairs to return, the most disputed first.
+        trajectories: Episodes that the clips are cut from.
+        count: Pairs to return, those with the largest disagreement first.
         steps: Length of a clip.
-        features: Makes of a step what the ensemble reads.
-        ensemble: Who disagrees; None returns random pairs.
-        candidates: Random pairs for each that is returned.
-        rng: Where randomness comes from.
+        features: Turns a step into the vector that the ensemble reads.
+        ensemble: Reward models, whose disagreement chooses; None returns random pairs.
+        candidates: Random pairs for each pair that is returned.
+        rng: Draws the pairs.
 
     Raises:
         TextEnvError: No trajectory is as long as a clip.
@@ -70,5 +70,5 @@ def choose_pairs(
     pairs = list(zip(segments[::2], segments[1::2], strict=True))
     if ensemble is None:
         return pairs
-    disputed = torch.argsort(ensemble.disagreement(features_of(pairs, features)), descending=True, stable=True)
-    return [pairs[int(index)] for index in disputed[:count]]
+    by_disagreement = torch.argsort(ensemble.disagreement(features_of(pairs, features)), descending=True, stable=True)
+    return [pairs[int(index)] for index in by_disagreement[:count]]

@@ -1,4 +1,4 @@
-"""What a run of clips leaves behind: a policy and a reward model, as safetensors and JSON."""
+"""The files of a finished run: its policy and its reward model, as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from textenv.clips.agents import Agent, make_agent
+from textenv.clips.clips_config import ClipsConfig
 from textenv.clips.ensemble import RewardEnsemble
 from textenv.clips.measuring import make_task
+from textenv.clips.sb3_agents import Agent, make_agent
 from textenv.clips.segments import Features
-from textenv.clips.settings import ClipsConfig
 from textenv.data.files import write_atomically, write_json
 from textenv.env.trust import Source
 from textenv.types import FloatArray, TextEnvError
@@ -28,11 +28,11 @@ __all__ = ["StepReward", "load_policy", "load_reward", "save_policy", "save_rewa
 
 @dataclass(frozen=True, slots=True)
 class StepReward:
-    """The reward of an ensemble, of observations and actions as a task has them: what ``LearnedReward`` takes.
+    """The reward of an ensemble, as a function of the task's observations and actions: what ``LearnedReward`` takes.
 
     Attributes:
-        ensemble: The reward model.
-        features: Makes of a step what it reads.
+        ensemble: The reward models.
+        features: Turns steps into the vectors that they read.
     """
 
     ensemble: RewardEnsemble
@@ -40,24 +40,24 @@ class StepReward:
 
     @torch.no_grad()
     def __call__(self, observations: NDArray[Any], actions: NDArray[Any]) -> FloatArray:
-        """Return shape ``(n,)``, float32."""
+        """Return the rewards of ``n`` observations and actions, shape ``(n,)``, float32."""
         rewards: FloatArray = self.ensemble(torch.from_numpy(self.features(observations, actions))).numpy()
         return rewards
 
 
 def save_policy(folder: Path, agent: Agent, config: ClipsConfig) -> None:
-    """Write an agent's networks (safetensors) and how to make it again (JSON)."""
+    """Write an agent's networks (safetensors) and what is needed to make it again (JSON)."""
     about = {"agent": config.agent, "task": config.task, "task_settings": dict(config.task_settings)}
     about["agent_settings"] = dict(config.agent_settings)
     _save(folder, agent.policy.state_dict(), about)
 
 
 def load_policy(folder: Path, *, trust: bool = False) -> Agent:
-    """Return an agent that acts as the saved one; it can be trained on, from an empty memory.
+    """Return an agent that acts as the saved one; it can be trained further, with an empty replay memory.
 
     Args:
-        folder: The run's ``policy``.
-        trust: Let its ``config.json`` name a task in a module that is to be imported: only for a run of your own.
+        folder: The run's folder ``policy``.
+        trust: Let its ``config.json`` name a task in a module that is then imported: only for runs of your own.
 
     Raises:
         TextEnvError: The folder holds no policy, or it imports code and is not trusted.
@@ -79,10 +79,10 @@ def save_reward(folder: Path, ensemble: RewardEnsemble) -> None:
 
 
 def load_reward(folder: Path, env: gym.Env[Any, Any]) -> StepReward:
-    """Read the reward that a run has learnt, which ``LearnedReward`` puts in the place of a task's.
+    """Read the reward that a run has learned, for ``LearnedReward``.
 
     Args:
-        folder: The run's ``reward``.
+        folder: The run's folder ``reward``.
         env: The task, or one with the same spaces.
 
     Raises:

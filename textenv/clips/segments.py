@@ -1,4 +1,4 @@
-"""Episodes as they happen, and the segments of them that are compared."""
+"""Recording episodes, and the segments of them that are compared."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Features", "Recorder", "Segment", "Trajectory", "as_action", "sample
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """Consecutive steps of a task from a reset on; ``T`` of them.
+    """``T`` consecutive steps of a task, the first after a reset.
 
     Attributes:
-        seed: What the task was reset with; together with the actions it gives the same episode again.
-        observations: What the agent saw before each action, shape ``(T, *observation)``.
-        actions: As the task got them, shape ``(T, *action)``.
-        rewards: The task's own, shape ``(T,)``: for synthetic judgements and for measuring, never for training.
+        seed: The seed of the reset; with the same actions it gives the same episode again.
+        observations: The observation before each action, shape ``(T, *observation)``.
+        actions: The actions that the task was given, shape ``(T, *action)``.
+        rewards: The task's own rewards, shape ``(T,)``: for synthetic judgements and for measuring, never for training.
     """
 
     seed: int
@@ -46,13 +46,13 @@ class Segment:
     stop: int
 
     def __post_init__(self) -> None:
-        """Check that all of it lies within the trajectory."""
+        """Check that the steps are steps of the trajectory."""
         if not 0 <= self.start < self.stop <= len(self.trajectory):
             raise TextEnvError(f"Steps {self.start} to {self.stop}: expected some of 0 to {len(self.trajectory)}.")
 
     @property
     def observations(self) -> NDArray[Any]:
-        """Return what the agent saw before each action, shape ``(steps, *observation)``."""
+        """Return the observation before each action, shape ``(steps, *observation)``."""
         return self.trajectory.observations[self.start : self.stop]
 
     @property
@@ -67,32 +67,32 @@ class Segment:
 
 
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps every episode as a ``Trajectory``, and gives every reset a seed, so that each can be played again.
+    """Records every episode as a ``Trajectory``, and gives every reset a seed, so that each episode can be replayed.
 
     Attributes:
-        finished: Trajectories of episodes that are over; whoever reads them takes them out.
+        finished: Trajectories of the episodes that have ended and were not taken yet.
     """
 
     def __init__(self, env: gym.Env[Any, Any], seed: int | None = None) -> None:
-        """Wrap the task itself: no wrapper below may draw random numbers of its own.
+        """Wrap the task. No wrapper between it and the recorder may draw random numbers of its own.
 
         Args:
             env: The task.
-            seed: Seeds the seeds of resets until one comes with its own.
+            seed: Seeds the generator that draws the seeds of resets, until a reset is given a seed.
         """
         super().__init__(env)
         self.finished: list[Trajectory] = []
         self._seeds = np.random.default_rng(seed)
         self._seed = 0
-        self._observations: list[NDArray[Any]] = []  # one more than there are actions: what is seen now
+        self._observations: list[NDArray[Any]] = []  # one more than actions: the last is the present observation
         self._actions: list[NDArray[Any]] = []
         self._rewards: list[float] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the task, with a seed that is drawn where none is given.
+        """Reset the task, with a seed that is drawn if none is given.
 
         Raises:
-            TextEnvError: There are options, with which an episode would not be a function of its seed.
+            TextEnvError: There are options; an episode must be a function of its seed and actions alone.
         """
         if options:
             raise TextEnvError(f"options={options!r}: a recorded task takes none. Give them to gymnasium.make.")
@@ -105,7 +105,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the task and write it down."""
+        """Step the task and record the step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._actions.append(np.array(action))
         self._rewards.append(float(reward))
@@ -116,7 +116,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
     def take(self) -> list[Trajectory]:
-        """Return the episodes that have ended since the last call, and forget them."""
+        """Return the episodes that have ended since the last call."""
         taken, self.finished = self.finished, []
         return taken
 
@@ -128,15 +128,15 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self._observations, self._actions, self._rewards = [], [], []
 
     def state(self) -> dict[str, Any]:
-        """Return, as JSON values, what ``restore`` needs to stand at this step again; finished episodes aside."""
+        """Return, as JSON values, what ``restore`` needs to come back to this step; finished episodes are left out."""
         actions = [action.tolist() for action in self._actions]
         return {"seeds": self._seeds.bit_generator.state, "seed": self._seed, "actions": actions}
 
     def restore(self, state: dict[str, Any]) -> NDArray[Any]:
-        """Play the episode of ``state`` again up to where it was, and return what is seen there.
+        """Replay the episode of ``state`` up to its last step, and return the observation there.
 
-        Bit for bit, if the task is a function of its seed and the actions. Actions survive JSON: a decimal number that
-        is read back gives the same float.
+        The result is identical if the task is a function of its seed and the actions. JSON preserves the actions
+        exactly: reading a decimal number back gives the same float.
         """
         self._close_episode()
         self._seed = state["seed"]
@@ -149,21 +149,21 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def as_action(space: spaces.Space[Any], action: Any) -> Any:
-    """Return an action that was made a list or an array in the form in which the task takes it."""
+    """Return an action, given as a list or an array, in the form that the task takes."""
     return np.asarray(action, dtype=space.dtype) if isinstance(space, spaces.Box) else int(action)
 
 
 class Features:
-    """Observations and actions as one vector of numbers, which is what a reward model reads.
+    """Turns observations and actions into the vectors that a reward model reads.
 
-    A ``Box`` is flattened, an action of a ``Discrete`` becomes a one-hot vector.
+    A ``Box`` is flattened; an action of a ``Discrete`` becomes a one-hot vector.
 
     Attributes:
         size: Length of the vector.
     """
 
     def __init__(self, observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
-        """Read the spaces.
+        """Read the sizes of the two spaces.
 
         Raises:
             TextEnvError: Observations are not a ``Box``, or actions neither a ``Box`` nor ``Discrete``.
@@ -177,7 +177,7 @@ class Features:
         self.size = spaces.flatdim(observations) + spaces.flatdim(actions)
 
     def __call__(self, observations: NDArray[Any], actions: NDArray[Any]) -> FloatArray:
-        """Return shape ``(n, size)``, for ``n`` observations and as many actions."""
+        """Return the vectors of ``n`` observations and actions, shape ``(n, size)``, float32."""
         if isinstance(self._actions, spaces.Discrete):
             actions = np.eye(int(self._actions.n))[actions.reshape(-1).astype(int) - int(self._actions.start)]
         rows = len(observations)
@@ -187,13 +187,13 @@ class Features:
 def sample_segments(
     trajectories: Sequence[Trajectory], count: int, steps: int, rng: np.random.Generator
 ) -> list[Segment]:
-    """Draw segments, each place in each trajectory as likely as any other.
+    """Draw segments with replacement, each start in each trajectory with the same probability.
 
     Args:
-        trajectories: Where from; those shorter than a segment have none.
-        count: How many, drawn with replacement.
+        trajectories: Episodes; those shorter than a segment are not used.
+        count: Number of segments.
         steps: Length of a segment.
-        rng: Where randomness comes from.
+        rng: Draws them.
 
     Raises:
         TextEnvError: No trajectory is long enough.

@@ -1,4 +1,4 @@
-"""Wrappers of a task that is to be learnt from preferences alone."""
+"""Wrappers of a task that is learned from preferences alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from textenv.types import FloatArray
 
-__all__ = ["Endless", "LearnedReward", "RewardFunction"]
+__all__ = ["FixedLength", "LearnedReward", "RewardFunction"]
 
 
 class RewardFunction(Protocol):
@@ -21,17 +21,17 @@ class RewardFunction(Protocol):
         ...
 
 
-class Endless(gym.Wrapper[Any, Any, Any, Any]):
-    """Episodes of a fixed number of steps, so that their ends tell nothing of the task's reward.
+class FixedLength(gym.Wrapper[Any, Any, Any, Any]):
+    """Episodes of a fixed number of steps, so that their length does not reveal the task's reward.
 
-    Where the task ends earlier it is reset, and the agent goes on from there without being told (Christiano et al.
-    2017, appendix A). What ends is cut off (``truncated``), so an agent bootstraps beyond it.
+    If the task ends earlier it is reset, and the episode continues without the agent being told (Christiano et al.
+    2017, appendix A). An episode ends as ``truncated``, so that an agent bootstraps beyond its end.
 
     Attributes:
         steps: Length of an episode.
-        left: Steps left of the present one.
-        true_return: Sum of the task's rewards in the present one.
-        returns: True returns of episodes that are over; whoever reads them takes them out.
+        left: Steps left in the present episode.
+        true_return: Sum of the task's rewards in the present episode.
+        returns: True returns of the episodes that have ended; the reader empties the list.
     """
 
     def __init__(self, env: gym.Env[Any, Any], steps: int) -> None:
@@ -60,11 +60,11 @@ class Endless(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class LearnedReward(gym.Wrapper[Any, Any, Any, Any]):
-    """Puts a learnt reward in the place of the task's, which stays in ``info["true_reward"]``, for measuring only.
+    """Replaces the task's reward by a learned one; the task's is in ``info["true_reward"]``, for measuring only.
 
     Attributes:
-        reward: Reads the observation before a step, and its action.
-        observation: What the agent sees now.
+        reward: The learned reward, a function of the observation before a step and of its action.
+        observation: The present observation.
     """
 
     def __init__(self, env: gym.Env[Any, Any], reward: RewardFunction) -> None:
@@ -80,7 +80,7 @@ class LearnedReward(gym.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Step the task and pay the learnt reward."""
+        """Step the task and return the learned reward."""
         observation, true_reward, terminated, truncated, info = self.env.step(action)
         reward = float(self.reward(self.observation[None], np.asarray(action)[None])[0])
         self.observation = np.array(observation)

@@ -47,13 +47,8 @@ class Label(Command):
 
     def run(self) -> int:
         """Serve the page until a signal ends it."""
-        from textenv.feedback.server import (  # noqa: PLC0415 (an optional dependency)
-            made_password,
-            only_here,
-            owner_key,
-            page_key,
-            serve,
-        )
+        from textenv.feedback.label_server import serve_label_page  # noqa: PLC0415 (an optional dependency)
+        from textenv.feedback.sign_in import made_password, only_here, owner_key, page_key  # noqa: PLC0415
         from textenv.feedback.store import FeedbackStore  # noqa: PLC0415
 
         guidelines = "" if self.guidelines is None else _text_of(self.guidelines, "--guidelines")
@@ -78,7 +73,7 @@ class Label(Command):
             owner = owner_key(key)
             if not password and not only_here(self.host):
                 password = made_password(key)
-            serve(
+            serve_label_page(
                 store,
                 key=key,
                 host=self.host,

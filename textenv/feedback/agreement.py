@@ -1,4 +1,4 @@
-"""How far annotators agree: with each other, with themselves, and with what is known to be right."""
+"""How far annotators agree: with each other, with themselves, and with gold answers."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of so many, with Wilson's 95 % interval."""
+    """A share, ``hits`` of ``count``, with Wilson's 95 % interval."""
 
     hits: int
     count: int
 
     @property
     def value(self) -> float | None:
-        """The share; None of nothing."""
+        """The share; None if ``count`` is 0."""
         return self.hits / self.count if self.count else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's interval (1927), in which the true share lies with 95 % confidence; None of nothing."""
+        """Wilson's interval (1927), which contains the true share with 95 % confidence; None if ``count`` is 0."""
         if not self.count:
             return None
         low, high = binomtest(self.hits, self.count).proportion_ci(0.95, method="wilson")
@@ -50,16 +50,16 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far annotators agree, over pairs of items whose order somebody gave.
+    """How far annotators agree. An opinion is an annotator's order of one pair of items.
 
     Attributes:
-        alpha: Krippendorff's alpha between annotators, the distance from "better" to "worse" being twice that to a
-            tie; None where no pair has two opinions, or all opinions are the same.
-        interval: Its 95 % interval, by a bootstrap over pairs; None where alpha is.
-        raw: Share of pairs of opinions on the same pair of items that are equal.
+        alpha: Krippendorff's alpha between annotators, where the distance from "better" to "worse" is twice the
+            distance from either to a tie; None if no pair has two opinions, or all opinions are the same.
+        interval: Its 95 % interval, by a bootstrap over pairs of items; None if ``alpha`` is None.
+        raw: Share of equal opinions among all pairs of opinions on the same pair of items.
         own: Share of an annotator's opinions that are the same when a task is repeated.
-        gold: Share of opinions on gold items that are right.
-        pairs: Pairs of items with two opinions or more.
+        gold: Share of the opinions on gold items that are right.
+        pairs: Number of pairs of items with two opinions or more.
     """
 
     alpha: float | None
@@ -75,7 +75,8 @@ class AnnotatorAgreement:
     """How far one annotator agrees.
 
     Attributes:
-        others: Share of pairs of an opinion of theirs and one of another's, on the same pair of items, that are equal.
+        others: Share of equal opinions among all pairs of an opinion of theirs and another annotator's opinion on the
+            same pair of items.
         own: Share of their opinions that are the same when a task is repeated.
         gold: Share of their opinions on gold items that are right.
     """
@@ -86,7 +87,10 @@ class AnnotatorAgreement:
 
 
 def pair_values(judgement: Judgement, items: Sequence[int]) -> dict[Pair, int]:
-    """Return what a judgement says of each pair of items, the smaller number first: -1 better, 1 worse, 0 a tie."""
+    """Return a judgement's opinion on each pair of items, by their numbers, the smaller first.
+
+    -1 if the item with the smaller number is better, 1 if it is worse, 0 for a tie.
+    """
     return _values(judgement.ranks, items) if judgement.verdict == "ranked" else {}
 
 
@@ -101,17 +105,17 @@ def _values(ranks: Sequence[int | None], items: Sequence[int]) -> dict[Pair, int
 def krippendorff_alpha(
     units: Sequence[Sequence[int]], level: Literal["nominal", "interval"] = "interval"
 ) -> float | None:
-    """Return Krippendorff's alpha: 1 for full agreement, 0 for what chance would give, below for less.
+    """Return Krippendorff's alpha: 1 for full agreement, 0 for agreement by chance, below 0 for less than that.
 
     Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section D: ``alpha = 1 - D_o / D_e`` from the
-    coincidences of values within units; units with one value say nothing and are left out.
+    coincidences of values within units; units with one value are left out.
 
     Args:
         units: The values that each unit was given, in any order and number.
         level: Distance of two values: ``"nominal"``, 0 or 1; ``"interval"``, the square of their difference.
 
     Returns:
-        None where it is not defined: no unit has two values, or all values are the same.
+        Alpha; None if it is not defined, because no unit has two values, or all values are the same.
     """
     if level not in ("nominal", "interval"):
         raise TextEnvError(f"level={level!r}: expected 'nominal' or 'interval'.")
@@ -139,12 +143,12 @@ def _alpha(counts: NDArray[np.float64], distances: NDArray[np.float64]) -> float
 
 
 def measure_agreement(store: FeedbackStore, *, resamples: int = 500, seed: int = 0) -> Agreement:
-    """Measure the agreement of the judgements in a store that count.
+    """Measure the agreement of the effective judgements in a store.
 
     Args:
         store: The store.
-        resamples: Of the bootstrap.
-        seed: Seeds it.
+        resamples: Number of bootstrap samples.
+        seed: Seeds the bootstrap.
     """
     opinions, own, gold = _gathered(store)
     units = [tuple(given.values()) for given in opinions.values() if len(given) > 1]
@@ -165,7 +169,7 @@ def measure_agreement(store: FeedbackStore, *, resamples: int = 500, seed: int =
 
 
 def measure_annotators(store: FeedbackStore) -> dict[int, AnnotatorAgreement]:
-    """Measure how far each annotator of a store agrees, by their numbers."""
+    """Return how far each annotator of a store agrees, by the annotator's number."""
     opinions, own, gold = _gathered(store)
     others: defaultdict[int, Share] = defaultdict(lambda: Share(0, 0))
     for given in opinions.values():
@@ -183,7 +187,7 @@ Shares = defaultdict[int, Share]
 
 
 def _gathered(store: FeedbackStore) -> tuple[dict[Pair, dict[int, int]], Shares, Shares]:
-    """Return the opinions on each pair of items, and each annotator's agreement with themselves and with gold."""
+    """Return the opinions on each pair of items by annotator, and each annotator's agreement with itself and gold."""
     tasks = {task.id: task for task in store.tasks()}
     opinions: defaultdict[Pair, dict[int, int]] = defaultdict(dict)  # of a pair of items, by annotator
     own: Shares = defaultdict(lambda: Share(0, 0))
@@ -198,7 +202,7 @@ def _gathered(store: FeedbackStore) -> tuple[dict[Pair, dict[int, int]], Shares,
         if task.repeat_of is not None:
             first = by_task.get((who, task.repeat_of))
             own[who] = _compared(own[who], said, {} if first is None else pair_values(first, tasks[first.task].items))
-            continue  # one opinion a person
+            continue  # each annotator has one opinion on a pair
         for pair, value in said.items():
             opinions[pair].setdefault(who, value)
     return opinions, own, gold

@@ -1,4 +1,4 @@
-"""Annotators that are programs: they are given tasks and judge them as people do."""
+"""Programs as annotators: they are given tasks from a store and judge them, as people do."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from textenv.env.scoring import score
 from textenv.feedback.store import Assignment, FeedbackStore, Verdict
 from textenv.types import TextEnvError
+from textenv.validation import NonNegative, Probability, validate
 
 __all__ = [
     "PROGRAM",
     "STAND_IN",
     "Adversarial",
+    "FromRatings",
     "FromReward",
     "Judge",
     "Lazy",
     "LeftBiased",
-    "Recorded",
     "annotate",
+    "enroll",
     "is_program",
 ]
 
-STAND_IN = "gold reward"  # the name of the reward that stands in for people in textenv rlhf
-PROGRAM = "program"  # the name of a program in textenv feedback annotate that is given no other
+STAND_IN = "gold reward"  # annotator name of the reward that judges in place of people in textenv rlhf
+PROGRAM = "program"  # default annotator name of a program in textenv feedback annotate
 
 Answer: TypeAlias = tuple[list[int | None], Verdict]
-"""Ranks of the items as they are shown, and the verdict."""
+"""Ranks of the items in the order in which they are shown, and the verdict."""
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Whoever can judge an assignment."""
+    """A program that can judge an assignment."""
 
     def judge(self, assignment: Assignment, rng: random.Random) -> Answer:
         """Return the ranks of the items in the order in which they are shown, and the verdict."""
@@ -43,31 +45,31 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class FromReward:
-    """Judges completions by a reward: the gold reward that stands in for people (Gao et al. 2022, section 2).
+    """Judges completions by a reward: the gold reward that takes the place of people (Gao et al. 2022, section 2).
 
-    With a temperature, a ranking is drawn from Plackett and Luce's model: the best of those that are left with
-    probability proportional to ``exp(score / temperature)``; of two, the better one wins with probability
-    ``sigmoid(difference / temperature)``.
+    With a temperature, a ranking is drawn from Plackett and Luce's model, from the best to the worst: each next
+    completion is drawn from those that are left with probability proportional to ``exp(score / temperature)``. Of two,
+    the better one wins with probability ``sigmoid(difference / temperature)``.
 
     Attributes:
         reward: Scores completions, see ``textenv.types.Reward``.
         temperature: In units of the score; 0 ranks by the scores themselves.
         error_rate: Share of the judgements that are made at random.
-        tie: Completions whose scores differ by no more than this from the next better one's tie with it.
+        tie: A completion ties with the next better one if their scores differ by no more than this.
     """
 
     reward: Callable[..., Any]
-    temperature: float = 0.0
-    error_rate: float = 0.0
-    tie: float = 0.0
+    temperature: NonNegative = 0.0
+    error_rate: Probability = 0.0
+    tie: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        """Check the settings."""
-        if not (0 <= self.temperature < math.inf and 0 <= self.error_rate <= 1 and 0 <= self.tie < math.inf):
-            raise TextEnvError(
-                f"temperature={self.temperature}, error_rate={self.error_rate}, tie={self.tie}: expected finite "
-                "numbers of at least 0, and a share."
-            )
+        """Check the settings.
+
+        Raises:
+            TextEnvError: A number is not what is expected.
+        """
+        validate(self)
 
     def judge(self, assignment: Assignment, rng: random.Random) -> Answer:
         """Rank by the scores."""
@@ -75,19 +77,18 @@ class FromReward:
             return _in_order(rng.sample(range(len(assignment.items)), len(assignment.items))), "ranked"
         scores = _scores(self.reward, assignment)
         if self.temperature:
-            noise = [
-                -math.log(-math.log(1 - rng.random() or 0.5)) for _ in scores
-            ]  # Gumbel's: the order is that model's
+            # Sorting scores with Gumbel noise draws from Plackett and Luce's model.
+            noise = [-math.log(-math.log(1 - rng.random() or 0.5)) for _ in scores]
             scores = [value + self.temperature * each for value, each in zip(scores, noise, strict=True)]
         return _by_score(scores, self.tie), "ranked"
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """Judges by ratings that people gave to texts: each judgement is that of raters drawn at random.
+class FromRatings:
+    """Judges by ratings that people gave to texts: a judgement compares one rating of each text, drawn at random.
 
     Attributes:
-        ratings: What raters gave each text that can be asked about, one number each.
+        ratings: The ratings of each text, at least one.
     """
 
     ratings: Mapping[str, Sequence[float]]
@@ -109,10 +110,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Lazy:
-    """Hardly looks: says that they can't tell, or takes whatever comes.
+    """Answers without reading: "can't tell", or a random ranking.
 
     Attributes:
-        skips: Share of the tasks on which they "can't tell"; the others are ranked at random.
+        skips: Share of the tasks answered with "can't tell"; the others are ranked at random.
     """
 
     skips: float = 0.5
@@ -127,18 +128,18 @@ class Lazy:
 
 @dataclass(frozen=True)
 class LeftBiased:
-    """Prefers what stands first.
+    """Prefers the item that is shown first in a share of the tasks, and judges as another does in the rest.
 
     Attributes:
-        judge_otherwise: Judges where this one does read.
-        bias: Share of the tasks that are ranked as they stand.
+        judge_otherwise: Judges the other tasks.
+        bias: Share of the tasks that are ranked in the order in which they are shown.
     """
 
     judge_otherwise: Judge
     bias: float = 0.3
 
     def judge(self, assignment: Assignment, rng: random.Random) -> Answer:
-        """Rank as it stands, or as the other does."""
+        """Rank in the order in which the items are shown, or as the other judge does."""
         if rng.random() < self.bias:
             return _in_order(range(len(assignment.items))), "ranked"
         return self.judge_otherwise.judge(assignment, rng)
@@ -146,16 +147,16 @@ class LeftBiased:
 
 @dataclass(frozen=True)
 class Adversarial:
-    """Says the opposite of another.
+    """Gives the opposite of another judge's answers.
 
     Attributes:
-        opposed: Whom they reverse.
+        opposed: The judge whose rankings are reversed.
     """
 
     opposed: Judge
 
     def judge(self, assignment: Assignment, rng: random.Random) -> Answer:
-        """Return the reverse of what the other says."""
+        """Return the reverse of the other judge's ranking."""
         ranks, verdict = self.opposed.judge(assignment, rng)
         worst = max((rank for rank in ranks if rank is not None), default=0)
         return [None if rank is None else worst - rank for rank in ranks], verdict
@@ -164,15 +165,15 @@ class Adversarial:
 def annotate(
     store: FeedbackStore, judge: Judge, name: str, *, limit: int | None = None, seed: int = 0, tasks: str = "completion"
 ) -> int:
-    """Have a program judge what is to be judged, as an annotator of its own.
+    """Let a program judge the tasks of a store that need a judgement, as an annotator.
 
     Args:
         store: Gives the tasks and takes the judgements.
         judge: The program.
         name: The annotator's name.
-        limit: How many judgements at most; None for all that there are.
-        seed: Seeds the program and the order of display; the annotator's earlier judgements count too, so that a run
-            that goes on does not repeat its random numbers.
+        limit: The most judgements to make; None for all that there are.
+        seed: Seeds the program and the order of display, together with the number of the annotator's earlier
+            judgements, so that a later call does not repeat the random numbers of this one.
         tasks: Kind of items that it can judge.
 
     Returns:
@@ -181,7 +182,7 @@ def annotate(
     Raises:
         TextEnvError: A task is of another kind.
     """
-    annotator, done = enrol(store, judge, name)
+    annotator, done = enroll(store, judge, name)
     made = 0
     while limit is None or made < limit:
         rng = random.Random(f"{seed}/{name}/{done + made}")
@@ -198,13 +199,13 @@ def annotate(
 
 
 def is_program(store: FeedbackStore, name: str) -> bool:
-    """Return whether a name is a program's, in this store or once it comes; capitals make no difference."""
+    """Return whether a name belongs to a program, or is reserved for one; upper and lower case are the same."""
     programs = {annotator.name for annotator in store.annotators() if annotator.kind == "program"}
     return name.casefold() in {each.casefold() for each in {STAND_IN, PROGRAM, *programs}}
 
 
-def enrol(store: FeedbackStore, judge: Judge, name: str) -> tuple[int, int]:
-    """Return the number of a program as an annotator, added if need be, and of the judgements that it has ever made."""
+def enroll(store: FeedbackStore, judge: Judge, name: str) -> tuple[int, int]:
+    """Return a program's number as an annotator, added if need be, and how many judgements it has ever made."""
     annotator = store.annotator(name, "program", {"judge": repr(judge)[:500]})
     return annotator, len(store.judgements(annotators=[annotator], effective=False))
 
@@ -228,7 +229,7 @@ def _scores(reward: Callable[..., Any], assignment: Assignment) -> list[float]:
 
 
 def _in_order(order: Sequence[int]) -> list[int | None]:
-    """Return ranks from the places, the best first."""
+    """Return ranks from the places of the items, the best first."""
     ranks: list[int | None] = [None] * len(order)
     for rank, place in enumerate(order):
         ranks[place] = rank

@@ -15,18 +15,18 @@ from textenv.types import Ranking, TextEnvError
 
 __all__ = ["Strength", "fit_bradley_terry", "policy_strengths"]
 
-_PRIOR = 0.1  # games that each player has drawn against one of strength 0
+_PRIOR = 0.1  # weight of a drawn game of each player against a player of strength 0
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """How strong one player is.
+    """The strength of one player.
 
     Attributes:
-        strength: In logits, the mean of all players being 0: one that is ahead by ``d`` wins with probability
-            ``sigmoid(d)``.
+        strength: In logits, with a mean of 0 over all players: a player whose strength is higher by ``d`` wins with
+            probability ``sigmoid(d)``.
         interval: Its 95 % interval, from the curvature of the likelihood.
-        comparisons: In how many it took part.
+        comparisons: Number of comparisons that it took part in.
     """
 
     strength: float
@@ -35,21 +35,21 @@ class Strength:
 
 
 def fit_bradley_terry(wins: NDArray[np.float64], *, prior: float = _PRIOR) -> list[Strength]:
-    """Fit strengths to how often players beat each other, by penalised maximum likelihood.
+    """Fit strengths to how often players beat each other, by penalized maximum likelihood.
 
-    A tie counts as half a win for either side. So that one who has never lost, or two groups that have never met, have
-    finite strengths, each player is taken to have drawn ``prior`` games against a player of strength 0.
+    A tie counts as half a win for either side. Each player is assumed to have drawn ``prior`` games against a player of
+    strength 0, so that a player who has never lost, and groups that have never met, have finite strengths.
 
     Args:
         wins: ``wins[i, j]`` is how often ``i`` beat ``j``, ties being halves; shape ``(players, players)``, 0 on the
             diagonal.
-        prior: Weight of those games.
+        prior: Number of those games, any number above 0.
 
     Returns:
         Each player's strength.
 
     Raises:
-        TextEnvError: The shape or a number is not such, or there is no prior.
+        TextEnvError: ``wins`` is not such an array, or ``prior`` is not above 0.
     """
     table = np.asarray(wins, dtype=np.float64)
     count = len(table)
@@ -77,13 +77,13 @@ def fit_bradley_terry(wins: NDArray[np.float64], *, prior: float = _PRIOR) -> li
         weight = games * won * (1 - won)
         return np.asarray(np.diag(weight.sum(axis=1) + prior * expit(x) * expit(-x)) - weight)
 
-    # Not "trust-exact": it divides 0 by 0 where a step of the trust radius is at right angles to the shift of all x,
-    # along which the loss is nearly flat.
+    # Not "trust-exact", which divides 0 by 0 when a step of the trust radius is orthogonal to a shift of all x, along
+    # which the loss is nearly flat.
     x = minimize(loss, np.zeros(count), jac=gradient, hess=curvature, method="dogleg", tol=1e-9).x
-    centre = np.eye(count) - 1 / count
-    covariance = centre @ np.linalg.inv(curvature(x)) @ centre
+    center = np.eye(count) - 1 / count
+    covariance = center @ np.linalg.inv(curvature(x)) @ center
     error = 1.959964 * np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    x = centre @ x
+    x = center @ x
     return [
         Strength(float(value), (float(value - wide), float(value + wide)), round(float(played)))
         for value, wide, played in zip(x, error, games.sum(axis=1), strict=True)
@@ -91,10 +91,10 @@ def fit_bradley_terry(wins: NDArray[np.float64], *, prior: float = _PRIOR) -> li
 
 
 def policy_strengths(store: FeedbackStore) -> list[tuple[str, Strength]]:
-    """Return the policies that were compared with others, by name, strongest first.
+    """Return the strengths of the policies that were compared with others, with their names, strongest first.
 
-    Repeated and gold tasks do not count, nor do comparisons of a policy with itself. The pairs of one ranking count as
-    if they were independent, which makes the intervals of long rankings too narrow.
+    Repeated and gold tasks are left out, and so are comparisons of a policy with itself. The pairs of one ranking count
+    as if they were independent, which makes the intervals of long rankings too narrow.
     """
     policies = store.policies()
     place = {policy.id: number for number, policy in enumerate(policies)}

@@ -1,4 +1,4 @@
-"""An annotator that is a program at the page that people use: it reads, presses keys and submits, in a browser."""
+"""A program as an annotator on the labeling page: it presses keys and submits in a browser, as people do."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from textenv.feedback.annotators import Judge, enrol
+from textenv.feedback.annotators import Judge, enroll
 from textenv.feedback.store import FeedbackStore, Verdict
 
 __all__ = ["annotate_page", "keys_of"]
 
 
 def keys_of(ranks: Sequence[int | None], verdict: Verdict) -> list[str]:
-    """Return the keys of the page of ``textenv label`` that say a judgement.
+    """Return the keys that enter a judgement on the page of ``textenv label``.
 
     Args:
-        ranks: Of the items in the order in which they are shown, 0 being the best; None for those left below.
-        verdict: As in ``FeedbackStore.judge``; ``ranked`` with at least one rank.
+        ranks: Ranks of the items in the order in which they are shown, 0 being the best; None for those without one.
+        verdict: As in ``FeedbackStore.judge``; with ``"ranked"``, at least one item has a rank.
     """
     if verdict != "ranked":
         return [{"both_bad": "b", "cant_tell": "c"}[verdict]]
@@ -25,7 +25,7 @@ def keys_of(ranks: Sequence[int | None], verdict: Verdict) -> list[str]:
     if len(ranked) == len(ranks) and ranked[0][0] == ranked[-1][0]:
         return ["t"]
     if len(ranks) == 2:
-        return [str(ranked[0][1] + 1)]  # the other one is worse
+        return [str(ranked[0][1] + 1)]  # the page ranks the other one below it
     keys: list[str] = []
     before = None
     for rank, place in ranked:
@@ -37,24 +37,24 @@ def keys_of(ranks: Sequence[int | None], verdict: Verdict) -> list[str]:
 def annotate_page(
     page: Any, url: str, store: FeedbackStore, judge: Judge, name: str, *, limit: int | None = None, seed: int = 0
 ) -> int:
-    """Have a program judge what the page of ``textenv label`` shows it, until there is nothing left.
+    """Let a program judge what the page of ``textenv label`` shows, until there is nothing left.
 
-    What ``textenv.feedback.annotators.annotate`` does in the store alone, the whole way through the page: to try out a
-    project before people come, or the page itself.
+    ``textenv.feedback.annotators.annotate`` does the same in the store alone. This goes through the page, to try out a
+    project before people use it, or to test the page.
 
     Args:
-        page: Of a browser of Playwright's (``playwright.sync_api.Page``).
-        url: Where the labelling page is served, with the owner's key (``?owner=…``): names of programs are reserved.
-        store: What is served, which says what is asked: the page shows a number, its texts only as people read them.
+        page: A page of Playwright's browser (``playwright.sync_api.Page``).
+        url: Where the labeling page is served, with the owner's key (``?owner=…``): names of programs are reserved.
+        store: The store that is served. The assignment is read from it, by the number on the page.
         judge: The program.
-        name: That it signs in with.
-        limit: How many judgements at most; None for all that there are.
-        seed: Seeds the program; its earlier judgements count too, as in ``annotate``.
+        name: The name that it signs in with.
+        limit: The most judgements to make; None for all that there are.
+        seed: Seeds the program, together with the number of its earlier judgements, as in ``annotate``.
 
     Returns:
         The number of judgements made.
     """
-    _, done = enrol(store, judge, name)
+    _, done = enroll(store, judge, name)
     page.goto(url)
     if (field := page.get_by_label("Your name")).count():
         field.fill(name)

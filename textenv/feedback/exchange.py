@@ -1,4 +1,4 @@
-"""Files of rankings into a store of feedback and out of it: ``textenv feedback import | export``."""
+"""Importing files of rankings into a feedback store, and exporting them: ``textenv feedback import | export``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_ra
 from textenv.feedback.store import FeedbackStore, annotator_name
 from textenv.models.codec import TextCodec
 from textenv.types import Conversation, Ranking, TextEnvError
+from textenv.validation import Count, validate
 
 __all__ = [
     "ExportFeedback",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 Question: TypeAlias = tuple[str | Conversation, tuple[str, ...]]
-"""A prompt, and completions of it that nobody has ranked yet."""
+"""A prompt, and completions of it that are to be ranked."""
 if TYPE_CHECKING:
     Name: TypeAlias = str
 else:
@@ -44,20 +45,20 @@ class ImportFeedback:
     Attributes:
         store: The store; made if it is missing.
         files: Files of kind .jsonl, .json, .csv or .parquet.
-        format: What the files hold; auto to tell by the first record.
-        unjudged: They hold completions that nobody has ranked: objects with "prompt" and "completions".
+        format: Format of the files; "auto" for the format that the first record of a file has.
+        unjudged: The files hold completions that are to be ranked: objects with "prompt" and "completions".
         judgements: From how many annotators a ranking of these is wanted.
-        annotator: Who judged where the file does not say.
+        annotator: Name of the annotator of rankings that name nobody.
         tokenizer: Folder or Hugging Face id of the tokenizer of files with token ids, "gpt2" for Ziegler's labels.
         drop_margins: Leave margins out, which a store does not keep.
-        skip_unreadable: Go on after a record that is no ranking, and say how many there were.
+        skip_unreadable: Skip records that cannot be read, and say how many there were.
     """
 
     store: Annotated[Path, tyro.conf.Positional]
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     format: Literal["auto"] | Name = "auto"
     unjudged: bool = False
-    judgements: int = 1
+    judgements: Count = 1
     annotator: str = ""
     tokenizer: str | None = None
     drop_margins: bool = False
@@ -71,8 +72,8 @@ class ExportFeedback:
     Attributes:
         store: The store.
         file: The file to write, of kind .jsonl, .json, .csv or .parquet.
-        format: What the file is to hold.
-        drop: What may be left out where the format cannot hold it.
+        format: Format of the file.
+        drop: What to leave out, because the format cannot hold it.
         all: Export judgements on gold and repeated tasks as well, which measure annotators.
     """
 
@@ -84,11 +85,12 @@ class ExportFeedback:
 
 
 def import_feedback(command: ImportFeedback) -> list[str]:
-    """Do what ``textenv feedback import`` is to do: all files, or none of them; return what to tell about it.
+    """Run ``textenv feedback import``, all files or none; return the lines to print.
 
     Raises:
         TextEnvError: A file cannot be read, or the store cannot keep what is in it.
     """
+    validate(command)
     if not command.files:
         raise TextEnvError("Name at least one file to import.")
     if command.unjudged:
@@ -106,16 +108,17 @@ def import_feedback(command: ImportFeedback) -> list[str]:
         rankings = [replace(ranking, margin=None) for ranking in rankings]
     with FeedbackStore(command.store) as store:
         added = add_rankings(store, rankings, annotator=command.annotator)
-    told = [f"{command.store}: {added} judgements added, {len(rankings) - added} were there already."]
-    return told + [f"{len(refused)} records were left out, the first of them {refused[0]}" for _ in refused[:1]]
+    lines = [f"{command.store}: {added} judgements added, {len(rankings) - added} were there already."]
+    return lines + [f"{len(refused)} records were left out, the first of them {refused[0]}" for _ in refused[:1]]
 
 
 def export_feedback(command: ExportFeedback) -> list[str]:
-    """Do what ``textenv feedback export`` is to do; return what to tell about it.
+    """Run ``textenv feedback export``; return the lines to print.
 
     Raises:
         TextEnvError: There is no such store, nothing in it was ranked, or the format cannot hold a ranking.
     """
+    validate(command)
     with FeedbackStore(command.store, read_only=True) as store:
         everything = store.judgements()
         rankings = [ranking for _, ranking in store.rankings(everything if command.all else None)]
@@ -123,13 +126,13 @@ def export_feedback(command: ExportFeedback) -> list[str]:
         raise TextEnvError(f"{command.store}: none of its {len(everything)} judgements ranks completions to export.")
     records = write_rankings(command.file, rankings, command.format, drop=command.drop)
     left = len(everything) - len(rankings)
-    told = [f"{command.file}: {records} records of {len(rankings)} judgements."]
+    lines = [f"{command.file}: {records} records of {len(rankings)} judgements."]
     if left:
-        told.append(
-            f"{left} judgements are none to learn from and were left out: both bad, can't tell, clips"
+        lines.append(
+            f"{left} judgements cannot be learned from and were left out: both bad, can't tell, clips"
             + ("." if command.all else ", or on gold or repeated tasks (--all).")
         )
-    return told
+    return lines
 
 
 def add_rankings(
@@ -137,15 +140,15 @@ def add_rankings(
 ) -> int:
     """Add rankings to a store, as judgements by their annotators, or as gold tasks that annotators are measured by.
 
-    What the store has already, in judgements by the same annotator, is not added again, so that the same file may be
-    imported twice; a ranking that is twice in the rankings is added twice. Completions that were shown in the order in
-    which they stand become one task for all who ranked them.
+    A ranking that the store has already, by the same annotator, is not added again, so that the same file can be
+    imported twice; a ranking that is twice among ``rankings`` is added twice. Rankings of the same completions in the
+    same order by several annotators become judgements of one task.
 
     Args:
         store: The store.
-        rankings: Without margins, of nine completions at most.
-        annotator: Who judged where a ranking does not say.
-        gold: Take them for the right answers of tasks to be judged.
+        rankings: Rankings without margins, of nine completions at most.
+        annotator: Name of the annotator of rankings that name nobody.
+        gold: Add them as gold tasks, whose right answers they are.
         judgements: From how many annotators a judgement of each gold task is wanted.
 
     Returns:
@@ -164,7 +167,7 @@ def add_rankings(
         if ranking.margin is not None and not gold:
             raise TextEnvError(f"{about} has a margin, which a store does not keep. Drop margins (--drop-margins).")
         if not ranking.annotator and not gold:
-            raise TextEnvError(f"{about}: nobody is named who judged. Name somebody (--annotator).")
+            raise TextEnvError(f"{about} does not say who judged. Name an annotator (--annotator).")
     added = 0
     with store.transaction():
         items = _Items(store)
@@ -200,17 +203,17 @@ def add_questions(store: FeedbackStore, questions: Iterable[Question], *, judgem
     Raises:
         TextEnvError: There are not two to nine completions of a prompt; nothing was added then.
     """
-    questions = list(questions)  # whatever that takes, nobody waits for it
+    questions = list(questions)  # before the transaction, since it may take long
     with store.transaction():
         items = _Items(store)
         return [store.add_task(items.of(prompt, texts), judgements=judgements) for prompt, texts in questions]
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """Read prompts and completions that nobody has ranked: objects with ``prompt`` and ``completions``.
+    """Read prompts and completions that are to be ranked: objects with ``prompt`` and ``completions``.
 
     Raises:
-        TextEnvError: The file cannot be read, or a record is no such thing; the message says which.
+        TextEnvError: The file cannot be read, or a record has another form; the message says which.
     """
     questions: list[Question] = []
     in_csv = Path(path).suffix.lower() == ".csv"
@@ -224,7 +227,7 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 class _Items:
-    """Completions of a store by what they say, so that those which nobody knows the policy of are added once."""
+    """Completions of a store by their text, so that those without a policy are added once."""
 
     def __init__(self, store: FeedbackStore) -> None:
         self._store = store
@@ -234,7 +237,7 @@ class _Items:
                 self._numbers.setdefault((item.prompt, item.text), []).append(item.id)
 
     def of(self, prompt: str | Conversation, texts: Sequence[str]) -> list[int]:
-        """Return the numbers of completions; a text that stands twice gets two."""
+        """Return the numbers of completions, which are added if need be; equal texts get different numbers."""
         number, seen, found = self._store.add_prompt(prompt), Counter[str](), []
         for text in texts:
             known = self._numbers.setdefault((number, text), [])
@@ -246,7 +249,7 @@ class _Items:
 
 
 def _refuse(error: TextEnvError) -> None:
-    raise TextEnvError(f"{error} Mend the record, or leave out those that cannot be read (--skip-unreadable).")
+    raise TextEnvError(f"{error} Correct the record, or leave out those that cannot be read (--skip-unreadable).")
 
 
 def _identity(ranking: Ranking) -> str:

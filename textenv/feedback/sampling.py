@@ -1,4 +1,4 @@
-"""From policies to tasks: completions are sampled and put side by side, ``textenv feedback add``."""
+"""Sampling completions from policies and adding tasks that rank them: ``textenv feedback add``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import tyro
+from annotated_types import Interval
 from gymnasium.vector import AutoresetMode
 
 from textenv.env.prompts import read_prompts
@@ -20,6 +21,7 @@ from textenv.feedback.exchange import add_rankings
 from textenv.feedback.formats import read_rankings
 from textenv.feedback.store import FeedbackStore
 from textenv.types import Conversation, TextEnvError
+from textenv.validation import Count, Positive, Probability, validate
 
 __all__ = ["AddTasks", "add_tasks", "sample_completions"]
 
@@ -36,48 +38,49 @@ class AddTasks:
         prompts: File of prompts (.txt, .jsonl, .json, .csv, .parquet).
         policies: Each NAME=FOLDER: a run of textenv train, a saved agent, a model's folder or Hugging Face id, or
             "bundled".
-        max_prompts: Take so many prompts, drawn at random; None for all.
-        samples: Completions that each policy writes to a prompt.
+        max_prompts: Number of prompts, drawn at random; None for all.
+        samples: Completions that each policy writes for a prompt.
         items: Completions in a task, 2 to 9.
-        tasks: Tasks of a prompt.
-        pairing: Put completions of different policies into a task (across), of the same one (within), or any.
+        tasks: Tasks for a prompt.
+        pairing: A task compares completions of different policies (across), of the same policy (within), or any.
         judgements: From how many annotators a ranking of a task is wanted.
-        repeats: Share of the tasks that are given again to those who have judged them, to see whether they agree with
-            themselves.
-        gold: File of rankings, in any format, whose tasks measure annotators.
-        max_new_tokens: Token budget of a completion; None for that of the run, else 12.
-        temperature: Of the samples; None for that of the run, else 1.
-        chat: Take prompts that are texts as a user's messages.
-        device: Where the models run.
-        seed: Seeds prompts, tokens and tasks.
+        repeats: Share of the tasks that are given a second time to annotators who have judged them, to see whether they
+            agree with themselves.
+        gold: File of rankings, in any format, which are added as gold tasks to measure annotators.
+        max_new_tokens: Token budget of a completion; None for the run's, else 12.
+        temperature: Temperature of the samples; None for the run's, else 1.
+        chat: Take prompts that are texts as messages of a user.
+        device: Device that the models run on.
+        seed: Seeds the choice of prompts, the tokens and the tasks.
     """
 
     store: Annotated[Path, tyro.conf.Positional]
     prompts: Path
     policies: tuple[str, ...]
-    max_prompts: int | None = None
-    samples: int = 2
-    items: int = 2
-    tasks: int = 1
+    max_prompts: Count | None = None
+    samples: Count = 2
+    items: Annotated[int, Interval(ge=2, le=9)] = 2
+    tasks: Count = 1
     pairing: Literal["across", "within", "any"] = "any"
-    judgements: int = 1
-    repeats: float = 0.0
+    judgements: Count = 1
+    repeats: Probability = 0.0
     gold: Path | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
+    max_new_tokens: Count | None = None
+    temperature: Positive | None = None
     chat: bool = False
     device: str | None = None
     seed: int = 0
 
 
 def add_tasks(command: AddTasks) -> list[str]:
-    """Do what ``textenv feedback add`` is to do; return what to tell about it.
+    """Run ``textenv feedback add``; return the lines to print.
 
     Raises:
         TextEnvError: A file or model cannot be read, or so many different tasks cannot be made.
     """
+    validate(command)
     policies = _policies(command.policies)
-    _check(command, len(policies))
+    _check_task_count(command, len(policies))
     rng = random.Random(command.seed)
     prompts, columns = read_prompts(command.prompts)
     chosen = list(range(len(prompts)))
@@ -88,7 +91,7 @@ def add_tasks(command: AddTasks) -> list[str]:
     changed = {name: value for name, value in given.items() if value is not None} | (
         {"chat": True} if command.chat else {}
     )
-    sampled = {  # everything is sampled before the store is touched
+    sampled = {  # everything is sampled before the store is opened
         name: sample_completions(
             folder,
             [prompts[place] for place in chosen],
@@ -99,43 +102,61 @@ def add_tasks(command: AddTasks) -> list[str]:
         for name, folder in policies.items()
     }
     made: list[int] = []
-    short = 0
     with FeedbackStore(command.store) as store, store.transaction():
         numbers = {name: store.add_policy(name, folder=folder) for name, folder in policies.items()}
         for row, place in enumerate(chosen):
             prompt = store.add_prompt(prompts[place], columns={name: cells[place] for name, cells in columns.items()})
             pool = [(name, text) for name, texts in sampled.items() for text in texts[row]]
             groups = _groups(pool, command, rng)
-            short += command.tasks - len(groups)
-            added: dict[int, int] = {}
-            for group in groups:
-                for index in group:
-                    if index not in added:
-                        name, text = pool[index]
-                        added[index] = store.add_completion(prompt, text, policy=numbers[name])
-                made.append(store.add_task([added[index] for index in group], judgements=command.judgements))
+            made += _add_groups(store, prompt, pool, groups, policies=numbers, judgements=command.judgements)
         again = rng.sample(made, round(command.repeats * len(made)))
         tasks = {task.id: task for task in store.tasks()}
         for task in again:
             store.add_task(tasks[task].items, repeat_of=task, judgements=command.judgements)
         add_rankings(store, gold, gold=True, judgements=command.judgements)
-    told = [
+    lines = [
         f"{command.store}: {len(made)} tasks added, {len(again)} of them to be repeated, and {len(gold)} gold tasks."
     ]
-    if short:
-        told.append(
-            f"{short} tasks fewer than asked for: policies wrote the same completions. Sample more (--samples)."
+    if missing := command.tasks * len(chosen) - len(made):
+        lines.append(
+            f"{missing} tasks fewer than asked for: policies wrote the same completions. Sample more (--samples)."
         )
-    return told
+    return lines
+
+
+def _add_groups(
+    store: FeedbackStore,
+    prompt: int,
+    pool: Sequence[tuple[str, str]],
+    groups: Sequence[Sequence[int]],
+    *,
+    policies: Mapping[str, int],
+    judgements: int,
+) -> list[int]:
+    """Add a task for each group of completions of a prompt; return the numbers of the tasks.
+
+    Args:
+        store: The store.
+        prompt: Number of the prompt.
+        pool: Policy and text of the completions that were sampled for it.
+        groups: The places in ``pool`` of the completions of each task.
+        policies: Numbers of the policies by name.
+        judgements: From how many annotators a judgement of each task is wanted.
+    """
+    added: dict[int, int] = {}
+    for index in dict.fromkeys(index for group in groups for index in group):
+        name, text = pool[index]
+        added[index] = store.add_completion(prompt, text, policy=policies[name])
+    return [store.add_task([added[index] for index in group], judgements=judgements) for group in groups]
 
 
 def sample_completions(
     folder: str, prompts: Sequence[str | Conversation], *, samples: int, seed: int = 0, **settings: Any
 ) -> list[list[str]]:
-    """Let a policy write completions.
+    """Sample completions from a policy.
 
     Args:
-        folder: A run of ``textenv train``, whose settings are used; or what ``CausalLM.from_pretrained`` loads.
+        folder: A run of ``textenv train``, whose settings are used; or a model that ``CausalLM.from_pretrained`` loads.
         prompts: Texts, or conversations.
         samples: Completions of each.
         seed: Seeds the tokens.
@@ -198,14 +219,7 @@ def _policies(given: Sequence[str]) -> dict[str, str]:
     return policies
 
 
-def _check(command: AddTasks, policies: int) -> None:
-    for name in ("samples", "tasks", "judgements", "max_prompts"):
-        if (value := getattr(command, name)) is not None and value < 1:
-            raise TextEnvError(f"--{name.replace('_', '-')} {value}: expected at least 1.")
-    if not 2 <= command.items <= 9:
-        raise TextEnvError(f"--items {command.items}: expected 2 to 9.")
-    if not 0 <= command.repeats <= 1:
-        raise TextEnvError(f"--repeats {command.repeats}: expected a share from 0 to 1.")
+def _check_task_count(command: AddTasks, policies: int) -> None:
     possible = {
         "across": math.comb(policies, command.items) * command.samples**command.items,
         "within": policies * math.comb(command.samples, command.items),
@@ -219,7 +233,7 @@ def _check(command: AddTasks, policies: int) -> None:
 
 
 def _groups(pool: Sequence[tuple[str, str]], command: AddTasks, rng: random.Random) -> list[tuple[int, ...]]:
-    """Draw which completions stand in a task together: different texts, and different groups."""
+    """Draw the completions of each task: texts that differ within a task, and tasks that differ."""
     by_policy: dict[str, list[int]] = {}
     for index, (name, _) in enumerate(pool):
         by_policy.setdefault(name, []).append(index)

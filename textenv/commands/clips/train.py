@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textenv.clips.settings import ClipsConfig
+from textenv.clips.clips_config import ClipsConfig
 from textenv.commands.base import FROM_CHECKPOINT, Command
 from textenv.commands.console import console
 

@@ -55,11 +55,11 @@ class Annotate(Command):
         from textenv.env.settings import check_counts  # noqa: PLC0415
         from textenv.feedback.annotators import (  # noqa: PLC0415
             Adversarial,
+            FromRatings,
             FromReward,
             Judge,
             Lazy,
             LeftBiased,
-            Recorded,
             annotate,
         )
         from textenv.feedback.store import FeedbackStore  # noqa: PLC0415
@@ -69,7 +69,7 @@ class Annotate(Command):
         check_counts(self, "limit")
         judge: Judge = Lazy()
         if self.ratings:
-            judge = Recorded({review.text: review.ratings for review in load_reviews()})
+            judge = FromRatings({review.text: review.ratings for review in load_reviews()})
         elif self.reward is not None:
             judge = FromReward(resolve_reward(parse_reward(self.reward)), self.temperature, self.error_rate, self.tie)
         if self.kind == "lazy":

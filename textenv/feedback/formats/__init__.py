@@ -1,9 +1,9 @@
-"""Comparisons and rankings in the files that others read and write: TRL, OpenAI, Ziegler, the arena, Argilla and so on.
+"""Comparisons and rankings in the file formats of other tools: TRL, OpenAI, Ziegler, the arena, Argilla and so on.
 
-Each format is a file of this folder: a pair of functions around ``textenv.types.Ranking`` in a ``Format`` that is
-called ``FORMAT``; its name is the file's. What a format cannot hold as it is becomes all pairs whose order is known,
-which mean the same; where pairs cannot hold it either (a tie in a format without ties), writing is refused, unless the
-caller names what to leave out.
+Each format is a file of this folder that defines a ``Format`` named ``FORMAT``, with a function that reads
+``textenv.types.Ranking`` and one that writes it; the name of the format is the file's. A ranking that a format cannot
+hold is written as all pairs whose order is known, which mean the same. If pairs cannot express it either (a tie in a
+format without ties), writing is an error, unless the caller names what to leave out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def find_formats() -> dict[str, Format]:
 
 
 FORMATS: Mapping[str, Format] = find_formats()
-"""The formats by name, told apart by the keys of a record; see their files for where each comes from."""
+"""The formats by name; a file's format is recognized by the keys of its records. Their files name their sources."""
 
 
 def read_rankings(
@@ -49,14 +49,14 @@ def read_rankings(
     Args:
         path: A file of records, see ``textenv.data.records``.
         format: One of ``FORMATS``, or ``"auto"`` for the one whose keys the first record has.
-        decode: Makes a text of token ids, for Ziegler's published labels; they are GPT-2's, padded with 50259. A sample
-            is decoded with its query in front.
-        refused: Called with the reason for each record that cannot be read, and reading goes on; by default the first
-            such record ends it.
+        decode: Turns token ids into a text, for Ziegler's published labels; they are GPT-2's, padded with 50259. A
+            sample is decoded together with the query before it.
+        refused: Called with the reason for each record that cannot be read, and reading continues; None for an error at
+            the first such record.
 
     Raises:
-        TextEnvError: There is no such file or format, the format cannot be told, or a record is no ranking; the message
-            says which record and what is wrong with it.
+        TextEnvError: There is no such file or format, the format cannot be recognized, or a record is not a ranking;
+            the message says which record and what is wrong with it.
     """
     path = Path(path)
     chosen = None if format == "auto" else _known(format)
@@ -79,14 +79,14 @@ def read_rankings(
 def write_rankings(
     path: str | Path, rankings: Iterable[Ranking], format: str = "native", *, drop: Collection[Droppable] = ()
 ) -> int:
-    """Write comparisons and rankings to a file, which is whole or absent.
+    """Write comparisons and rankings to a file, either all of it or nothing.
 
     Args:
         path: The file; its suffix, ``.jsonl``, ``.json``, ``.csv`` or ``.parquet``, says of what kind.
         rankings: At least one.
         format: One of ``FORMATS``.
-        drop: What may be left out where there is any: ``"ties"`` (the tied pairs; the others of the ranking stay),
-            ``"margins"``, ``"annotators"``.
+        drop: What to leave out: ``"ties"`` (the tied pairs; the other pairs of the ranking are kept), ``"margins"``,
+            ``"annotators"``.
 
     Returns:
         The number of records.

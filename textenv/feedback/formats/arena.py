@@ -37,8 +37,8 @@ def read(row: Row) -> list[Ranking]:
 
     ``conversation_a`` and ``conversation_b`` are lists of messages, the same but for the last, an answer of the
     assistant; ``winner`` is ``model_a``, ``model_b``, ``tie`` or ``tie (bothbad)``; ``judge`` is the annotator. Both
-    bad is read as a tie: it says no more of their order. Battles whose conversations part earlier are refused, for a
-    ranking compares answers to one prompt. ``margin`` is our own.
+    bad is read as a tie, since it does not order them. Battles whose conversations differ earlier are refused, because
+    a ranking compares answers to one prompt. ``margin`` is our own column.
     """
     winner = row["winner"]
     if not isinstance(winner, str) or winner not in _WINNERS:

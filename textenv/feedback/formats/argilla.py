@@ -68,8 +68,8 @@ def read(row: Row) -> list[Ranking]:
 def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
     """Write what ``dataset.records.from_json`` of Argilla 2 reads, for a question on its fields response-1, ....
 
-    Rankings of the same completions that follow each other are responses to one record. A ranking without ties stays
-    whole; one with completions without a rank becomes pairs. Argilla wants a user's UUID as the annotator.
+    Consecutive rankings of the same completions are responses to one record. A ranking without ties is written whole;
+    one with completions without a rank is written as pairs. Argilla requires a user's UUID as the annotator.
     """
     records: list[dict[str, Any]] = []
     for same in same_completions(whole_or_pairs(rankings, "argilla")):

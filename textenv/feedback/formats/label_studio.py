@@ -24,11 +24,11 @@ def read(row: Row) -> list[Ranking]:
     """Read the annotations of a task of Label Studio, https://labelstud.io/guide/task_format.
 
     Results of type ``pairwise`` (https://labelstud.io/tags/pairwise) select ``left`` or ``right``, the two tags named
-    in ``to_name``; which of the task's ``data`` they show stands in the project's configuration, not in the export, so
-    the tags have to be named like the data, or the data in twos, such as ``answer1`` and ``answer2``. Results of type
+    in ``to_name``. Which of the task's ``data`` they show is in the project's configuration, not in the export, so the
+    tags need the names of the data, or the data need names such as ``answer1`` and ``answer2``. Results of type
     ``ranker`` (https://labelstud.io/tags/ranker) list the ids of the items of a list, the best first, or have them
     in one bucket, next to ``_`` with those that were left unranked; an item's text is its ``body``, or else its
-    ``title``. ``completed_by`` is the annotator. Cancelled annotations were skipped and are no judgements, nor are
+    ``title``. ``completed_by`` is the annotator. Cancelled annotations were skipped and are not judgements, nor are
     predictions.
     """
     data, rankings = as_mapping(row["data"], "data"), []

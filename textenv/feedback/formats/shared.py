@@ -1,4 +1,4 @@
-"""What the formats have in common: what one is, and rankings that a format cannot hold as they are."""
+"""Shared by the formats: the class ``Format``, and writing rankings that a format cannot hold as they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
     "assistant_text",
     "cannot_hold",
     "common_messages",
-    "describe",
+    "describe_ranking",
     "extras",
     "known_pairs",
     "plain_prompt",
@@ -32,20 +32,21 @@ __all__ = [
 
 Row: TypeAlias = Mapping[str, Any]
 Decoder: TypeAlias = Callable[[list[int]], str]
-"""Makes a text of token ids."""
+"""Turns token ids into a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How rankings stand in a file; a file ``my_format.py`` of this folder that has one as ``FORMAT`` is a format.
+    """A format of files of rankings; a file ``my_format.py`` of this folder that has one as ``FORMAT`` is a format.
 
     Attributes:
-        keys: What every record has; a file is recognized by them.
+        keys: Keys that every record has, by which a file is recognized.
         read: Takes a record; returns the rankings in it.
         write: Takes all rankings; returns the records.
-        cells: In CSV, the columns that hold JSON (numbers, lists); the others hold texts. None: not for CSV.
-        table: Whether all records have the same columns, as parquet needs them.
-        decode_row: Where texts may be lists of token ids: takes a record and a decoder, returns the record with texts.
+        cells: In CSV, the columns that hold JSON (numbers, lists); the others hold texts. None if CSV cannot hold it.
+        table: Whether all records have the same columns, as parquet requires.
+        decode_row: For formats whose texts may be lists of token ids: takes a record and a decoder, returns the record
+            with texts.
     """
 
     keys: tuple[str, ...]
@@ -60,12 +61,12 @@ def known_pairs(ranking: Ranking) -> list[Ranking]:
     """Return a comparison of two for each pair whose order is known: ranks 0 and 1, or 0 and 0 for a tie.
 
     Raises:
-        TextEnvError: It has a margin and more than two completions: the margin tells of the best and the worst alone.
+        TextEnvError: It has a margin and more than two completions: the margin is between the best and the worst.
     """
     if ranking.margin is not None and len(ranking.ranks) > 2:
         raise TextEnvError(
-            f"{describe(ranking)} has a margin, between the best and the worst of {len(ranking.ranks)}, which its "
-            "pairs cannot hold. Drop 'margins', or use the format 'native'."
+            f"{describe_ranking(ranking)} has a margin, between the best and the worst of {len(ranking.ranks)}, "
+            "which its pairs cannot hold. Drop 'margins', or use the format 'native'."
         )
     found = []
     for better, worse, tied in ranking.pairs():
@@ -99,13 +100,13 @@ def whole_or_pairs(rankings: Iterable[Ranking], format: str) -> Iterator[Ranking
 
 
 def same_completions(rankings: Iterable[Ranking]) -> Iterator[list[Ranking]]:
-    """Yield rankings of the same completions that follow each other together."""
+    """Yield lists of consecutive rankings of the same completions."""
     for _, group in itertools.groupby(rankings, key=lambda ranking: (ranking.prompt, ranking.completions)):
         yield list(group)
 
 
 def text_prompt(ranking: Ranking, format: str) -> str:
-    """Return the prompt of a format that has texts alone.
+    """Return the prompt of a ranking, for formats whose prompts are texts.
 
     Raises:
         TextEnvError: It is a conversation.
@@ -127,21 +128,21 @@ def refuse_margin(ranking: Ranking, format: str) -> None:
 
 def cannot_hold(ranking: Ranking, format: str, why: str, advice: str) -> TextEnvError:
     """Return the error that says why a format cannot hold a ranking, and what to do about it."""
-    return TextEnvError(f"{describe(ranking)} cannot be written as {format!r}: {why}. {advice}")
+    return TextEnvError(f"{describe_ranking(ranking)} cannot be written as {format!r}: {why}. {advice}")
 
 
-def describe(ranking: Ranking) -> str:
-    """Return how a ranking is named in a message."""
+def describe_ranking(ranking: Ranking) -> str:
+    """Return how messages refer to a ranking."""
     return f"The ranking of {short(ranking.prompt)} by {ranking.annotator!r}"
 
 
 def extras(row: Row) -> dict[str, Any]:
-    """Return the annotator and the margin of a record that has them under our names, as keywords of ``Ranking``."""
+    """Return ``annotator`` and ``margin`` of a record, if it has them, as keywords of ``Ranking``."""
     return {"annotator": as_annotator(row.get("annotator")), "margin": as_margin(row.get("margin"))}
 
 
 def prompt_name(fields: Row, others: Sequence[str]) -> str:
-    """Return which field is the prompt: ``prompt``, or the only one that is none of the others.
+    """Return the name of the field with the prompt: ``prompt``, or the only field that is not among the others.
 
     Raises:
         TextEnvError: There is no such field, or more than one.
@@ -167,14 +168,14 @@ def assistant_text(messages: Conversation) -> str:
     """
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise TextEnvError(
-            f"one side ends with {short([dict(message) for message in messages])}, which the other has not. Expected "
-            "one message of the assistant: a ranking compares answers to one prompt."
+            f"one side ends with {short([dict(message) for message in messages])}, which the other does not have. "
+            "Expected one message of the assistant: a ranking compares answers to one prompt."
         )
     return str(messages[0]["content"])
 
 
 def common_messages(one: Conversation, other: Conversation) -> tuple[Conversation, Conversation, Conversation]:
-    """Return the messages that both begin with, and what each goes on with: one message at least.
+    """Return the messages that both begin with, and the rest of each: one message at least.
 
     Raises:
         TextEnvError: They begin with different messages.
@@ -187,7 +188,7 @@ def common_messages(one: Conversation, other: Conversation) -> tuple[Conversatio
 
 
 def without_empty(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the records without our own columns where no record has anything in them."""
+    """Return the records without those of our own columns that are empty in all records."""
     empty = {
         name
         for name, nothing in (("annotator", ""), ("margin", None), ("score_A", None), ("score_B", None))

@@ -18,8 +18,8 @@ def read(row: Row) -> list[Ranking]:
     """Read a best-of-K of Ziegler et al. (2019), ``PickBest`` in https://github.com/openai/lm-human-preferences.
 
     ``best`` is the number of the best of ``sample0``, ``sample1``, ... (four in their labels), which go on from
-    ``query``. Of the others nothing is known: they have no rank, unless there are only two. Their files hold token ids.
-    ``annotator`` and ``margin`` are our own.
+    ``query``. The order of the others is not known: they have no rank, unless there are only two samples. Their files
+    hold token ids. ``annotator`` and ``margin`` are our own columns.
     """
     names = list(itertools.takewhile(lambda name: name in row, (f"sample{place}" for place in itertools.count())))
     if any(isinstance(row[name], list) for name in ("query", *names)):
@@ -36,7 +36,7 @@ def read(row: Row) -> list[Ranking]:
 
 
 def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """Write each as it is if all are a choice of the best of K, with one K; else all their pairs, the best of two."""
+    """Write rankings whole if all are a choice of the best of the same number of samples; else as all their pairs."""
     bests = all(sorted(r.ranks, key=str) == [0] + [None] * (len(r.ranks) - 1) for r in rankings)
     whole = bests and len({len(ranking.ranks) for ranking in rankings}) == 1
     rows = []
@@ -48,7 +48,7 @@ def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
 
 
 def decode_row(row: Row, decode: Decoder) -> Row:
-    """Return a record with texts in the place of token ids; a sample is what it adds to its query."""
+    """Return a record with texts in place of token ids; a sample's text is what it adds to the decoded query."""
     query = row["query"] if isinstance(row["query"], list) else []
     before = decode(query) if query else ""
     texts = {"query": before} if query else {}

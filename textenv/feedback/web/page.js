@@ -1,4 +1,4 @@
-// The labelling page's keys, dragging and drafts. Every form works without: this fills in its fields.
+// The labeling page's keys, dragging and drafts. Every form also works without this script, which fills in its fields.
 "use strict";
 
 document.documentElement.classList.add("scripts");
@@ -19,7 +19,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-/** Bring a labelling form to life; return its handler of keys. */
+/** Add keys, dragging and drafts to a labeling form; return its handler of keys. */
 function label(form) {
   const cards = [...form.querySelectorAll(".card")];
   const selects = cards.map((card) => card.querySelector("select"));
@@ -30,7 +30,7 @@ function label(form) {
   const count = cards.length;
   const draftName = "textenv draft " + form.elements.assignment.value;
 
-  // Groups of places, from best to worst; those in one group are tied. A place in none of them is not ranked yet.
+  // Groups of places, from best to worst; places in one group are tied. A place in no group is not ranked yet.
   let groups = [];
   let joins = false; // the next one picked is tied with the last
   let sent = false;
@@ -56,7 +56,7 @@ function label(form) {
     if (together) {
       take(place);
       target.push(place);
-      if (!groups.includes(target)) groups.splice(index, 0, target); // it held nothing else
+      if (!groups.includes(target)) groups.splice(index, 0, target); // the group held nothing else and was removed
     } else {
       const before = groups.slice(0, index).filter((group) => group.some((other) => other !== place)).length;
       take(place);
@@ -67,7 +67,7 @@ function label(form) {
 
   function finish() {
     const rest = unranked();
-    if (count === 2 && groups.length === 1 && rest.length === 1) groups.push(rest); // of two, one says it all
+    if (count === 2 && groups.length === 1 && rest.length === 1) groups.push(rest); // with two items, the other one is worse
     rankedNow();
     show();
   }
@@ -124,7 +124,7 @@ function label(form) {
     return made;
   }
 
-  /** Move a place one half step: out of its tie, or into that of its neighbour. */
+  /** Move a place one half step: out of its tie, or into a tie with its neighbor. */
   function shift(place, step) {
     const at = groups.findIndex((group) => group.includes(place));
     if (groups[at].length > 1) put(place, step < 0 ? at : at + 1, false);
@@ -247,7 +247,7 @@ function label(form) {
     if (!held || event.pointerId !== held.id) return;
     const { place, ghost } = held;
     held = null;
-    if (!ghost) return; // it did not move: a click follows
+    if (!ghost) return; // the pointer did not move, so that a click follows
     const target = landed ? under(event) : null;
     ghost.remove();
     document.body.classList.remove("dragging");
@@ -295,7 +295,7 @@ function label(form) {
     submit.disabled = true;
   });
 
-  // ---- a draft, so that a reload loses nothing; kept after sending, for who undoes
+  // ---- a draft, so that a reload loses nothing; it is kept after sending, for undoing
 
   let before = 0;
   let since = document.hidden ? null : performance.now();
@@ -312,7 +312,7 @@ function label(form) {
     try {
       localStorage.setItem(draftName, JSON.stringify(draft));
     } catch {
-      // no room, or none allowed: then there are no drafts
+      // there is no space, or storing is not allowed: then there are no drafts
     }
   }
 
@@ -356,13 +356,13 @@ function label(form) {
   function tellAway(text) {
     const away = document.getElementById("away");
     away.hidden = !text;
-    if (away.textContent !== text) away.textContent = text; // or it would be read out every time
+    if (away.textContent !== text) away.textContent = text; // otherwise a screen reader would read it out every time
   }
 
   async function stayAlive() {
     if (document.hidden || sent) return;
     const fields = new URLSearchParams({ token: form.elements.token.value });
-    // A page left open and alone lets its lease run out, so that others get the work.
+    // The lease of a page that is open but not used runs out, so that others get the task.
     if (Date.now() - active < 1000 * form.dataset.lease) fields.set("assignment", form.elements.assignment.value);
     let answer;
     try {

@@ -1,4 +1,4 @@
-"""What the labelling page tells of the project: judgements, agreement, and the strengths of the policies."""
+"""What the labeling page says of the project: judgements, agreement, and the strengths of the policies."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from textenv.feedback.agreement import Agreement, Share, measure_agreement, meas
 from textenv.feedback.bradley_terry import policy_strengths
 from textenv.feedback.store import FeedbackStore
 
-__all__ = ["LiveFigures", "blind_state", "project_state"]
+__all__ = ["LiveAgreement", "blind_state", "project_state"]
 
-_WIDTH = 256  # of the picture of an interval, with a margin for the dot
+_WIDTH = 256  # pixels of the picture of an interval, with a margin for the dot
 _MARGIN = 8
 
 
-class LiveFigures:
-    """The agreement as it stands, computed again only when a judgement came, and not all the time."""
+class LiveAgreement:
+    """The annotators' agreement, computed again only after a new judgement, and for a tenth of the time at most."""
 
     def __init__(self, store: FeedbackStore) -> None:
         """Keep the store."""
@@ -28,8 +28,8 @@ class LiveFigures:
         self._not_before = 0.0
         self._text = ""
 
-    def agreement(self) -> str:
-        """Return Krippendorff's alpha in words, at most a moment old."""
+    def text(self) -> str:
+        """Return Krippendorff's alpha in words."""
         with self._lock:
             began = time.monotonic()
             revision = self._store.revision()
@@ -37,7 +37,7 @@ class LiveFigures:
                 self._text = _agreement_text(measure_agreement(self._store, resamples=0))
                 self._revision = revision
                 now = time.monotonic()
-                self._not_before = now + 10 * (now - began)  # a large store: a tenth of the time at most
+                self._not_before = now + 10 * (now - began)
             return self._text
 
 
@@ -49,10 +49,10 @@ def _agreement_text(agreement: Agreement) -> str:
 
 
 def blind_state(store: FeedbackStore) -> dict[str, Any]:
-    """Return what annotators may know of the state of the project: how far it is, and how fast each of them is.
+    """Return what annotators may see of the state of the project: how many judgements there are, and their speed.
 
     Whatever depends on who wrote an item, on the right answer of a gold item or on which items are repeated is left
-    out: an annotator who judges, looks and undoes would read it off.
+    out: an annotator could judge, look at how the figure moved, and undo the judgement.
     """
     progress = store.progress()
     names = ("name", "count", "seconds")
@@ -67,7 +67,7 @@ def blind_state(store: FeedbackStore) -> dict[str, Any]:
 
 
 def project_state(store: FeedbackStore) -> dict[str, Any]:
-    """Return what the page with the state of the project shows to its owner (``web/state.html``)."""
+    """Return what the state page shows to the owner of the project (``web/state.html``)."""
     agreement = measure_agreement(store)
     progress = store.progress()
     judgements = store.judgements()
@@ -77,7 +77,7 @@ def project_state(store: FeedbackStore) -> dict[str, Any]:
         alpha = f"{agreement.alpha:.2f}"
         low, high = agreement.interval or (agreement.alpha, agreement.alpha)
         note = (
-            f"Alpha is 1 for full agreement and 0 for what chance would give; its 95 % interval is {low:.2f} to "
+            f"Alpha is 1 for full agreement and 0 for agreement by chance; its 95 % interval is {low:.2f} to "
             f"{high:.2f}, on {agreement.pairs:,} pairs that two annotators or more have judged. Of two opinions on a "
             f"pair, {_percent(agreement.raw)} are equal."
         )

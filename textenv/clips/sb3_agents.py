@@ -1,4 +1,4 @@
-"""Stable-Baselines3's agents: made by name, kept as safetensors and JSON instead of pickles, paid anew from memory."""
+"""Stable-Baselines3's agents: making them, saving them as safetensors and JSON, and relabeling their replay memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from textenv.clips.wrappers import RewardFunction
 from textenv.data.files import to_json
 from textenv.types import TextEnvError
 
-__all__ = ["AGENTS", "agent_state", "make_agent", "pay_anew", "restore_agent"]
+__all__ = ["AGENTS", "Agent", "agent_state", "make_agent", "relabel_rewards", "restore_agent"]
 
 Agent = A2C | DDPG | DQN | PPO | SAC | TD3
 AGENTS: dict[str, type[Agent]] = {"a2c": A2C, "ddpg": DDPG, "dqn": DQN, "ppo": PPO, "sac": SAC, "td3": TD3}
@@ -35,19 +35,17 @@ _COUNTERS = (
     "_current_progress_remaining",
 )
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-_NOISE = (
-    0.1  # standard deviation of exploration in TD3 and DDPG, which have none of their own; actions reach from -1 to 1
-)
+_EXPLORATION_STD = 0.1  # of TD3 and DDPG, which do not explore by themselves; their actions are from -1 to 1
 
 
 def make_agent(name: str, env: Any, *, seed: int, buffer_size: int, settings: Mapping[str, Any]) -> Agent:
-    """Return an untrained agent with networks for vectors, on the CPU, where networks this small are fastest.
+    """Return an untrained agent with fully connected networks, on the CPU, where networks this small are fastest.
 
     Args:
         name: One of ``AGENTS``.
         env: A single Gymnasium environment.
         seed: Seeds the agent, the environment, and torch's and numpy's global generators, which SB3 draws from.
-        buffer_size: Steps that an off-policy agent remembers, at most a million.
+        buffer_size: Steps in the replay memory of an off-policy agent, at most a million.
         settings: Further keywords of the agent's class.
 
     Raises:
@@ -58,34 +56,40 @@ def make_agent(name: str, env: Any, *, seed: int, buffer_size: int, settings: Ma
         keywords["buffer_size"] = min(buffer_size, 1_000_000)
     if name in ("td3", "ddpg"):
         size = spaces.flatdim(env.action_space)
-        keywords["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, _NOISE))
-    keywords |= copy.deepcopy(dict(settings))  # A2C writes into its policy_kwargs
+        keywords["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, _EXPLORATION_STD))
+    keywords |= copy.deepcopy(dict(settings))  # because A2C changes its policy_kwargs
     try:
         return AGENTS[name]("MlpPolicy", DummyVecEnv([lambda: env]), seed=seed, device="cpu", **keywords)
-    except (AssertionError, TypeError, ValueError) as error:  # the first for an action space that does not fit
+    except (AssertionError, TypeError, ValueError) as error:  # AssertionError: an action space that does not fit
         raise TextEnvError(
             f"Stable-Baselines3 cannot make agent {name!r} for actions of {env.action_space} with the settings "
             f"{dict(settings)}: {error}"
         ) from error
 
 
-def pay_anew(agent: Agent, reward: RewardFunction) -> None:
-    """Replace the rewards in an off-policy agent's memory, which older reward models gave; others remember none."""
+def relabel_rewards(agent: Agent, reward: RewardFunction) -> None:
+    """Compute the rewards in an off-policy agent's replay memory again; on-policy agents have none.
+
+    Args:
+        agent: The agent, whose memory holds the rewards of earlier reward models.
+        reward: The present reward.
+    """
     memory = getattr(agent, "replay_buffer", None)
     if not isinstance(memory, ReplayBuffer) or not memory.size():
         return
     size = memory.size()
     actions = memory.actions[:size, 0]
-    if isinstance(agent.action_space, spaces.Box):  # remembered from -1 to 1
+    if isinstance(agent.action_space, spaces.Box):  # stored scaled, from -1 to 1
         actions = agent.policy.unscale_action(actions)
     memory.rewards[:size, 0] = reward(memory.observations[:size, 0], actions)
 
 
 def agent_state(agent: Agent) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return all that an agent needs to go on at the beginning of a rollout: tensors, and JSON values.
+    """Return what an agent needs to continue at the beginning of a rollout: tensors, and JSON values.
 
-    Networks, optimizers, memory, counters and random number generators, torch's and numpy's global ones included. Not
-    kept: the noise matrices of state-dependent exploration (``use_sde``), which are drawn anew.
+    These are networks, optimizers, replay memory, counters and random number generators, including torch's and numpy's
+    global ones, from which Stable-Baselines3 draws. The noise matrices of state-dependent exploration (``use_sde``) are
+    not saved; they are drawn again.
     """
     tensors: dict[str, torch.Tensor] = {}
     _, variables = agent._get_torch_save_params()
@@ -106,10 +110,10 @@ def agent_state(agent: Agent) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def restore_agent(agent: Agent, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-    """Bring an agent made with the same settings to where another was.
+    """Give an agent, made with the same settings, the state that ``agent_state`` returned.
 
     Raises:
-        TextEnvError: Something does not fit.
+        TextEnvError: The state does not fit the agent.
     """
     try:
         values = _joined(state["parameters"], tensors)
@@ -141,7 +145,7 @@ def _attribute(agent: Agent, name: str) -> Any:
 
 
 def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return nested values as JSON, with the tensors in them put aside under their path."""
+    """Return nested values as JSON, with the tensors in them moved to ``tensors`` under their path."""
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}
@@ -155,6 +159,7 @@ def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _joined(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return the values that ``_split`` was given."""
     ((kind, inner),) = value.items()
     if kind == "tensor":
         return tensors[inner]

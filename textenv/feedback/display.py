@@ -1,0 +1,157 @@
+"""What the labeling page shows: templates, texts with their hidden characters made visible, guidelines, and clips."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from textenv.env.render import visible
+from textenv.feedback.store import Assignment
+
+__all__ = [
+    "GUIDELINES",
+    "MEDIA_TYPES",
+    "PAGE_FILES",
+    "WEB_FOLDER",
+    "MediaFiles",
+    "blocks",
+    "make_templates",
+    "shown_items",
+]
+
+_log = logging.getLogger(__name__)
+WEB_FOLDER = Path(__file__).parent / "web"
+PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+MEDIA_TYPES = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+    ".png": "image/png",  # animated ones too
+}
+
+GUIDELINES = """\
+Choose the better one: what a careful reader would rather have been given for this prompt.
+
+- Read all of them to the end before you choose.
+- Judge what is written, not how long it is.
+- Use Tie if they are equally good, Both bad if none is of any use, and Can't tell if you cannot judge them.
+- Say how sure you are where you can, and leave a note where something is odd.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    address: str
+    video: bool
+
+
+class MediaFiles:
+    """Finds the pictures and videos of clips, in the folders that may be shown and nowhere else."""
+
+    def __init__(self, folders: Sequence[str | Path]) -> None:
+        self._folders = [Path(folder).resolve() for folder in folders]
+        self._refused: set[str] = set()
+
+    def of(self, registered: str) -> Path | None:
+        """Return the picture or video of a clip: its file, or the first in its folder; None if none can be shown."""
+        try:
+            path = Path(registered).resolve()  # symbolic links are followed
+            candidates = sorted(path.iterdir()) if self._may_show(path) and path.is_dir() else [path]
+            found = [one.resolve() for one in candidates if one.suffix.lower() in MEDIA_TYPES and one.is_file()]
+        except (OSError, ValueError, RuntimeError):  # not a file's name, or links in a circle
+            return None
+        for one in found:
+            if self._may_show(one) and one.suffix.lower() in MEDIA_TYPES:
+                return one
+            if registered not in self._refused and len(self._refused) < 100:
+                self._refused.add(registered)
+                _log.warning(
+                    "%s is not shown: it is not in %s. To show it, name its folder (--clip-folders).",
+                    visible(registered),
+                    ", ".join(map(str, self._folders)),
+                )
+        return None
+
+    def _may_show(self, path: Path) -> bool:
+        return any(path.is_relative_to(folder) for folder in self._folders)
+
+
+def shown_items(assignment: Assignment, token: Callable[[int], str], files: MediaFiles) -> list[str | _Clip | None]:
+    """Return what is shown at each place: a text, a clip, or None for a clip without a file."""
+    if assignment.kind == "completion":
+        return [item.text for item in assignment.items]
+    paths = [files.of(item.path) for item in assignment.items]
+    return [
+        None if path is None else _Clip(f"/media/{token(place)}", MEDIA_TYPES[path.suffix.lower()].startswith("video"))
+        for place, path in enumerate(paths)
+    ]
+
+
+def make_templates() -> jinja2.Environment:
+    """Return the templates of the page; whatever they insert is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(WEB_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        auto_reload=False,
+    )
+    environment.filters["pieces"] = _pieces
+    macros: Any = environment.get_template("macros.html").module
+    environment.globals.update(
+        {name: getattr(macros, name) for name in ("marked", "written", "prompt_of", "progress_of")}
+    )
+    return environment
+
+
+_JOINERS = "\u200c\u200d"  # needed to write Persian and emoji
+
+
+def _is_hidden(character: str) -> bool:
+    return (
+        unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        and character not in "\n\t"
+        and character not in _JOINERS
+    )
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Yield pieces of a text: ``(piece, "")`` for visible ones, and ``(escapes, name)`` for invisible characters.
+
+    Invisible characters could reorder a line, or hide in it; they are shown as Python escapes them.
+    """
+    text = text.replace("\r\n", "\n")
+    start = 0
+    while start < len(text):
+        hidden = _is_hidden(text[start])
+        end = start + 1
+        while end < len(text) and _is_hidden(text[end]) == hidden:
+            end += 1
+        piece = text[start:end]
+        if hidden:
+            name = unicodedata.name(piece[0], "control character").lower()
+            yield piece.encode("unicode_escape").decode(), name
+        else:
+            yield piece, ""
+        start = end
+
+
+def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the headings, lists and paragraphs of a text."""
+    for block in re.split(r"\n\s*\n|(?<=\n)(?=#)|(?<=^)(?=#)", text.strip().replace("\r\n", "\n")):
+        lines = [line.strip() for line in block.strip().split("\n")]
+        if lines == [""]:
+            continue
+        if lines[0].startswith("#"):
+            yield "heading", [lines.pop(0).lstrip("# ")]
+        if lines and all(line.startswith(("- ", "* ")) for line in lines):
+            yield "list", [line[2:] for line in lines]
+        elif lines:
+            yield "paragraph", lines

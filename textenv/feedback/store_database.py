@@ -1,0 +1,258 @@
+"""The database file of a feedback store: connections, transactions, and a clock that never goes back."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from textenv.feedback.store_schema import APPLICATION_ID, SCHEMA, VERSION, statements
+from textenv.types import TextEnvError
+
+__all__ = ["StoreDatabase"]
+
+_IDLE_CONNECTIONS = 8  # kept open for the next thread that needs one
+_LOCK_SECONDS = 60.0  # that a statement waits for another's transaction
+
+
+class _ForwardClock:
+    """A clock that never goes back: if the machine's clock is set back, elapsed time is added to the last reading."""
+
+    def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._clock, self._monotonic = clock, monotonic
+        self._lock = threading.Lock()
+        self._last, self._at = clock(), monotonic()
+
+    def __call__(self) -> float:
+        with self._lock:
+            now, at = self._clock(), self._monotonic()
+            self._last = now if now >= self._last else self._last + (at - self._at)
+            self._at = at
+            return self._last
+
+    def start_from(self, moment: float) -> None:
+        """Continue from a moment, in seconds since 1970, if it is later than the last reading."""
+        with self._lock:
+            self._last = max(self._last, moment)
+
+
+class StoreDatabase:
+    """The file of a feedback store; safe to use from several threads and several processes at once.
+
+    When a method returns, what it wrote is on disk: it survives if the process or the machine dies afterwards.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open a store.
+
+        Args:
+            path: The file.
+            create: Create the file if it is missing.
+            read_only: Only read it. Nothing in its folder is created or changed, and the folder need not be writable.
+            clock: Returns the time in seconds since 1970. If it goes back, even while no store was open, the store's
+                time continues from the latest time in the store, so that leases end when they should.
+            monotonic: Returns elapsed seconds, which are counted while ``clock`` lags behind.
+
+        Raises:
+            TextEnvError: The file is missing or cannot be read, or is not a feedback store.
+        """
+        self.path = Path(path)
+        self._clock = _ForwardClock(clock, monotonic)
+        self._read_only = read_only
+        self._local = threading.local()
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        if (read_only or not create) and not self.path.exists():
+            raise TextEnvError(
+                f"{self.path}: there is no such store. Make one with 'textenv feedback import' or 'textenv feedback "
+                "add', or check the name."
+            )
+        self._open()
+
+    def _open(self) -> None:
+        """Check that the file is a store, or make it one.
+
+        Raises:
+            TextEnvError: It cannot be used as a store.
+        """
+        try:
+            if not self._read_only:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._prepare()
+            elif not self._is_made():
+                raise TextEnvError(f"{self.path} is empty, not a store of feedback that textenv made.")
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            expected = "." if self._read_only else ", or a new name in a folder that can be written."
+            raise TextEnvError(
+                f"{self.path} cannot be used as a store of feedback ({error}); expected a file that textenv made"
+                + expected
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        if not self._is_made():
+            with self.transaction() as connection:
+                if not self._is_made():  # another process may have made it meanwhile
+                    for statement in statements(SCHEMA):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    connection.execute(f"PRAGMA user_version = {VERSION}")
+        for table in ("tasks", "annotators", "assignments", "judgements"):
+            if newest := self._one(f"SELECT created FROM {table} ORDER BY id DESC LIMIT 1"):
+                self._clock.start_from(newest["created"])
+
+    def _is_made(self) -> bool:
+        """Return whether the file is a store; False if it is empty. No lock for writing is taken.
+
+        Raises:
+            TextEnvError: It is something else.
+        """
+        with self._connection() as connection:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if not tables:
+                return False
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID or version != VERSION:
+            what = f"version {version}" if application == APPLICATION_ID else "some other database"
+            raise TextEnvError(f"{self.path} is {what}, not a store of feedback of version {VERSION}.")
+        return True
+
+    def close(self) -> None:
+        """Close the store, which cannot be opened again. A thread that is inside a call finishes it."""
+        with self._lock:
+            self._closed = True
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Make everything that is written inside the block one transaction: all of it is stored, or nothing.
+
+        Keep the block short: other writers wait for its end, a minute at most.
+
+        Yields:
+            The connection that this thread writes through.
+
+        Raises:
+            TextEnvError: Another process has been writing for more than a minute.
+        """
+        with self._connection() as connection:
+            if connection.in_transaction:  # inside a transaction of the caller
+                yield connection
+                return
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                raise TextEnvError(
+                    f"{self.path}: another program has been writing for {_LOCK_SECONDS:g} seconds. Try again later."
+                ) from error
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection for this thread: that of its transaction, else an idle one, or a new one.
+
+        It is idle again at the end of the block, so that threads leave no connection open when they end.
+        """
+        held: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if held is not None:
+            yield held
+            return
+        with self._lock:
+            if self._closed:
+                raise TextEnvError(f"The store {self.path} is closed.")
+            connection = self._idle.pop() if self._idle else None
+        connection = connection or self._opened()
+        self._local.connection = connection
+        try:
+            yield connection
+        finally:
+            self._local.connection = None
+            with self._lock:
+                kept = not self._closed and len(self._idle) < _IDLE_CONNECTIONS
+                if kept:
+                    self._idle.append(connection)
+            if not kept:
+                connection.close()
+
+    def _opened(self) -> sqlite3.Connection:
+        where = self._address() if self._read_only else self.path
+        connection = sqlite3.connect(
+            where, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False, uri=self._read_only
+        )
+        try:
+            connection.row_factory = sqlite3.Row
+            if not self._read_only:
+                for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                    connection.execute(f"PRAGMA {setting}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _address(self) -> str:
+        """Return the address by which SQLite opens the file for reading only.
+
+        To read a write-ahead log, SQLite needs a file beside it, which it creates if it is missing; then the folder has
+        to be writable. If there is no log, because no process has the store open, SQLite needs neither ("immutable").
+        """
+        log = self.path.with_name(self.path.name + "-wal")
+        log_is_left = log.exists() and log.stat().st_size > 0
+        return f"{self.path.absolute().as_uri()}?{'mode=ro' if log_is_left else 'immutable=1'}"
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchall()
+
+    def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
+        return next(iter(self._rows(query, *values)), None)
+
+    def _insert(self, table: str, **cells: Any) -> int:
+        cells["created"] = self._clock()
+        places = ", ".join("?" * len(cells))
+        with self.transaction() as connection:
+            cursor = connection.execute(
+                f"INSERT INTO {table} ({', '.join(cells)}) VALUES ({places})", tuple(cells.values())
+            )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def _known(self, table: str, number: int) -> None:
+        if self._one(f"SELECT id FROM {table} WHERE id = ?", number) is None:
+            raise TextEnvError(f"{table} has no number {number!r} in {self.path}.")
