@@ -66,28 +66,28 @@ class Act:
         return np.array([known.get(key, -1) for key in _keys(ids, lengths, tokens)], dtype=np.int64)
 
     def read(self, rows: IntArray, ids: IntArray, lengths: IntArray) -> bool:
-        """Tell whether these were the texts in these rows of the batch, of which it may have been in more."""
+        """Tell whether these were the texts that it read in these rows of the batch; it may have read more."""
         if not np.array_equal(rows, self.rows):
             order = np.argsort(self.rows, kind="stable")
             places = np.searchsorted(self.rows[order], rows).clip(max=max(0, len(order) - 1))
             if not len(order) or not np.array_equal(self.rows[order[places]], rows):
                 return False
             at = order[places]
-            mine, sizes = self.ids[at], self.lengths[at]
+            read_ids, read_lengths = self.ids[at], self.lengths[at]
         else:
-            mine, sizes = self.ids, self.lengths
-        if not np.array_equal(sizes, lengths):
+            read_ids, read_lengths = self.ids, self.lengths
+        if not np.array_equal(read_lengths, lengths):
             return False
-        if mine.shape == ids.shape and np.array_equal(mine, ids):
+        if read_ids.shape == ids.shape and np.array_equal(read_ids, ids):
             return True
         width = int(lengths.max(initial=0))
-        there = np.arange(width) < lengths[:, None]
-        return bool((mine[:, :width] == ids[:, :width])[there].all())
+        is_token = np.arange(width) < lengths[:, None]
+        return bool((read_ids[:, :width] == ids[:, :width])[is_token].all())
 
 
 @runtime_checkable
 class Recorded(Protocol):
-    """A policy that knows where it has acted."""
+    """A policy that keeps its last act."""
 
     @property
     def acted(self) -> Act | None:
@@ -103,7 +103,7 @@ class Match:
         at: Which ones, shape ``(m,)``.
         act: The act.
         places: Where they are in it, shape ``(m,)``.
-        policy: Who has acted; None where it is gone.
+        policy: The policy that acted; None where it no longer exists.
     """
 
     at: IntArray
@@ -123,9 +123,9 @@ class Match:
                 "kl_estimator='full' needs the distributions that the actions were drawn from, but the policy has "
                 "acted elsewhere since: step the environment before the policy acts again, or use kl_estimator='k1'."
             )
-        whole = np.asarray(policy.action_log_probs())[self.act.rows[self.places]]
-        assert whole.shape == (len(self.places), vocab_size)
-        return whole
+        log_probs = np.asarray(policy.action_log_probs())[self.act.rows[self.places]]
+        assert log_probs.shape == (len(self.places), vocab_size)
+        return log_probs
 
 
 class _Kept(threading.local):
@@ -145,7 +145,7 @@ if hasattr(os, "register_at_fork"):  # a process begins without the acts of the 
 
 
 def record(act: Act, policy: object) -> None:
-    """Keep what a policy has just done, for the environment that it is done in."""
+    """Keep what a policy has just done, for the environment whose step takes its actions."""
     unused = [each for each in _kept.acts if not each[0].used]
     _kept.acts = [*unused[1 - _KEPT :], (act, weakref.ref(policy))]
 
@@ -157,21 +157,21 @@ def recognize(ids: IntArray, lengths: IntArray, tokens: IntArray, user: object) 
         ids: Texts, padded on the right, shape ``(n, time)``.
         lengths: Tokens of each, shape ``(n,)``.
         tokens: Actions, shape ``(n,)``.
-        user: A key of the environment. What it has used already it has gone on from, so that is not found again.
+        user: A key of the environment. Acts that it has used already are not found again: it has stepped on since.
     """
     found: list[Match] = []
-    open_ = np.ones(len(tokens), dtype=bool)
+    unmatched = np.ones(len(tokens), dtype=bool)
     for act, policy in reversed(_kept.acts):
         if user in act.users:
             continue
         places = act.places(ids, lengths, tokens)
-        if (there := places >= 0).any():
+        if (matched := places >= 0).any():
             act.used = True
             act.users.add(user)
-            at = np.flatnonzero(there & open_)
+            at = np.flatnonzero(matched & unmatched)
             if len(at):
                 found.append(Match(at, act, places[at], policy()))
-            open_ &= ~there
+            unmatched &= ~matched
     return found
 
 

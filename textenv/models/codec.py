@@ -17,8 +17,8 @@ from textenv.types import IntArray, Prompt, TextEnvError
 __all__ = ["TextCodec", "shared_length"]
 
 _REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not yet
-_FEWEST = 8  # tokens of a prompt that are decoded with a completion, where that is exact
-_MOST_REMEMBERED = 2**16
+_MIN_CONTEXT = 8  # tokens of a prompt that are decoded with a completion, where that is exact
+_MAX_REMEMBERED = 2**16
 _ANCHORS = ("\n", ".", "a", "0")
 
 
@@ -97,7 +97,7 @@ class TextCodec:
         if "".join(found) != whole:
             found = self._added_texts(prompt, tokens, names)
         if "".join(found) != whole:
-            found = self._shares(prompt, tokens, whole)
+            found = self._text_parts(prompt, tokens, whole)
         return tuple(name or text for name, text in zip(names, found, strict=True))
 
     def continuations(
@@ -158,15 +158,15 @@ class TextCodec:
         key = (prompt.text, prompt.ids)
         front = self._fronts.get(key)
         if front is None:
-            if len(self._fronts) >= _MOST_REMEMBERED:
+            if len(self._fronts) >= _MAX_REMEMBERED:
                 self._fronts.clear()
             front = self._fronts[key] = self._make_front(prompt)
         return front
 
     def _make_front(self, prompt: Prompt) -> _Front:
         whole = self.decode(prompt.ids)
-        size = _FEWEST
-        # Fewer tokens do where they decode to the end of what all decode to.
+        size = _MIN_CONTEXT
+        # Fewer tokens suffice where they decode to the end of what all decode to.
         while size < len(prompt.ids) and not (whole.endswith(text := self.decode(prompt.ids[-size:])) and text.strip()):
             size *= 2
         if whole != prompt.text and whole.rstrip(_REPLACEMENT) == prompt.text:  # it ends within a character
@@ -217,8 +217,8 @@ class TextCodec:
             found[last] = self._text_after(context, pending)
         return found
 
-    def _shares(self, prompt: Prompt, tokens: Sequence[int], whole: str) -> list[str]:
-        """Return what of the whole text is there after each token and was not before."""
+    def _text_parts(self, prompt: Prompt, tokens: Sequence[int], whole: str) -> list[str]:
+        """Return the part of the completion's text that each token adds to the text of the tokens before it."""
         ends = [0]
         for place in range(1, len(tokens)):
             begun = self.completion_text(prompt, tokens[:place])

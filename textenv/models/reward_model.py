@@ -37,16 +37,16 @@ class RewardModel(nn.Module):
 
     A text is the prompt followed by the completion, read by the model's own tokenizer and followed by the
     end-of-sequence token, where the score is read. A conversation is what the tokenizer's chat template makes of it.
-    What is too long loses its beginning, never its end. Dropout is off.
+    A text that is too long is cut at its beginning, never at its end. Dropout is off.
 
     Attributes:
         lm: The language model; its output embeddings serve only an auxiliary loss.
         head: Maps hidden states to scores, ``(hidden_size) -> 1``.
-        log_nu: Logarithm of Davidson's ``nu``: how readily people call two texts equal. See ``preferences``.
+        log_nu: Logarithm of Davidson's ``nu``: how often people call two texts equal. See ``training.preferences``.
         shift: Mean of the head's output on the reference samples.
         scale: Its standard deviation there; a score is ``(output - shift) / scale``.
         max_tokens: Tokens read of a text, the end included.
-        about: What its folder says of it besides: the settings and the report of its training.
+        about: What its folder says beyond these: the settings and the report of its training.
     """
 
     def __init__(self, lm: CausalLM, *, max_tokens: int | None = None) -> None:
@@ -60,7 +60,7 @@ class RewardModel(nn.Module):
             max_tokens: Tokens to read of a text; None for as many as the model takes.
 
         Raises:
-            TextEnvError: The model takes fewer, or none are to be read.
+            TextEnvError: ``max_tokens`` is below 1 or more than the model takes.
         """
         super().__init__()
         longest = lm.max_positions
@@ -102,7 +102,7 @@ class RewardModel(nn.Module):
                 "'bundled', or a folder that textenv reward train wrote."
             ) from error
         model = cls(CausalLM.from_pretrained(path, device=device, dtype=dtype), max_tokens=max_tokens)
-        found, wanted = ({k: tuple(t.shape) for k, t in them.items()} for them in (tensors, model.head.state_dict()))
+        found, wanted = ({k: tuple(t.shape) for k, t in each.items()} for each in (tensors, model.head.state_dict()))
         if found != wanted:
             raise TextEnvError(f"{path / _HEAD_FILE} holds {found}, expected {wanted}.")
         model.head.load_state_dict(tensors)
@@ -164,7 +164,8 @@ class RewardModel(nn.Module):
 
     def _conversation_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         *before, last = messages
-        if before and before[-1]["role"] == last["role"] == "assistant":  # the prompt began what the completion ends
+        # Two messages of the assistant in a row: the completion continues the last message of the prompt.
+        if before and before[-1]["role"] == last["role"] == "assistant":
             last = {**last, "content": before.pop()["content"] + last["content"]}
         return (*self.lm.encode_conversation((*before, last))[1], self.lm.eos_ids[-1])
 
@@ -266,8 +267,8 @@ def _parts(order: Sequence[int], ids: Sequence[Sequence[int]]) -> list[list[int]
     for row in order:
         longest = len(ids[row])  # of its group so far, since they come in order
         part = parts[-1] if parts else []
-        roomy = (len(part) + 1) * longest <= _TOKENS_AT_ONCE
-        if part and roomy and longest <= 1.5 * len(ids[part[0]]) + 4:
+        fits = (len(part) + 1) * longest <= _TOKENS_AT_ONCE
+        if part and fits and longest <= 1.5 * len(ids[part[0]]) + 4:
             part.append(row)
         else:
             parts.append([row])
