@@ -170,7 +170,7 @@ def sample_completions(
     """
     import torch  # noqa: PLC0415 (slow to load, here and below, and the help needs this module)
 
-    from textenv.models.policy import TextPolicy
+    from textenv.models.policy import TextPolicy  # noqa: PLC0415
     from textenv.rollouts.collect import sample_episodes, text_env  # noqa: PLC0415
 
     run = Path(folder)

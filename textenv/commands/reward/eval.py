@@ -46,7 +46,7 @@ class Eval(Command):
         from textenv.data.files import write_json  # noqa: PLC0415 (what takes long to load, here and below)
         from textenv.models.reward_model import RewardModel  # noqa: PLC0415
         from textenv.training.reward_bench import reward_bench  # noqa: PLC0415
-        from textenv.training.reward_evaluation import evaluate, plot_evaluations
+        from textenv.training.reward_evaluation import evaluate, plot_evaluations  # noqa: PLC0415
 
         if not self.files and self.reward_bench is None:
             raise TextEnvError("Nothing to measure on; give --files with rankings, or --reward-bench with pairs.")

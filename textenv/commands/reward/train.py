@@ -48,7 +48,7 @@ class Train(Command):
         import torch  # noqa: PLC0415 (what takes long to load, here and below)
 
         from textenv.env.settings import check_counts  # noqa: PLC0415
-        from textenv.training.reward_models import train_reward_model
+        from textenv.training.reward_models import train_reward_model  # noqa: PLC0415
         from textenv.training.texts import read_pairs  # noqa: PLC0415
 
         check_counts(self, "threads")
