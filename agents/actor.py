@@ -91,7 +91,7 @@ class Actor(ABC, Generic[ConfigT]):
         if not isinstance(given, self.Config):
             raise TextEnvError(f"{type(self).__name__} got config={given!r}; expected a {self.Config.__name__}.")
         self.config = cast("ConfigT", given)
-        self.envs = collecting.vectorise(env)
+        self.envs = collecting.vectorize(env)
         self.world = distributed.connect() if world is None else world
         self.steps = self.iterations = 0
         self.mask: collecting.ActionMask | None = None
@@ -248,7 +248,7 @@ class Actor(ABC, Generic[ConfigT]):
         """
         folder = Path(folder)
         config, steps = _read_saved(folder, cls)
-        agent = cls.restore(folder, collecting.vectorise(env), config)
+        agent = cls.restore(folder, collecting.vectorize(env), config)
         agent.steps = steps
         return agent
 

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation (Shao et al. 2024), and its normalization by Dr. GRPO (Liu et al. 2025).
+"""Group-relative policy optimization (Shao et al. 2024), and its normalization by Dr. GRPO (Liu et al. 2025).
 
 It maximizes the KL-regularized return, ``score - kl_coef * KL``, through PPO's clipped surrogate; the advantage of all
 tokens of a completion is its return over the mean of its group. Unlike in the paper the KL penalty is in the return,

@@ -73,8 +73,8 @@ def masked_whiten(values: torch.Tensor, mask: torch.Tensor, *, epsilon: float = 
     """
     _same_shape(values=values, mask=mask)
     chosen = values[mask]
-    centred = values - chosen.mean()
-    return torch.where(mask, centred / (chosen.std(correction=0) + epsilon), 0.0)
+    centered = values - chosen.mean()
+    return torch.where(mask, centered / (chosen.std(correction=0) + epsilon), 0.0)
 
 
 def n_step_advantages(
@@ -140,8 +140,8 @@ def group_relative(returns: torch.Tensor, *, scale: bool, epsilon: float = 1e-4)
     Returns:
         The same shape.
     """
-    centred = returns - returns.mean(dim=1, keepdim=True)
-    return centred / (returns.std(dim=1, keepdim=True, correction=0) + epsilon) if scale else centred
+    centered = returns - returns.mean(dim=1, keepdim=True)
+    return centered / (returns.std(dim=1, keepdim=True, correction=0) + epsilon) if scale else centered
 
 
 def policy_gradient_loss(

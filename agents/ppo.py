@@ -1,6 +1,6 @@
-"""Token-level proximal policy optimisation (Schulman et al. 2017), as RLHF uses it (Ziegler et al. 2019).
+"""Token-level proximal policy optimization (Schulman et al. 2017), as RLHF uses it (Ziegler et al. 2019).
 
-It maximises the environment's return: the score less ``kl_coef`` times the KL from the reference.
+It maximizes the environment's return: the score less ``kl_coef`` times the KL from the reference.
 """
 
 from __future__ import annotations

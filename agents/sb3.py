@@ -52,7 +52,7 @@ TensorDict = dict[str, torch.Tensor]
 class TextActorCritic(BasePolicy):
     """What the policies for SB3 and for sb3-contrib have in common: a ``TextPolicy`` behind SB3's names.
 
-    Nothing is initialised anew, dropout stays off, and only the policy is in the optimizer.
+    Nothing is initialized anew, dropout stays off, and only the policy is in the optimizer.
 
     Attributes:
         text: The language model and its value head.
@@ -299,7 +299,7 @@ class EpisodeBuffer(WholeEpisodes, DictRolloutBuffer):
 class TextVecEnv(VecEnv):
     """A native vector environment in the form that SB3 steps through.
 
-    The environment recognizes the actions of a ``CausalLMPolicy``. With any other agent the behaviour is taken as
+    The environment recognizes the actions of a ``CausalLMPolicy``. With any other agent the behavior is taken as
     deterministic, log pi = 0, unless its policy is attached: ``text_vec_env.text_env.attach_policy(policy)``.
 
     Attributes:

@@ -1,6 +1,6 @@
 """sb3-contrib's ``MaskablePPO`` on a language model: see ``textenv.agents.sb3``, whose policy this is, with masks.
 
-The masks are the environment's, ``top_k`` or ``top_p`` of the reference, and renormalise the policy and the reference
+The masks are the environment's, ``top_k`` or ``top_p`` of the reference, and renormalize the policy and the reference
 alike:
 
     envs = TextVecEnv(gymnasium.make_vec("textenv/MovieReview-v0", num_envs=64, top_k=50))

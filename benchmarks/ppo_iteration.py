@@ -3,7 +3,7 @@
     benchmarks/setup_peers.sh && python -m benchmarks.ppo_iteration
 
 Every run is a process of its own, in the interpreter of its trainer; imports and the making of models and trainers are
-left out of the seconds and printed apart. Each run counts from outside what its trainer wrote and learnt from, and
+left out of the seconds and printed apart. Each run counts from outside what its trainer wrote and learned from, and
 fails if that is not the work of the job. TRL's PPO is of the last series that has one; it trains a value model of its
 own, as ours does with ``value="model"``. GRPO and RLOO have no values and compare completions of one prompt instead.
 """
@@ -108,7 +108,7 @@ def main(config: Config) -> None:
     show(
         f"{config.size}: {config.episodes:,} episodes of {config.prompt} + {config.response} tokens, batch "
         f"{config.batch}, {config.epochs} epochs",
-        ("trainer", "s", "ratio", "s before", "peak MiB", "ratio", "MiB before", "tokens written", "episodes learnt"),
+        ("trainer", "s", "ratio", "s before", "peak MiB", "ratio", "MiB before", "tokens written", "episodes learned"),
         rows,
         f"Ratios to {first}. Before: imports, models and trainer, before training. {remark(results.values())}",
     )

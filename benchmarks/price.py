@@ -4,7 +4,7 @@
     python -m benchmarks.price --agent ppo --settings '{}' --kl-coefs 0.05 0.035 0.02 --rows 128 --steps 56000
 
 The agent learns once for each weight of the KL penalty. On held-out openings its score and KL, with 95 % intervals, and
-the seconds that it learnt and that it wrote; the price is read off the line through them, from the least KL on.
+the seconds that it learned and that it wrote; the price is read off the line through them, from the least KL on.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(config: Config) -> None:
         agent = agent_class(make(config.rows, "train", kl_coef=coef, kl_mode="dense"), settings)
         began = time.perf_counter()
         agent.learn(config.steps)
-        learnt = time.perf_counter()
+        learned = time.perf_counter()
         envs = make(256, "heldout", kl_coef=coef, kl_mode="dense")
         prompts = envs.unwrapped.prompts
         asked = [prompts[place % len(prompts)] for place in range(config.episodes)]
@@ -83,8 +83,8 @@ def main(config: Config) -> None:
                 f"{coef:g}",
                 f"{scores[-1]:.3f} ± {width[0]:.3f}",
                 f"{kls[-1]:.2f} ± {width[1]:.2f}",
-                f"{learnt - began:.0f}",
-                f"{wrote - learnt:.0f}",
+                f"{learned - began:.0f}",
+                f"{wrote - learned:.0f}",
             )
         )
     order = np.argsort(kls)

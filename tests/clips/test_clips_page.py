@@ -42,7 +42,7 @@ def look(page: Page, url: str) -> None:
     page.wait_for_timeout(100)
 
 
-def test_what_is_seen_is_what_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_seen_is_what_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("textenv.clips.preference_run._POLL_SECONDS", 0.05)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "the page is tested in Chromium: install it (Debian: apt-get install chromium)"

@@ -128,7 +128,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--verison"], "Did you mean '--version'?"),
     ],
 )
-def test_what_is_misspelt_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_misspelled_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert message in line

@@ -48,7 +48,7 @@ def test_figures_and_picture_of_several_models(work: Path, tmp_path: Path, capsy
     assert all(row in printed for row in ("accuracy against a person", "Brier score", "longer", "RewardBench", "Chat"))
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     few, everything = (report[str(work / name)] for name in ("few", "all"))
-    assert few["learnt_from"] < everything["learnt_from"]
+    assert few["learned_from"] < everything["learned_from"]
     assert few["accuracy"] < everything["accuracy"]
     assert set(few["groups"]) <= {f"text {what}, annotator seen" for what in ("seen", "partly seen", "held out")}
     assert everything["reward_bench"]["score"] == 1.0

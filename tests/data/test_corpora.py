@@ -19,7 +19,7 @@ from textenv.data import corpora
 from textenv.data.corpora import SOURCES, Source, write_general_corpus, write_review_pairs
 from textenv.data.reviews import Review
 
-WORDNET = """  1 This is the licence, which every file begins with.
+WORDNET = """  1 This is the license, which every file begins with.
 00001740 03 n 01 entity 0 003 ~ 00001930 n 0000 | that which is perceived to have its own existence; "an example"
 00001930 03 a 01 able(p) 0 001 ! 00002098 a 0101 | (usually followed by `to') having the means | or the skill
 00002098 04 n 02 motion_picture 0 film 0 000 | a form of entertainment
@@ -91,9 +91,9 @@ def test_web_pages(tmp_path: Path) -> None:
     ]
 
 
-def test_every_source_is_named_with_its_licence() -> None:
+def test_every_source_is_named_with_its_license() -> None:
     assert len({source.package for source in SOURCES}) == len(SOURCES) >= 5
-    assert all(source.title and source.licence and callable(source.documents) for source in SOURCES)
+    assert all(source.title and source.license and callable(source.documents) for source in SOURCES)
 
 
 # -- the general corpus -------------------------------------------------------------------------------------------

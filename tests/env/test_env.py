@@ -348,13 +348,13 @@ def test_a_stop_string_ends_the_episode_and_the_scored_text_stops_before_it(
     assert tiny_lm.decode(written) == "so. END"
 
 
-@pytest.mark.parametrize(("tokens", "penalised"), [([70] * 6, True), ([70, EOS], False), ([70] * 5 + [EOS], False)])
+@pytest.mark.parametrize(("tokens", "penalized"), [([70] * 6, True), ([70, EOS], False), ([70] * 5 + [EOS], False)])
 def test_only_a_spent_budget_costs_the_missing_end_token(
-    make_env: Callable[..., TextEnv], tokens: list[int], penalised: bool
+    make_env: Callable[..., TextEnv], tokens: list[int], penalized: bool
 ) -> None:
     plain, costly = (play(make_env(missing_eos_penalty=penalty), tokens, seed=0) for penalty in (0.0, 2.5))
-    assert costly[1]["score"] == pytest.approx(plain[1]["score"] - 2.5 * penalised)
-    assert sum(costly[0]) == pytest.approx(sum(plain[0]) - 2.5 * penalised)
+    assert costly[1]["score"] == pytest.approx(plain[1]["score"] - 2.5 * penalized)
+    assert sum(costly[0]) == pytest.approx(sum(plain[0]) - 2.5 * penalized)
     assert costly[1]["completion_ids"] == tuple(tokens)
 
 
@@ -388,8 +388,8 @@ def test_masks_leave_the_likeliest_tokens(
         obs, _, terminated, _, info = env.step(action)
         if terminated:
             break
-        renormalised = log_probs[action] - np.log(np.exp(log_probs[mask == 1]).sum())
-        assert info["ref_logprob"] == pytest.approx(renormalised, abs=1e-5)
+        renormalized = log_probs[action] - np.log(np.exp(log_probs[mask == 1]).sum())
+        assert info["ref_logprob"] == pytest.approx(renormalized, abs=1e-5)
 
 
 def test_a_token_outside_the_mask_is_legal_and_costs_a_finite_reward(make_env: Callable[..., TextEnv]) -> None:

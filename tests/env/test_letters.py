@@ -160,7 +160,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 # -- rewards -------------------------------------------------------------------------------------------------------
 
 
-def test_dense_is_a_sum_over_letters_and_neighbours() -> None:
+def test_dense_is_a_sum_over_letters_and_neighbors() -> None:
     reward = Letters("dense", "abc", 4, seed=5)
     rng = np.random.default_rng(5)
     single, pair = rng.uniform(-1, 1, 3), rng.uniform(-1, 1, (3, 3))

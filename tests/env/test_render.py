@@ -1,4 +1,4 @@
-"""Episodes as coloured text: nothing that a token holds steers the terminal or the page."""
+"""Episodes as colored text: nothing that a token holds steers the terminal or the page."""
 
 import dataclasses
 import html
@@ -76,7 +76,7 @@ def test_visible_leaves_what_people_read() -> None:
     assert visible("a\n\x1b[0m\u202e") == "a\\n\\x1b[0m\\u202e"
 
 
-def test_without_colours_the_terminal_gets_no_escape() -> None:
+def test_without_colors_the_terminal_gets_no_escape() -> None:
     text = to_ansi(episode(*HOSTILE), color=False)
     assert "\x1b" not in text
     assert "\n" not in text
@@ -84,14 +84,14 @@ def test_without_colours_the_terminal_gets_no_escape() -> None:
     assert "8 tokens, eos" in text
 
 
-def test_with_colours_the_only_escapes_are_ours() -> None:
+def test_with_colors_the_only_escapes_are_ours() -> None:
     text = to_ansi(episode("good", "\x1b[2Jbad"))
     escapes = [part.split("m")[0] for part in text.split("\x1b[")[1:]]
     assert all(code in {"0", "2"} or code.startswith("38;2;0;0;0;48;2;") for code in escapes)
     assert "\\x1b[2Jbad" in text
 
 
-def test_colour_tells_the_sign_and_size_of_the_kl() -> None:
+def test_color_tells_the_sign_and_size_of_the_kl() -> None:
     page = read(to_html([episode("a", "b", kl=4.0)]))
     assert any(style.startswith("background:rgba(220,38,38,0.70") for style in page.styled)
     assert any(style.startswith("background:rgba(37,99,235,0.70") for style in page.styled)

@@ -68,9 +68,9 @@ def test_shares() -> None:
     low, high = Share(3, 4).interval or (0.0, 0.0)
     # Wilson's interval in closed form.
     z, n, p = 1.959964, 4, 0.75
-    centre, wide = (p + z * z / (2 * n)), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    center, wide = (p + z * z / (2 * n)), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert (low, high) == pytest.approx(
-        ((centre - wide) / (1 + z * z / n), (centre + wide) / (1 + z * z / n)), abs=1e-6
+        ((center - wide) / (1 + z * z / n), (center + wide) / (1 + z * z / n)), abs=1e-6
     )
 
 

@@ -16,7 +16,7 @@ from textenv.feedback import formats
 from textenv.feedback.formats import FORMATS, read_rankings, write_rankings
 from textenv.types import Ranking, TextEnvError
 
-ASKED = ({"role": "user", "content": "What colour is the sky?"},)
+ASKED = ({"role": "user", "content": "What color is the sky?"},)
 BLUE, GREEN = ({"role": "assistant", "content": text} for text in ("It is blue.", "It is green."))
 TWO = ("It is blue.", "It is green.")
 
@@ -264,7 +264,7 @@ def test_files_as_they_are_published(name: str, kind: str, tmp_path: Path) -> No
     file.write_text(
         json.dumps([record, record]) if kind == ".json" else f"{json.dumps(record)}\n\n{json.dumps(record)}"
     )
-    assert read_rankings(file, decode=decode) == expected * 2  # the format is recognised
+    assert read_rankings(file, decode=decode) == expected * 2  # the format is recognized
     assert read_rankings(file, format, decode=decode) == expected * 2
 
 

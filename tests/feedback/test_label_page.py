@@ -509,7 +509,7 @@ def test_labels_language_and_contrast(site: Site, visit: Open) -> None:
         )
         assert unnamed == 0
         press(page, "1")
-        page.wait_for_timeout(200)  # colours change over a moment
+        page.wait_for_timeout(200)  # colors change over a moment
         low = page.evaluate(CONTRAST)
         assert low == []
         page.close()

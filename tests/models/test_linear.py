@@ -64,9 +64,9 @@ def test_large_products_and_their_gradients(
     for module in modules:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name not in frozen)
-    learnt = [p for p in (x, *(p for module in modules for p in module.parameters())) if p.requires_grad]
+    learned = [p for p in (x, *(p for module in modules for p in module.parameters())) if p.requires_grad]
     for y in (Linear(*modules)(x), torch.cat([module(x) for module in modules], dim=-1)):
-        found.append((y, *torch.autograd.grad(y.square().mean(), learnt)))
+        found.append((y, *torch.autograd.grad(y.square().mean(), learned)))
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
         assert ours.stride() == expected.stride()

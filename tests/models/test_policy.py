@@ -141,7 +141,7 @@ def test_rows_that_rest_get_nothing(make_lm: Callable[..., CausalLM]) -> None:
     np.testing.assert_allclose(policy.values(obs, rows), values[rows], atol=1e-5)
 
 
-def test_masks_are_renormalised(make_lm: Callable[..., CausalLM]) -> None:
+def test_masks_are_renormalized(make_lm: Callable[..., CausalLM]) -> None:
     policy = TextPolicy(make_lm(), temperature=0.9)
     obs = observation(np.random.default_rng(0).integers(0, VOCABULARY, size=(3, 5)), np.array([5, 2, 3]))
     policy.act(obs)

@@ -68,7 +68,7 @@ class TestReading:
         assert len(model.encode([""], ["film " * 1000])[0]) == 128
         assert np.isfinite(model.scores([""], ["film " * 1000])).all()
 
-    def test_neighbours_and_order_do_not_matter(self, model: RewardModel) -> None:
+    def test_neighbors_and_order_do_not_matter(self, model: RewardModel) -> None:
         alone = [float(model.scores([""], [text])[0]) for text in TEXTS]
         assert model.scores(blanks(5), TEXTS) == pytest.approx(alone, abs=1e-5)
         assert model.scores(blanks(5), TEXTS[::-1]) == pytest.approx(alone[::-1], abs=1e-5)
@@ -113,7 +113,7 @@ class TestHead:
         assert float(weights.std()) == pytest.approx(1 / math.sqrt(32 + 1), rel=0.05)
         assert float(weights.mean()) == pytest.approx(0.0, abs=0.02)
 
-    def test_scores_are_normalised_on_the_reference_samples(self) -> None:
+    def test_scores_are_normalized_on_the_reference_samples(self) -> None:
         model = build()
         model.normalize(blanks(5), TEXTS)
         scores = model.scores(blanks(5), TEXTS)

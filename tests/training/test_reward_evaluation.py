@@ -57,22 +57,22 @@ class TestEvaluation:
         assert (tmp_path / "reward.png").read_bytes().startswith(b"\x89PNG")
 
     def test_what_was_seen_in_training(self) -> None:
-        learnt = votes("a", "bb", 1, 1, prompt="old")
+        learned = votes("a", "bb", 1, 1, prompt="old")
         judged = [
             Ranking("old", ("ccc", "d"), (0, 1), "a0"),
             Ranking("new", ("ccc", "d"), (1, 0), "a1"),
             Ranking("new", ("ccc", "d"), (0, 1), "z"),
         ]
-        assert evaluate(by_length, judged, trained_on=learnt).groups == {
+        assert evaluate(by_length, judged, trained_on=learned).groups == {
             "prompt seen, annotator seen": (1.0, 1),
             "prompt held out, annotator seen": (0.0, 1),
             "prompt held out, annotator held out": (1.0, 1),
         }
 
     def test_without_prompts_texts_are_told_apart(self) -> None:
-        learnt = [Ranking("", ("a", "bb"), (0, 1), "x")]
+        learned = [Ranking("", ("a", "bb"), (0, 1), "x")]
         judged = [Ranking("", ("a", "ccc"), (1, 0), "x"), Ranking("", ("d", "ccc"), (1, 0), "x")]
-        assert set(evaluate(by_length, judged, trained_on=learnt).groups) == {
+        assert set(evaluate(by_length, judged, trained_on=learned).groups) == {
             "text partly seen, annotator seen",
             "text held out, annotator seen",
         }

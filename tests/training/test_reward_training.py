@@ -1,4 +1,4 @@
-"""Training a reward model: what is learnt from which rankings, and that a killed run ends as one left alone."""
+"""Training a reward model: what is learned from which rankings, and that a killed run ends as one left alone."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestLearning:
         assert report.accuracy is not None
         assert report.accuracy > 0.85
 
-    def test_scores_are_normalised_on_the_reference(self, base: str, tmp_path: Path) -> None:
+    def test_scores_are_normalized_on_the_reference(self, base: str, tmp_path: Path) -> None:
         reference = [("the ", "film"), ("", "great"), ("thin", " plot")]
         train_reward_model(config(base), rankings(20), reference=reference, out=tmp_path / "rm")
         scores = RewardModel.load(tmp_path / "rm").scores(*map(list, zip(*reference, strict=True)))
@@ -102,7 +102,7 @@ class TestLearning:
         assert read == [6, 6, 12]  # two steps, and the reference samples
         assert (report.rankings, report.texts, report.steps) == (12, 12, 2)
 
-    def test_readiness_to_tie_is_learnt(self, base: str, tmp_path: Path) -> None:
+    def test_readiness_to_tie_is_learned(self, base: str, tmp_path: Path) -> None:
         tied = [dataclasses.replace(one, ranks=(0, 0, 0)) for one in rankings(30)]
         train_reward_model(config(base), tied[:20] + rankings(20), out=tmp_path / "some")
         train_reward_model(config(base, ties="half"), tied[:20] + rankings(20), out=tmp_path / "half")

@@ -1,4 +1,4 @@
-"""Pre-training and fine-tuning: what is learnt, from which tokens, and that a killed run ends as one left alone."""
+"""Pre-training and fine-tuning: what is learned, from which tokens, and that a killed run ends as one left alone."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(next_token, "next_token_loss", loss)
 
 
-# -- what is learnt -----------------------------------------------------------------------------------------------
+# -- what is learned -----------------------------------------------------------------------------------------------
 
 
 def test_pretrain_learns_and_saves_a_model(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +327,7 @@ def test_sft_with_dropout_goes_on_where_it_was_stopped(
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_measuring_does_not_change_what_is_learnt(base: Path, pairs: Path, tmp_path: Path) -> None:
+def test_measuring_does_not_change_what_is_learned(base: Path, pairs: Path, tmp_path: Path) -> None:
     sft(tuned(base, pairs, tmp_path / "a"))
     sft(tuned(base, pairs, tmp_path / "b", validation=pairs))
     assert_same_weights(tmp_path / "a", tmp_path / "b")

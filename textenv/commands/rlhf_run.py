@@ -245,10 +245,10 @@ def _reward_model(config: RlhfSettings, store: FeedbackStore, base: str, out: Pa
         if known.folder == str(out):
             return known.id
     tasks = {task for each in range(1, number + 1) for task in _of_round(store, each)}
-    learnt = [(judgement, ranking) for judgement, ranking in store.rankings() if judgement.task in tasks]
-    if not learnt:
+    learned = [(judgement, ranking) for judgement, ranking in store.rankings() if judgement.task in tasks]
+    if not learned:
         raise TextEnvError(f"Round {number}: no judgement ranks anything, so that there is nothing to learn.")
-    console.rule(f"Round {number} of {config.rounds}: the reward model, of {len(learnt)} rankings")
+    console.rule(f"Round {number} of {config.rounds}: the reward model, of {len(learned)} rankings")
     report = train_reward_model(
         RewardModelConfig(
             model=base,
@@ -258,11 +258,11 @@ def _reward_model(config: RlhfSettings, store: FeedbackStore, base: str, out: Pa
             seed=config.seed,
             device=config.settings.get("device") or "cpu",
         ),
-        [ranking for _, ranking in learnt],
+        [ranking for _, ranking in learned],
         out=out,
     )
     return store.add_reward_model(
-        out, judgements=[judgement.id for judgement, _ in learnt], details={"comparisons": report.comparisons}
+        out, judgements=[judgement.id for judgement, _ in learned], details={"comparisons": report.comparisons}
     )
 
 

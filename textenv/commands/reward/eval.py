@@ -26,9 +26,9 @@ class Eval(Command):
     """Measure reward models on rankings beside the human ceiling, or on pairs as RewardBench does.
 
     Attributes:
-        model: Folders of reward models, or "bundled"; several that learnt from ever more give a learning curve.
+        model: Folders of reward models, or "bundled"; several that learned from ever more give a learning curve.
         files: Rankings, .jsonl, as for "textenv reward train".
-        trained_on: Rankings that the models learnt from: prompts and annotators are reported by whether they are new.
+        trained_on: Rankings that the models learned from: prompts and annotators are reported by whether they are new.
         reward_bench: Pairs, records with prompt, chosen, rejected and subset.
         out: Folder for report.json and reward.png.
         device: Where the models run.
@@ -55,10 +55,10 @@ class Eval(Command):
         evaluations: dict[str, tuple[int, RewardEvaluation]] = {}
         for name in self.model:
             model = RewardModel.load(name, device=self.device)
-            results[name] = {"learnt_from": model.about.get("report", {}).get("comparisons", 0)}
+            results[name] = {"learned_from": model.about.get("report", {}).get("comparisons", 0)}
             if rankings:
                 found = evaluate(model.scores, rankings, scale=model.scale, trained_on=trained_on)
-                evaluations[name] = (results[name]["learnt_from"], found)
+                evaluations[name] = (results[name]["learned_from"], found)
                 results[name] |= dataclasses.asdict(found)
             if self.reward_bench is not None:
                 results[name]["reward_bench"] = reward_bench(model.scores, self.reward_bench)
@@ -87,7 +87,7 @@ def _figures(
     if evaluations:
         each = [one for _, one in evaluations.values()]
         rows = {
-            "comparisons learnt from": [f"{count:,}" for count, _ in evaluations.values()],
+            "comparisons learned from": [f"{count:,}" for count, _ in evaluations.values()],
             "accuracy against a person": [share(one.accuracy) for one in each],
             "  another person": [share(one.person) for one in each],
             "accuracy against the majority": [share(one.majority) for one in each],

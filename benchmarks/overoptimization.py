@@ -1,10 +1,10 @@
-"""Over-optimisation: gold score and proxy score over the distance from the reference, for PPO and best of n.
+"""Over-optimization: gold score and proxy score over the distance from the reference, for PPO and best of n.
 
     textenv rlhf --out runs/proxy --gold vader --rounds 1 --labels 400
-    python -m benchmarks.overoptimisation --run runs/proxy --out runs/overoptimisation
+    python -m benchmarks.overoptimization --run runs/proxy --out runs/overoptimization
 
 Gao et al. 2022, "Scaling Laws for Reward Model Overoptimization": a reward model (the proxy) is trained on rankings by
-a gold reward, and policies are optimised against the proxy ever further. The proxy's score goes on rising after the
+a gold reward, and policies are optimized against the proxy ever further. The proxy's score goes on rising after the
 gold score has passed its peak. Best of n is estimated without bias from more samples, for n to 256; PPO trains without
 a KL penalty and is measured as it goes. Distances are square roots of the KL divergence in nats.
 """
@@ -38,7 +38,7 @@ from textenv.types import Episode
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What to optimise, and how far.
+    """What to optimize, and how far.
 
     Attributes:
         run: A finished run of ``textenv rlhf`` with a gold reward; its first round's reward model is the proxy.
@@ -88,8 +88,8 @@ def main(config: Config) -> None:
         "PPO": _ppo(config, settings["env"], keywords, fresh, golden),
     }
     config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out / "overoptimisation.json", json.dumps(results, indent=2) + "\n")
-    _draw(results, config.out / "overoptimisation.png")
+    write_atomically(config.out / "overoptimization.json", json.dumps(results, indent=2) + "\n")
+    _draw(results, config.out / "overoptimization.png")
     for name, rows in results.items():
         best = max(rows, key=lambda row: row["gold"])
         show(
@@ -100,7 +100,7 @@ def main(config: Config) -> None:
                 for label, row in (("start", rows[0]), ("gold's peak", best), ("end", rows[-1]))
             ],
         )
-    print(f"Picture: {config.out / 'overoptimisation.png'}")
+    print(f"Picture: {config.out / 'overoptimization.png'}")
 
 
 def _parsed(reward: str) -> Any:
