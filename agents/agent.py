@@ -63,7 +63,7 @@ class Agent(Actor[ConfigT]):
         optimizer: Of the policy; there is none before learning starts.
     """
 
-    Config: ClassVar[type[AgentConfig]]
+    Config: ClassVar[type[AgentConfig]]  # pyright: ignore[reportIncompatibleVariableOverride]
     optimizer: torch.optim.Optimizer
 
     def __init__(

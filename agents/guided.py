@@ -94,7 +94,7 @@ class Guided(Actor[GuidedConfig]):
         weights = embedding.weight.detach().float().cpu().numpy()
         self.values = soft_values.SoftValues(base.settings.max_new_tokens, weights)
         self._states: deque[soft_values.Choices] = deque(maxlen=self.config.replay)
-        self.policy = guided_policy.GuidedPolicy(base, self.values, self.config.candidates)
+        self.policy = guided_policy.GuidedPolicy(base, self.values, self.config.candidates)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def iterate(self, total_steps: int) -> tuple[collecting.Rollout, Mapping[str, float]]:
         """Write an episode in every row, and fit the values to the states of the latest iterations."""

@@ -151,7 +151,7 @@ class SoftValues:
         self.values = np.repeat(self.knots[None], self.budget + 1, axis=0)
         residuals = np.zeros(count)
         for written, rows, here, priors, features in stages:
-            value = beta * logsumexp(priors + self.q(here) / beta, axis=1)
+            value = beta * np.asarray(logsumexp(priors + self.q(here) / beta, axis=1))
             known = self.token_values[here.last] if written else 0.0
             more = value - known - self.values_of(here.scores, written + 1)
             gain = np.linalg.solve(features.T @ features + np.eye(_KNOTS), features.T @ more)

@@ -64,8 +64,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 def test_an_environment_of_another_package_registers_with_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
     import gymnasium
+    from gymnasium.envs import registration
 
-    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    monkeypatch.setattr(registration, "registry", dict(gymnasium.registry))
     record = textenv.EnvRecord(held_out={"prompts": ["b"]}, takes_model=False)
     textenv.register("tests/Letters-v0", entry_point="a:b", vector_entry_point="a:c", record=record)
     assert record_of("tests/Letters-v0") == record

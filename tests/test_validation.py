@@ -107,7 +107,7 @@ def test_any_value_passes_or_is_named(value: Any) -> None:
     for name in ("rows", "rate", "share", "top", "on", "kind", "names"):
         made, message = None, ""
         try:
-            made = Settings(**{name: value})
+            made = build(Settings, {name: value})
         except TextEnvError as error:
             message = str(error)
         if made is None:

@@ -363,8 +363,8 @@ def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
         policy = Derived.of_reference(text_env(evaluator.envs))
 
         @staticmethod
-        def sample(envs: Any, prompts: Any, *, generator: Any = None) -> Any:
-            return sample_episodes(envs, Own.policy, generator, prompts)
+        def sample(env: Any, prompts: Any, *, generator: Any = None) -> Any:
+            return sample_episodes(env, Own.policy, generator, prompts)
 
     found = evaluator.measure(Own())
     assert not found.exact

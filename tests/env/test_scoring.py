@@ -286,7 +286,7 @@ class TestScorer:
             (Counter({"calls": 0}), True),
             (Counter({}), False),
         ],
-        ids=repr,
+        ids=lambda value: type(value).__name__,
     )
     def test_says_whether_the_reward_keeps_a_state(self, reward: Any, keeps: bool) -> None:
         scorer = Scorer(reward)

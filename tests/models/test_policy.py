@@ -326,7 +326,8 @@ def test_the_policy_of_a_reference_acts_with_its_model_at_its_temperature(
     make_lm: Callable[..., CausalLM],
 ) -> None:
     lm = make_lm()
-    policy = TextPolicy.of_reference(SimpleNamespace(reference=lm, settings=SimpleNamespace(temperature=0.5)))
+    base: Any = SimpleNamespace(reference=lm, settings=SimpleNamespace(temperature=0.5))
+    policy = TextPolicy.of_reference(base)
     assert policy.lm is lm
     assert policy.value_head is None
     ids, lengths = np.array([[5, 7, 9, 0], [4, 3, 2, 6]]), np.array([3, 4])

@@ -381,10 +381,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def _end(self, rows: IntArray, infos: dict[str, Any]) -> None:
         """Tell of the episodes that rows have finished; with ``SAME_STEP``, begin the next ones."""
         process = self._process
-        final = {row: step_infos.of_episode(process.finished[row]) for row in rows.tolist()}
+        finished: list[Episode] = process.finished[rows].tolist()
+        final = {row: step_infos.of_episode(episode) for row, episode in zip(rows.tolist(), finished, strict=True)}
         if self.render_mode == "human":
-            for row in final:
-                print(to_ansi(process.finished[row]))
+            for episode in finished:
+                print(to_ansi(episode))
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             step_infos.add_rows(infos, self.num_envs, final)
             return
