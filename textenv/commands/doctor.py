@@ -10,6 +10,7 @@ from rich.text import Text
 from textenv.commands.base import Command
 from textenv.commands.console import console
 from textenv.commands.flags import EnvFlags, make_keywords
+from textenv.validation import Count, validate
 
 __all__ = ["Doctor"]
 
@@ -33,16 +34,15 @@ class Doctor(Command):
     reward: str | None = None
     model: str | None = None
     prompts: Path | None = None
-    num_envs: int = 16
+    num_envs: Count = 16
     seed: int = 0
     settings: EnvFlags = field(default_factory=dict)
 
     def run(self) -> int:
         """Print what each check found; the status is 1 if one failed."""
         from textenv.analysis.doctor import examine  # noqa: PLC0415 (loads torch)
-        from textenv.env.settings import check_counts  # noqa: PLC0415
 
-        check_counts(self, "num_envs")
+        validate(self)
         given = {"model": self.model, "reward": self.reward}
         console.print(", ".join([self.env, *(f"{name} {value}" for name, value in given.items() if value)]))
         keywords = make_keywords(self.settings, reward=self.reward, model=self.model, prompts=self.prompts)

@@ -32,7 +32,6 @@ from textenv.commands.training_run import held_out, made_with, plain_settings, t
 from textenv.data.files import locked, to_json, write_json
 from textenv.data.pictures import save_figure
 from textenv.env.scoring import resolve_reward, score, unscored
-from textenv.env.settings import check_counts
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
 from textenv.models.policy import TextPolicy
@@ -42,6 +41,7 @@ from textenv.training.configs import RewardModelConfig, SftConfig
 from textenv.training.reward_models import train_reward_model
 from textenv.training.sft import sft
 from textenv.types import Episode, Prompt, TextEnvError
+from textenv.validation import validate
 
 __all__ = ["rlhf"]
 
@@ -59,7 +59,7 @@ def rlhf(config: RlhfSettings) -> bool:
     Raises:
         TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
     """
-    check_counts(config, "total_steps", "num_envs", "reward_epochs")
+    validate(config)
     with locked(config.out):
         return _rlhf(config)
 

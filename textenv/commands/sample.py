@@ -14,6 +14,7 @@ import tyro
 from textenv.commands.base import Command
 from textenv.commands.flags import parse_reward
 from textenv.types import Episode, TextEnvError
+from textenv.validation import Count, validate
 
 __all__ = ["Sample"]
 
@@ -39,13 +40,13 @@ class Sample(Command):
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     prompt: tuple[str, ...] = ()
-    samples: int = 1
+    samples: Count = 1
     greedy: bool = False
     seed: int = 0
     html: Path | None = None
     chat: bool = False
     device: str | None = None
-    max_prompt_tokens: int | None = None
+    max_prompt_tokens: Count | None = None
     reward: str | None = None
     trust: bool = False
 
@@ -57,9 +58,8 @@ class Sample(Command):
 
         from textenv.agents import find  # noqa: PLC0415
         from textenv.env.render import save_html, to_ansi  # noqa: PLC0415
-        from textenv.env.settings import check_counts  # noqa: PLC0415
 
-        check_counts(self, "samples", "max_prompt_tokens")
+        validate(self)
         env, agent_name, settings = self._settings()
         agent_class = find(agent_name)
         envs: Any = gym.make_vec(env, num_envs=self.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)

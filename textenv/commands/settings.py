@@ -11,6 +11,7 @@ import tyro
 from textenv import plugins
 from textenv.commands.flags import AgentFlags, TrainEnvFlags
 from textenv.types import TextEnvError
+from textenv.validation import Count
 
 __all__ = ["RlhfSettings", "TrainSettings"]
 
@@ -54,12 +55,12 @@ class TrainSettings:
     model: str | None = None
     prompts: Path | None = None
     eval_prompts: Path | None = None
-    eval_episodes: int = 1024
-    total_steps: int = 56_000
-    num_envs: int = 128
+    eval_episodes: Count = 1024
+    total_steps: Count = 56_000
+    num_envs: Count = 128
     seed: int = 0
-    checkpoint_every: int = 5
-    threads: int | None = None
+    checkpoint_every: Count = 5
+    threads: Count | None = None
     timeout: float = 600.0
     settings: TrainEnvFlags = field(default_factory=dict)
     agent_flags: AgentFlags = field(default_factory=dict)
@@ -103,13 +104,13 @@ class RlhfSettings:
     env: str = "textenv/MovieReview-v0"
     prompts: Path | None = None
     eval_prompts: Path | None = None
-    eval_episodes: int = 512
-    total_steps: int = 56_000
-    num_envs: int = 128
+    eval_episodes: Count = 512
+    total_steps: Count = 56_000
+    num_envs: Count = 128
     seed: int = 0
     settings: TrainEnvFlags = field(default_factory=dict)
     ppo: AgentFlags = field(default_factory=dict)
-    reward_epochs: int = 3
+    reward_epochs: Count = 3
     reward_learning_rate: float = 2e-4
 
     def __post_init__(self) -> None:

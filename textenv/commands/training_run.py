@@ -28,13 +28,13 @@ from textenv.commands.settings import TrainSettings
 from textenv.data.files import locked, to_json, write_atomically, write_json
 from textenv.env.registry import record_of
 from textenv.env.render import save_html
-from textenv.env.settings import check_counts
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.distributed import ALONE, World
 from textenv.rollouts.runs import check_settings, described, figure_text, summary
 from textenv.rollouts.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
 from textenv.types import Episode, Prompt, TextEnvError
+from textenv.validation import validate
 
 __all__ = ["agent_config", "held_out", "made_with", "plain_settings", "train"]
 
@@ -82,7 +82,7 @@ def _train(command: TrainSettings, world: World) -> None:
     out = command.out
     if (out / "results.json").exists():
         raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
-    check_counts(command, "eval_episodes", "total_steps", "num_envs", "checkpoint_every", "threads")
+    validate(command)
     own = agent_config(command)
     if command.threads:
         torch.set_num_threads(command.threads)

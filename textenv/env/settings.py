@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Interval, MinLen
 
-from textenv.types import KLEstimator, KLMode, TextEnvError
+from textenv.types import KLEstimator, KLMode
 from textenv.validation import Count, NonNegative, Positive, build, validate
 
-__all__ = ["TextEnvSettings", "check_counts"]
+__all__ = ["TextEnvSettings"]
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16", "auto"]
-
-
-def check_counts(settings: Any, *names: str) -> None:
-    """Check that settings, attributes by name, are whole numbers of at least 1; one that is None passes.
-
-    Raises:
-        TextEnvError: One is not.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-            raise TextEnvError(f"{name}={value!r}: expected a whole number of at least 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

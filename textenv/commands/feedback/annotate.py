@@ -13,6 +13,7 @@ from textenv.commands.console import tell
 from textenv.commands.flags import parse_reward
 from textenv.feedback.annotators import PROGRAM
 from textenv.types import TextEnvError
+from textenv.validation import Count, validate
 
 __all__ = ["Annotate"]
 
@@ -43,7 +44,7 @@ class Annotate(Command):
     error_rate: float = 0.0
     tie: float = 0.0
     name: str = PROGRAM
-    limit: int | None = None
+    limit: Count | None = None
     seed: int = 0
 
     after_signal: ClassVar[str] = "The judgements made so far are stored; the same command goes on with the rest."
@@ -52,7 +53,6 @@ class Annotate(Command):
         """Judge, and say how many judgements were made."""
         from textenv.data.reviews import load_reviews  # noqa: PLC0415
         from textenv.env.scoring import resolve_reward  # noqa: PLC0415
-        from textenv.env.settings import check_counts  # noqa: PLC0415
         from textenv.feedback.annotators import (  # noqa: PLC0415
             Adversarial,
             FromRatings,
@@ -66,7 +66,7 @@ class Annotate(Command):
 
         if (self.reward is not None) == self.ratings and self.kind != "lazy":
             raise TextEnvError("Name what to judge by, a --reward or --ratings, and not both.")
-        check_counts(self, "limit")
+        validate(self)
         judge: Judge = Lazy()
         if self.ratings:
             judge = FromRatings({review.text: review.ratings for review in load_reviews()})

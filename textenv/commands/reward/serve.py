@@ -8,6 +8,7 @@ from typing import ClassVar
 from textenv.commands.base import Command
 from textenv.commands.console import tell
 from textenv.commands.flags import parse_reward
+from textenv.validation import Count, validate
 
 __all__ = ["Serve"]
 
@@ -27,7 +28,7 @@ class Serve(Command):
     reward: str
     host: str = "127.0.0.1"
     port: int = 8900
-    max_megabytes: int = 8
+    max_megabytes: Count = 8
     allow_host: tuple[str, ...] = ()
 
     after_signal: ClassVar[str] = "The same command serves again."
@@ -36,10 +37,9 @@ class Serve(Command):
     def run(self) -> int:
         """Serve until a signal ends it."""
         from textenv.env.scoring import resolve_reward, reward_name  # noqa: PLC0415
-        from textenv.env.settings import check_counts  # noqa: PLC0415
         from textenv.web.reward_server import serve  # noqa: PLC0415 (an optional dependency)
 
-        check_counts(self, "max_megabytes")
+        validate(self)
         reward = resolve_reward(parse_reward(self.reward))
 
         def announce(url: str) -> None:

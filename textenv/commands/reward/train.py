@@ -14,6 +14,7 @@ from textenv.commands.console import console
 from textenv.commands.flags import read_ranking_files
 from textenv.training.configs import RewardModelConfig
 from textenv.types import TextEnvError
+from textenv.validation import Count, validate
 
 __all__ = ["Train"]
 
@@ -38,7 +39,7 @@ class Train(Command):
     validation: tuple[Path, ...] = ()
     reference: tuple[Path, ...] = ()
     limit: int | None = None
-    threads: int | None = None
+    threads: Count | None = None
     settings: Annotated[RewardModelConfig, tyro.conf.arg(name="")] = field(default_factory=RewardModelConfig)
 
     after_signal: ClassVar[str] = FROM_CHECKPOINT
@@ -47,11 +48,10 @@ class Train(Command):
         """Train, and print the accuracy."""
         import torch  # noqa: PLC0415 (what takes long to load, here and below)
 
-        from textenv.env.settings import check_counts  # noqa: PLC0415
         from textenv.training.reward_models import train_reward_model  # noqa: PLC0415
         from textenv.training.texts import read_pairs  # noqa: PLC0415
 
-        check_counts(self, "threads")
+        validate(self)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         rankings = read_ranking_files(self.files)
