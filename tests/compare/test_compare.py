@@ -502,7 +502,7 @@ def made_up(plan: Plan, text: str) -> Results:
 def test_nothing_of_a_file_is_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for drawn in ("draw_aggregates", "draw_curves", "draw_frontier", "draw_profiles"):
         monkeypatch.setattr(f"textenv.compare.report.{drawn}", lambda *_: None)  # those take long
-    monkeypatch.setattr("textenv.compare.report.picture", lambda *_: b"")
+    monkeypatch.setattr("textenv.compare.report.figure_bytes", lambda *_: b"")
     monkeypatch.setattr("textenv.compare.report.stratified_bootstrap", lambda *_, **__: (0.0, 1.0))
     plan = make_plan(command(tmp_path / "out"))
     tags, pages = [], []
