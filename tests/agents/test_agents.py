@@ -129,7 +129,7 @@ class TestLearnerContract:
 
     def test_accumulated_gradients_equal_those_of_the_whole_minibatch(self, name: str, tiny_lm: CausalLM) -> None:
         found = []
-        rates = {"learning_rate": 1e-3, "embedding_learning_rate": 8e-4}
+        rates: dict[str, Any] = {"learning_rate": 1e-3, "embedding_learning_rate": 8e-4}
         for micro in (None, 3):
             agent = make(name, tiny_lm, seed=5, micro_batch_size=micro, minibatch_size=None, **rates)
             found.append(parameters(agent.learn(1)))
