@@ -142,7 +142,9 @@ def test_a_half_written_one_is_never_seen(tmp_path: Path, monkeypatch: pytest.Mo
             patch.setattr(Path, "write_text" if died_at == "state" else "rename", die)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2, parts)
-    assert (tmp_path / ".step-00000002.part" / "tensors.safetensors").exists()
+    assert not (tmp_path / ".step-00000002.part").exists(), "what an exception interrupts is cleared away"
+    (tmp_path / ".step-00000002.part").mkdir()  # as a process leaves it that is killed
+    (tmp_path / ".step-00000002.part" / "tensors.safetensors").write_bytes(b"half")
     assert latest_checkpoint(tmp_path) == whole
     assert load(whole, make(seed=3))["step"] == 1
     assert save(tmp_path, 2, parts) == latest_checkpoint(tmp_path)
