@@ -21,7 +21,6 @@ import pytest
 
 from tests.label_site import add_tasks
 from tests.waiting import wait_for
-from textenv.commands.cli import main
 from textenv.feedback.store import FeedbackStore
 from textenv.rollouts.runtime import Stopped, stopped_by_signals
 
@@ -60,12 +59,6 @@ def write_texts(folder: Path) -> None:
 def write_store(folder: Path) -> None:
     with FeedbackStore(folder / "store.db") as store, store.transaction():
         add_tasks(store, 3000)
-
-
-def train_policy(folder: Path) -> None:
-    train = f"train --reward length --total-steps 64 --num-envs 8 --eval-episodes 2 --out {folder}/run"
-    arguments = train.replace("--reward length", '--reward {"name":"length","target":3}').split()
-    assert main(arguments) == 0  # in this process, which has loaded torch
 
 
 TRAIN = "--eval-episodes 2 --num-envs 4 --total-steps " + MANY
@@ -112,7 +105,6 @@ CASES = {
         "clips/checkpoints/step-*",
         CHECKPOINT,
     ),
-    "sample": Case("sample {0}/run", "prompt>", "starts anew", train_policy),
     "doctor": Case("doctor --reward vader --prompts {0}/prompts.txt --num-envs 64", "", "starts anew"),
 }
 

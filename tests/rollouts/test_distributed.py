@@ -63,7 +63,9 @@ def make_agent(case: Case, world: World) -> PPO:
         model=build_lm(case.architecture),
         **keywords,
     )
-    return PPO(envs, PPOConfig(learning_rate=1e-3, seed=5, minibatch_size=4, epochs=2, **case.ppo), world=world)
+    rates = {"learning_rate": 1e-3, "embedding_learning_rate": 8e-4, "value_learning_rate": 3e-3}
+    settings: dict[str, Any] = {**rates, "seed": 5, "minibatch_size": 4, "epochs": 2, **case.ppo}
+    return PPO(envs, PPOConfig(**settings), world=world)
 
 
 class StopError(Exception):
