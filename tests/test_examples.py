@@ -17,7 +17,7 @@ ARGUMENTS = {
     "rllib_ppo.py": (["--iterations", "1", "--batch", "200"], "200 tokens: regret"),
     "torchrl_env.py": (["--max-new-tokens", "3", "--steps", "6"], "episodes in 6 steps"),
     "pendulum_from_preferences.py": (["--seeds", "1", "--labels", "20", "--total-steps", "400"], "| true reward | -"),
-    "hopper_backflip.py": (["--labels", "8", "--total-steps", "600"], "turns backwards in the 4 seconds"),
+    "hopper_backflip.py": (["--labels", "8", "--total-steps", "600"], "turns backward in the 4 seconds"),
     "best_of_n.py": (["--n", "2", "--prompts", "2"], "best of 2: mean score"),
     "own_reward.py": (["--total-steps", "150", "--num-envs", "4"], "What begins as"),
 }
