@@ -156,10 +156,6 @@ def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> 
     return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
 
 
-def _temperature(envs: Any) -> float:
-    return text_env(envs).settings.temperature
-
-
 def _generator(envs: Any) -> torch.Generator:
     return torch.Generator(text_env(envs).reference.device).manual_seed(20_260)
 
