@@ -21,6 +21,7 @@ import pytest
 
 from tests.label_site import add_tasks
 from tests.waiting import wait_for
+from textenv.commands.cli import main
 from textenv.feedback.store import FeedbackStore
 from textenv.rollouts.runtime import Stopped, stopped_by_signals
 
@@ -59,6 +60,12 @@ def write_texts(folder: Path) -> None:
 def write_store(folder: Path) -> None:
     with FeedbackStore(folder / "store.db") as store, store.transaction():
         add_tasks(store, 3000)
+
+
+def train_policy(folder: Path) -> None:
+    train = f"train --reward length --total-steps 64 --num-envs 8 --eval-episodes 2 --out {folder}/run"
+    arguments = train.replace("--reward length", '--reward {"name":"length","target":3}').split()
+    assert main(arguments) == 0  # in this process, which has loaded torch
 
 
 TRAIN = "--eval-episodes 2 --num-envs 4 --total-steps " + MANY
@@ -105,6 +112,7 @@ CASES = {
         "clips/checkpoints/step-*",
         CHECKPOINT,
     ),
+    "sample": Case("sample {0}/run", "prompt>", "starts anew", train_policy),
     "doctor": Case("doctor --reward vader --prompts {0}/prompts.txt --num-envs 64", "", "starts anew"),
 }
 
@@ -165,6 +173,32 @@ def test_a_signal_is_raised_where_it_is_to_be(number: signal.Signals) -> None:
         signal.raise_signal(number)
     assert caught.value.number == number
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_to_another_thread_interrupts_a_read() -> None:
+    """Python runs handlers in the main thread, which does not wake up from a read by itself."""
+    reader, writer = os.pipe()
+    begins = threading.Event()
+
+    def receive() -> None:
+        begins.wait()
+        time.sleep(0.2)  # until the read has begun; were it to begin later, the test would pass all the same
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    rescue = threading.Timer(30, os.write, (writer, b"."))  # a test that fails, not one that hangs
+    rescue.start()
+    try:
+        with pytest.raises(Stopped), stopped_by_signals():
+            begins.set()
+            os.read(reader, 1)
+        assert rescue.is_alive(), "the read was not interrupted"
+    finally:
+        rescue.cancel()
+        thread.join()
+        os.close(reader)
+        os.close(writer)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -59,6 +60,10 @@ def stopped_by_signals() -> Iterator[None]:
 
     A signal that is ignored stays so, as under ``nohup``. Libraries that install a handler only where there is none,
     such as SDL, leave these alone. Does nothing in other threads, which can have no handlers.
+
+    The system may hand a signal to any thread, while Python runs handlers in the main thread alone, which waits for the
+    end of a blocking call, such as a read of the terminal, if the call was not interrupted itself. Every signal is
+    therefore followed by a second one, SIGURG, to the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,10 +74,37 @@ def stopped_by_signals() -> Iterator[None]:
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    with _main_thread_interrupted():
+        try:
+            for number in before:
+                signal.signal(number, stop)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _main_thread_interrupted() -> Iterator[None]:
+    """Interrupt blocking calls of the main thread, which runs this, when a thread of the process gets a signal."""
+    main = threading.main_thread()
+    receiver, sender = socket.socketpair()
+
+    def pass_on() -> None:
+        while number := receiver.recv(1):
+            if number[0] != signal.SIGURG:
+                signal.pthread_kill(int(main.ident or 0), signal.SIGURG)
+
+    before = signal.signal(signal.SIGURG, lambda *_: None)  # a signal without a handler interrupts nothing
+    sender.setblocking(False)
+    told_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=pass_on, name="signals", daemon=True)
+    watcher.start()
     try:
-        for number in before:
-            signal.signal(number, stop)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(told_before, warn_on_full_buffer=False)
+        sender.close()
+        watcher.join()
+        receiver.close()
+        signal.signal(signal.SIGURG, before)
