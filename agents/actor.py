@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +17,11 @@ import numpy as np
 
 from textenv.agents.config import ActorConfig
 from textenv.agents.metrics import episode_metrics
-from textenv.data.files import write_json
+from textenv.data.files import read_json, write_json
+from textenv.data.values import as_mapping, as_whole_number
 from textenv.lazy import lazy
 from textenv.types import Episode, IntArray, Observation, TextEnvError
+from textenv.validation import build
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -265,11 +266,11 @@ def _read_saved(folder: Path, cls: type[Actor[Any]]) -> tuple[Any, int]:
         TextEnvError: The folder holds no agent of this class.
     """
     try:
-        about: dict[str, Any] = json.loads((folder / "agent.json").read_text("utf-8"))
+        about = read_json(folder / "agent.json", "agent", "config", "steps")
         if about["agent"] != cls.__name__.lower():
-            raise KeyError(f"agent is {about['agent']!r}")
-        return cls.Config(**about["config"]), int(about["steps"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise TextEnvError(f"agent is {about['agent']!r}")
+        return build(cls.Config, as_mapping(about["config"], "config")), as_whole_number(about["steps"], "steps")
+    except TextEnvError as error:
         raise TextEnvError(
             f"{folder} holds no {cls.__name__} agent ({error}); expected a folder that {cls.__name__}.save wrote."
         ) from error

@@ -15,8 +15,9 @@ from typing import Any
 import gymnasium
 
 from textenv.types import TextEnvError
+from textenv.validation import did_you_mean
 
-__all__ = ["EnvRecord", "record_of", "register", "register_all"]
+__all__ = ["EnvRecord", "make_envs", "record_of", "register", "register_all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,56 @@ def record_of(id: str) -> EnvRecord:
     Raises:
         TextEnvError: Gymnasium knows no such id.
     """
-    if id not in _RECORDS and id not in gymnasium.registry:
+    module, _, name = id.rpartition(":")
+    if module:
+        _import(id, module)
+    if name not in _RECORDS and name not in gymnasium.registry:
         known = sorted(_RECORDS)
-        raise TextEnvError(f"env={id!r} is not registered; expected one of {', '.join(known)}, or your own.")
-    return _RECORDS.get(id, EnvRecord())
+        suggested = did_you_mean(name, known) or did_you_mean(f"textenv/{name}", known)
+        raise TextEnvError(
+            f"env={id!r} is not registered.{suggested} Expected one of {', '.join(known)}, or your own, as "
+            "'package.module:Name-v0' where that module registers it."
+        )
+    return _RECORDS.get(name, EnvRecord())
+
+
+def make_envs(id: str, num_envs: int, **keywords: Any) -> Any:
+    """Return a vector environment of an id, whose finished rows wait for a reset.
+
+    Args:
+        id: As of ``gymnasium.make_vec``.
+        num_envs: Number of rows.
+        **keywords: Of the environment.
+
+    Raises:
+        TextEnvError: There is no such id, it is that of no text environment, or a keyword is not what is expected.
+    """
+    record_of(id)
+    mode = gymnasium.vector.AutoresetMode.DISABLED
+    try:
+        return gymnasium.make_vec(id, num_envs=num_envs, autoreset_mode=mode, **keywords)
+    except (TypeError, gymnasium.error.Error) as error:
+        if isinstance(error, TextEnvError) or id.rpartition(":")[2] in _RECORDS:
+            raise
+        raise TextEnvError(
+            f"env={id!r} takes none of the settings of a text environment ({error}). Expected one of "
+            f"{', '.join(sorted(_RECORDS))}, or your own, registered with textenv.register."
+        ) from error
+
+
+def _import(id: str, module: str) -> None:
+    """Import the module that registers an id, as Gymnasium does.
+
+    Raises:
+        TextEnvError: It cannot be imported.
+    """
+    try:
+        importlib.import_module(module)
+    except (ImportError, ValueError) as error:
+        raise TextEnvError(
+            f"env={id!r}: the module {module!r} cannot be imported ({error}). Expected 'package.module:Name-v0', the "
+            "package installed or in a folder of PYTHONPATH."
+        ) from error
 
 
 def register_all() -> None:

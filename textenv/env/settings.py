@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from annotated_types import Interval, MinLen
 
 from textenv.types import KLEstimator, KLMode
-from textenv.validation import Count, NonNegative, Positive, build, validate
+from textenv.validation import Count, NonNegative, Positive, Temperature, build, validate
 
 __all__ = ["TextEnvSettings"]
 
@@ -63,7 +63,7 @@ class TextEnvSettings:
     kl_mode: KLMode = "dense"
     kl_target: Positive | None = None
     kl_horizon: Count = 10_000
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     stop: tuple[Annotated[str, MinLen(1)], ...] = ()
     missing_eos_penalty: float = 0.0
     top_k: Count | None = None
