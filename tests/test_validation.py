@@ -69,7 +69,6 @@ class Settings:
         ("rate", 0, "a finite number above 0"),
         ("rate", float("nan"), "a finite number above 0"),
         ("rate", float("inf"), "a finite number above 0"),
-        ("rate", 10**400, "a finite number above 0"),
         ("rate", "1", "a finite number above 0"),
         ("rate", True, "a finite number above 0"),
         ("weight", -0.1, "a finite number of at least 0"),
@@ -140,10 +139,11 @@ def test_any_value_passes_or_is_named(value: Any) -> None:
             assert getattr(made, name) == (tuple(value) if isinstance(value, list) else value)
 
 
-@pytest.mark.parametrize("value", [10**5000, "x" * 10**6], ids=["digits", "text"])
-def test_a_long_value_is_not_shown_whole(value: Any) -> None:
-    with pytest.raises(TextEnvError) as caught:
-        Settings(rows=value)
+@pytest.mark.parametrize("value", [10**400, 10**5000, "x" * 10**6], ids=["400 digits", "5000 digits", "text"])
+@pytest.mark.parametrize("name", ["rows", "rate"])
+def test_a_long_value_is_not_shown_whole(name: str, value: Any) -> None:
+    with pytest.raises(TextEnvError, match=f"{name}=") as caught:
+        build(Settings, {name: value})
     assert len(str(caught.value)) < 300
 
 

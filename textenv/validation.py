@@ -122,8 +122,10 @@ def validate(config: Any) -> None:
         value = getattr(config, name)
         ok, converted = _convert(value, hint)
         if not ok:
-            large = isinstance(value, int) and not -(2**63) <= value < 2**63
-            raise TextEnvError(f"{name}={_shown(value)}: expected {_describe(hint)}{' (of 64 bits)' if large else ''}.")
+            expected = _describe(hint)
+            if isinstance(value, int) and not -(2**63) <= value < 2**63 and "whole number" in expected:
+                expected += " (of 64 bits)"
+            raise TextEnvError(f"{name}={_shown(value)}: expected {expected}.")
         if converted is not value:
             object.__setattr__(config, name, converted)
 

@@ -277,8 +277,11 @@ def _refuse() -> NoReturn:
 
 def _without_box(shown: str, prog: str) -> str:
     """Return in one line what the parser says in a box: its first part, and the flag that it suggests."""
-    lines = [re.sub("^[│|] | +[│|]$", "", line) for line in Text.from_ansi(shown).plain.splitlines()[1:-1]]
-    first, *others = [part.split("\n") for part in re.split(r"\n *[─-]{10,}\n", "\n".join(lines))]
+    lines = [re.sub("^[│ ] | *[│ ]$", "", line) for line in Text.from_ansi(shown).plain.splitlines()[1:-1]]
+    body = "\n".join(
+        lines if re.search(r"\w", lines[0]) else lines[1:]
+    )  # without the upper edge, where it has no letters
+    first, *others = [part.split("\n") for part in re.split(r"\n *[─-]{10,} *\n", body)]
     if first[0].startswith("Missing from"):  # then the names of flags, each with its help below it
         flags = [line.strip() for line in first if re.match(" {4}[^ ]", line)]
         return f"{prog} needs {', '.join(flags)}. See {prog} --help."

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.text import Text
 
 from textenv.commands.base import Command, use_threads
-from textenv.commands.console import console
+from textenv.commands.console import console, tell
 from textenv.commands.flags import EnvFlags, make_keywords
 from textenv.validation import Count, Seed, Threads
 
@@ -46,15 +46,13 @@ class Doctor(Command):
 
         use_threads(self.threads)
         given = {"model": self.model, "reward": self.reward}
-        console.print(
-            ", ".join([self.env, *(f"{name} {value}" for name, value in given.items() if value)]), soft_wrap=True
-        )
         keywords = make_keywords(self.settings, reward=self.reward, model=self.model, prompts=self.prompts)
         healthy = True
-        for finding in examine(self.env, keywords, num_envs=self.num_envs, seed=self.seed):
+        for number, finding in enumerate(examine(self.env, keywords, num_envs=self.num_envs, seed=self.seed)):
+            if not number:  # the environment can be made
+                tell(", ".join([self.env, *(f"{name} {value}" for name, value in given.items() if value)]))
             healthy &= finding.ok
             status = Text("ok   ", style="green") if finding.ok else Text("FAILS", style="bold red")
-            console.print(
-                status, f"{finding.name}: {finding.detail}", soft_wrap=True
-            )  # at once: a check may take minutes
+            # At once: a check may take minutes.
+            console.print(status, f"{finding.name}: {finding.detail}", highlight=False, soft_wrap=True)
         return 0 if healthy else 1

@@ -96,6 +96,10 @@ class Compare:
     quick: bool = False
     trust: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the values."""
+        validate(self)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -143,7 +147,7 @@ class ComparedTask:
         eval_prompts: File of prompts to measure on; None for held-out ones where the environment has any, or its own.
     """
 
-    label: NonEmpty
+    label: str
     env: NonEmpty
     settings: Mapping[str, Any] = field(default_factory=dict)
     agent_settings: Mapping[str, Any] = field(default_factory=dict)

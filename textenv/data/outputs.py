@@ -56,7 +56,7 @@ def _check(named: str, path: Path, kind: Literal["folder", "file"]) -> None:
         if kind == "file":
             path = Path(os.path.realpath(path))
         there = path if kind == "folder" else path.parent
-        while not os.path.lexists(there):
+        while not _is_there(there):
             if kind == "file":
                 raise TextEnvError(f"{expected}; there is no folder {str(there)!r}. Make it first.")
             _check_name(there, expected)
@@ -66,8 +66,9 @@ def _check(named: str, path: Path, kind: Literal["folder", "file"]) -> None:
             raise TextEnvError(f"{expected}; {str(there)!r} is {what}. Name another.")
         if kind == "file":
             _check_name(path, expected)
-            if path.is_dir():
-                raise TextEnvError(f"{expected}; it is a folder. Name a file in it.")
+            if path.is_dir() or path.is_symlink():
+                what = "a folder. Name a file in it." if path.is_dir() else "a link to itself. Name another."
+                raise TextEnvError(f"{expected}; it is {what}")
         with tempfile.TemporaryFile(dir=there):
             pass
     except (OSError, ValueError) as error:
@@ -75,6 +76,20 @@ def _check(named: str, path: Path, kind: Literal["folder", "file"]) -> None:
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise TextEnvError(f"{expected}; the system says: {reason}. Name another.") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether there is something of this name, a link to nothing included.
+
+    Raises:
+        OSError: There can be nothing of this name.
+        ValueError: Likewise.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _check_name(path: Path, expected: str) -> None:

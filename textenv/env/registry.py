@@ -72,7 +72,8 @@ def record_of(id: str) -> EnvRecord:
         _import(id, module)
     if name not in _RECORDS and name not in gymnasium.registry:
         known = sorted(_RECORDS)
-        suggested = did_you_mean(name, known) or did_you_mean(f"textenv/{name}", known)
+        full = f"textenv/{name}"
+        suggested = did_you_mean(full if full in known else name, known)
         raise TextEnvError(
             f"env={id!r} is not registered.{suggested} Expected one of {', '.join(known)}, or your own, as "
             "'package.module:Name-v0' where that module registers it."
