@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from textenv.env.render import save_html, to_ansi, to_html, visible
+from textenv.env.render import color_is_shown, save_html, to_ansi, to_html, visible
 from textenv.rollouts.console import SafeConsole
 from textenv.types import Episode, Prompt
 from textenv.web.markup import fill, join
@@ -169,3 +169,24 @@ def test_a_console_shows_strings_as_they_are(text: str) -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.count(visible(text)) == 5
     assert not {"\x1b[31m", "\x9b", "\r", "\u202e", "\x07"} & {*shown, *re.findall("\x1b\\[[0-9;]*m", shown)}
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "shown"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"NO_COLOR": ""}, True, True),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_color_is_for_terminals_that_want_it(
+    variables: dict[str, str], terminal: bool, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert color_is_shown() is shown

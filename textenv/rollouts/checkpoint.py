@@ -9,7 +9,6 @@ never goes on from what a disk or a copy has changed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from textenv.data.files import to_json
+from textenv.data.files import parse_json, to_json
 from textenv.rollouts.distributed import fill, full, like
 from textenv.types import TextEnvError
 
@@ -142,9 +141,9 @@ def read_state(path: Path) -> dict[str, Any]:
 def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the JSON values of a checkpoint, and the SHA-256 of its files."""
     try:
-        state: Any = json.loads((path / _STATE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, f"{_STATE}: {error}") from error
+        state: Any = parse_json((path / _STATE).read_bytes(), _STATE)
+    except (OSError, TextEnvError) as error:
+        raise _unreadable(path, str(error)) from error
     digests = state.pop(_DIGESTS, None) if isinstance(state, dict) else None
     if not isinstance(digests, dict):
         raise _unreadable(path, f"{_STATE} has no SHA-256 of the files; an earlier version of textenv wrote it")
