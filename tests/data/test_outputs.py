@@ -56,7 +56,7 @@ BAD_FILES = {
     "in no folder": ("no/x.html", "there is no folder"),
     "below a file": ("file/x.html", "is no folder"),
     "in /proc": ("/proc/x.html", "the system says"),
-    "a long name": ("x" * 300, "File name too long"),
+    "a long name": ("x" * 300, "takes 300 bytes"),
     "a link to itself": ("circle", ""),
     "NUL": ("a\0b", "null"),
 }

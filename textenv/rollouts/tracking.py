@@ -234,9 +234,10 @@ def _cells(path: Path) -> list[dict[str, str]]:
     try:
         text = path.read_text("utf-8") if path.exists() else ""
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-        if all(float(row["step"]) >= 0 for row in rows):
+        whole = all(None not in (*row, *row.values()) for row in rows)
+        if whole and all(float(row["step"]) >= 0 for row in rows):
             return rows
-        reason = "a step is below 0"
+        reason = "a step is below 0" if whole else "a row has more or fewer cells than the heading"
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         reason = f"{type(error).__name__}: {error}"
     raise TextEnvError(f"{path} is not what a run wrote ({reason}). Restore it, or begin in another folder.")
