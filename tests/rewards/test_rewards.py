@@ -370,7 +370,7 @@ class TestNormalize(RewardContract):
 class TestWrappers:
     @pytest.mark.parametrize("bad", [math.nan, math.inf, None, "good"])
     def test_do_not_hide_a_broken_score(self, wrap: Callable[[Any], Reward], bad: Any) -> None:
-        with pytest.raises(TextEnvError, match=r"wrapped reward .*constantly.*expected"):
+        with pytest.raises(TextEnvError, match=r"The reward .*constantly.* returned .*Expected a finite"):
             run(wrap(constant(bad)), "")
 
     def test_do_not_hide_a_missing_score(self, wrap: Callable[[Any], Reward]) -> None:

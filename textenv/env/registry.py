@@ -14,7 +14,9 @@ from typing import Any
 
 import gymnasium
 
+from textenv import plugins
 from textenv.types import TextEnvError
+from textenv.validation import did_you_mean, shown
 
 __all__ = ["EnvRecord", "record_of", "register", "register_all"]
 
@@ -52,10 +54,18 @@ def register(
     Args:
         id: ``"namespace/Name-v0"``.
         entry_point: What makes the single environment, ``"package.module:attribute"`` or a callable.
-        vector_entry_point: The same of the vector environment.
+        vector_entry_point: The same of the vector environment. Agents write many texts side by side in it.
         record: What others need to know of it; None for an ``EnvRecord`` of defaults.
         **keywords: Further keywords of ``gymnasium.register``.
+
+    Raises:
+        TextEnvError: ``record`` is no record, or ``id`` is no text.
     """
+    given: object = record
+    if given is not None and not isinstance(given, EnvRecord):
+        raise TextEnvError(f"record={shown(given)}: expected an EnvRecord, or None.")
+    if not isinstance(id, str):
+        raise TextEnvError(f"id={shown(id)}: expected a text such as 'my/Env-v0'.")
     gymnasium.register(id=id, entry_point=entry_point, vector_entry_point=vector_entry_point, **keywords)
     _RECORDS[id] = record or EnvRecord()
 
@@ -63,13 +73,31 @@ def register(
 def record_of(id: str) -> EnvRecord:
     """Return the record of an id; that of an id which was registered with Gymnasium alone has the defaults.
 
+    Args:
+        id: The id, or ``"package.module:id"``: the module is imported first, as ``gymnasium.make`` does, and may also
+            be in the working folder. An id that stands in a file gets here only as ``textenv.env.trust`` allows.
+
     Raises:
-        TextEnvError: Gymnasium knows no such id.
+        TextEnvError: Gymnasium knows no such id, or the module cannot be imported.
     """
-    if id not in _RECORDS and id not in gymnasium.registry:
+    given: object = id
+    module, _, name = id.rpartition(":") if isinstance(given, str) else ("", "", "")
+    if module:
+        try:
+            plugins.import_module(module)
+        except (Exception, SystemExit) as error:  # a module is a program, which can raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise TextEnvError(
+                f"env={id!r}: the module {module!r} cannot be imported ({reason}). Expected one that is installed, in "
+                "a folder of PYTHONPATH, or in the working folder."
+            ) from error
+    if name not in _RECORDS and name not in gymnasium.registry:
         known = sorted(_RECORDS)
-        raise TextEnvError(f"env={id!r} is not registered; expected one of {', '.join(known)}, or your own.")
-    return _RECORDS.get(id, EnvRecord())
+        raise TextEnvError(
+            f"env={shown(given)} is not registered.{did_you_mean(name, known)} Expected one of {', '.join(known)}, or "
+            "your own: 'package.module:id' imports the module that registers it."
+        )
+    return _RECORDS.get(name, EnvRecord())
 
 
 def register_all() -> None:

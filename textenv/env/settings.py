@@ -51,7 +51,7 @@ class TextEnvSettings:
     """
 
     model: Any = "bundled"
-    device: str | None = None
+    device: Annotated[str, MinLen(1)] | None = None
     torch_dtype: DType | None = None
     prompts: Any = None
     chat: bool = False
@@ -63,7 +63,7 @@ class TextEnvSettings:
     kl_mode: KLMode = "dense"
     kl_target: Positive | None = None
     kl_horizon: Count = 10_000
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Interval(ge=1e-4, le=1e4)] = 1.0
     stop: tuple[Annotated[str, MinLen(1)], ...] = ()
     missing_eos_penalty: float = 0.0
     top_k: Count | None = None
