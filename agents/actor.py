@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,8 @@ import numpy as np
 from textenv.agents.config import ActorConfig
 from textenv.agents.environment import as_observations
 from textenv.agents.metrics import episode_metrics
-from textenv.data.files import make_folder, write_json
+from textenv.data.files import make_folder, read_json, write_json
+from textenv.data.values import as_mapping, as_whole_number
 from textenv.lazy import lazy
 from textenv.types import Episode, IntArray, Observation, TextEnvError
 from textenv.validation import Count, FilePath, build, shown, validated
@@ -285,16 +285,14 @@ def _read_saved(folder: Path, cls: type[Actor[Any]]) -> tuple[Any, int]:
         TextEnvError: The folder holds no agent of this class.
     """
     try:
-        about: dict[str, Any] = json.loads((folder / "agent.json").read_text("utf-8"))
+        about = read_json(folder / "agent.json", "agent", "config", "steps")
         if about["agent"] != cls.__name__.lower():
-            raise ValueError(f"its agent is {about['agent']!r}")
-        steps = about["steps"]
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"its steps are {shown(steps)}")
-        return build(cls.Config, about["config"]), steps
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, RecursionError)) else str(error)
+            raise TextEnvError(f"its agent is {about['agent']!r}")
+        steps = as_whole_number(about["steps"], "steps")
+        if steps < 0:
+            raise TextEnvError(f"steps is {steps}")
+        return build(cls.Config, as_mapping(about["config"], "config")), steps
+    except TextEnvError as error:
         raise TextEnvError(
-            f"{folder} holds no {cls.__name__} agent ({' '.join(reason.split())}); expected a folder that "
-            f"{cls.__name__}.save wrote."
+            f"{folder} holds no {cls.__name__} agent ({error}); expected a folder that {cls.__name__}.save wrote."
         ) from error

@@ -218,7 +218,7 @@ class Agent(Actor[ConfigT]):
             Means of the loss's metrics over the updates, and the usual ones, under ``train/``.
 
         Raises:
-            TextEnvError: A loss is not finite, or a minibatch cannot be shared out among the processes.
+            TextEnvError: A loss or gradient is not finite, or a minibatch cannot be shared out among the processes.
         """
         self._ensure_learning()
         columns = {"log_probs": torch.from_numpy(rollout.log_probs), **columns}
@@ -232,8 +232,11 @@ class Agent(Actor[ConfigT]):
             world=self.world,
         ):
             sums = self._accumulate(rows, rollout, columns, loss, group=group, entropy=entropy)
-            norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-            history.append({**sums, "grad_norm": float(distributed.full(norm))})
+            gradients = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+            norm = float(distributed.full(gradients))
+            if not math.isfinite(norm):
+                raise self._diverged(f"The norm of the gradients is {norm}")
+            history.append({**sums, "grad_norm": norm})
             if target_kl is not None and sums["approx_kl"] > target_kl:
                 self.optimizer.zero_grad(set_to_none=True)
                 break
@@ -280,11 +283,14 @@ class Agent(Actor[ConfigT]):
         sums = self.world.sums(sums)
         found = {name: value for name, value in sums.items() if name.endswith("_loss")}
         if not math.isfinite(sum(found.values())):
-            raise TextEnvError(
-                f"The losses are {found} after {self.steps} tokens. Lower learning_rate (now "
-                f"{self.config.learning_rate}) or clip the reward; the run's last checkpoint is from before."
-            )
+            raise self._diverged(f"The losses are {found}")
         return sums
+
+    def _diverged(self, what: str) -> TextEnvError:
+        return TextEnvError(
+            f"{what} after {self.steps} tokens. Lower learning_rate (now {self.config.learning_rate}) or clip the "
+            "reward; the run's last checkpoint is from before."
+        )
 
     @final
     def save_weights(self, folder: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
-from textenv.validation import Count, NonNegative, NonNegativeInt, Positive, Probability, validate
+from textenv.validation import Count, LearningRate, NonEmpty, NonNegative, Positive, Probability, Seed, validate
 
 __all__ = ["ActorConfig", "AgentConfig", "GroupConfig", "Schedule", "ValueConfig"]
 
@@ -22,7 +22,7 @@ class ActorConfig:
         seed: Seeds actions, minibatches and the environment.
     """
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         """Check the settings, those of a derived class too."""
@@ -57,8 +57,8 @@ class AgentConfig(ActorConfig):
         gradient_checkpointing: Keep only the inputs of layers for the backward pass: less memory, more time.
     """
 
-    learning_rate: Positive = 1e-4
-    embedding_learning_rate: Positive | Literal["auto"] | None = "auto"
+    learning_rate: LearningRate = 1e-4
+    embedding_learning_rate: LearningRate | Literal["auto"] | None = "auto"
     lr_schedule: Schedule = "linear"
     lr_warmup: Probability = 0.1
     adam_epsilon: Positive = 1e-5
@@ -70,7 +70,7 @@ class AgentConfig(ActorConfig):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     lora_rank: Count | None = None
     lora_alpha: Count = 16
-    lora_targets: tuple[str, ...] = ("all-linear",)
+    lora_targets: Annotated[tuple[NonEmpty, ...], MinLen(1)] = ("all-linear",)
     gradient_checkpointing: bool = False
 
 
@@ -87,7 +87,7 @@ class ValueConfig(AgentConfig):
     """
 
     value: Literal["head", "model", "none"] = "head"
-    value_learning_rate: Positive | Literal["auto"] = "auto"
+    value_learning_rate: LearningRate | Literal["auto"] = "auto"
     value_coef: NonNegative = 0.1
     gamma: Probability = 1.0
     whiten_advantages: bool = True

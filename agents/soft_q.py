@@ -19,7 +19,7 @@ from textenv.agents.agent import Agent
 from textenv.agents.config import AgentConfig
 from textenv.agents.environment import refuse_no_kl, split_kl_penalty
 from textenv.lazy import lazy
-from textenv.validation import Count, NonNegative, Positive
+from textenv.validation import Count, LearningRate, NonNegative
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class SoftQConfig(AgentConfig):
     """
 
     value: Literal["head", "model"] = "head"
-    value_learning_rate: Positive | Literal["auto"] = "auto"
+    value_learning_rate: LearningRate | Literal["auto"] = "auto"
     value_coef: NonNegative = 0.1
     n_steps: Count | None = None
     replay: Count = 4

@@ -6,14 +6,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
-
-from annotated_types import MinLen
+from typing import Any, Literal
 
 from textenv.rewards._http_chat import check_tokenizer
 from textenv.rewards._require import require
 from textenv.types import TextEnvError
-from textenv.validation import Count, NonNegative, NonNegativeInt, Positive, validate
+from textenv.validation import Count, NonEmpty, NonNegative, NonNegativeInt, Positive, validate
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?")
@@ -34,7 +32,7 @@ class HttpSettings:
     retries: NonNegativeInt = 5
     backoff: NonNegative = 0.5
     max_wait: NonNegative = 60.0
-    tokenizer: Annotated[str, MinLen(1)] | None = None
+    tokenizer: NonEmpty | None = None
 
     def __post_init__(self) -> None:
         _check_url(self.url)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
-
-from annotated_types import MinLen
+from typing import Any
 
 from textenv.rewards._references import references
 from textenv.rewards._require import require
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
-from textenv.validation import validate
+from textenv.validation import NonEmpty, validate
 
 __all__ = ["Bleu"]
 
@@ -38,7 +36,7 @@ class Bleu:
             what the tokenizer needs is not installed; when called, if the column is missing or holds anything else.
     """
 
-    column: Annotated[str, MinLen(1)] = "reference"
+    column: NonEmpty = "reference"
     tokenize: str = "13a"
     lowercase: bool = False
 

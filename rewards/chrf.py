@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
-
-from annotated_types import MinLen
+from typing import Any
 
 from textenv.rewards._references import references
 from textenv.rewards._require import require
 from textenv.rewards._texts import completion_texts
-from textenv.validation import Count, NonNegativeInt, validate
+from textenv.validation import Count, NonEmpty, NonNegativeInt, validate
 
 __all__ = ["Chrf"]
 
@@ -38,7 +36,7 @@ class Chrf:
             is missing or holds anything else.
     """
 
-    column: Annotated[str, MinLen(1)] = "reference"
+    column: NonEmpty = "reference"
     char_order: Count = 6
     word_order: NonNegativeInt = 0
     beta: Count = 2

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import MinLen
 from torch import Tensor
 
 from textenv.models.loading import find_device
 from textenv.models.positions import longest_input
 from textenv.rewards._texts import completion_texts, is_conversation
 from textenv.types import TextEnvError
-from textenv.validation import Count, shown, validated
+from textenv.validation import Count, NonEmpty, shown, validated
 
 __all__ = ["Classifier"]
 
@@ -51,7 +50,7 @@ class Classifier:
     @validated
     def __init__(
         self,
-        model: Annotated[str, MinLen(1)],
+        model: NonEmpty,
         *,
         label: str | int | None = None,
         output: Literal["log_odds", "probability"] = "log_odds",

@@ -10,7 +10,7 @@ from annotated_types import MinLen
 from textenv.models.loading import BUNDLED
 from textenv.models.reward_model import Ensemble, RewardModel
 from textenv.rewards._texts import completion_texts
-from textenv.validation import NonNegative, validated
+from textenv.validation import NonEmpty, NonNegative, validated
 
 __all__ = ["Learned"]
 
@@ -41,7 +41,7 @@ class Learned:
     @validated
     def __init__(
         self,
-        model: Annotated[str, MinLen(1)] | Annotated[Sequence[Annotated[str, MinLen(1)]], MinLen(1)] = BUNDLED,
+        model: NonEmpty | Annotated[Sequence[NonEmpty], MinLen(1)] = BUNDLED,
         *,
         combine: Literal["mean", "min", "variance"] = "mean",
         penalty: NonNegative = 0.5,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal
-
-from annotated_types import MinLen
+from typing import Any, Literal
 
 from textenv.rewards._references import references
 from textenv.rewards._require import require
 from textenv.rewards._texts import completion_texts
-from textenv.validation import validate
+from textenv.validation import NonEmpty, validate
 
 __all__ = ["Rouge"]
 
@@ -40,7 +38,7 @@ class Rouge:
     """
 
     variant: Variant = "rougeL"
-    column: Annotated[str, MinLen(1)] = "reference"
+    column: NonEmpty = "reference"
     stem: bool = False
 
     def __post_init__(self) -> None:

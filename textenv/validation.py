@@ -25,10 +25,17 @@ from textenv.types import TextEnvError
 __all__ = [
     "Count",
     "FilePath",
+    "LearningRate",
+    "NonEmpty",
     "NonNegative",
     "NonNegativeInt",
+    "Port",
     "Positive",
     "Probability",
+    "Seconds",
+    "Seed",
+    "Temperature",
+    "Threads",
     "UnknownNameError",
     "build",
     "did_you_mean",
@@ -43,7 +50,18 @@ NonNegativeInt = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, le=1)]
-FilePath: TypeAlias = Annotated[str, MinLen(1)] | Path
+NonEmpty = Annotated[str, MinLen(1)]
+FilePath: TypeAlias = NonEmpty | Path
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
+"""What NumPy, torch, Gymnasium and Stable-Baselines3 all take as a seed."""
+Threads = Annotated[int, Interval(ge=1, le=1024)]
+Port = Annotated[int, Interval(ge=0, le=65_535)]
+Seconds = Annotated[float, Interval(gt=0, le=10**8)]
+"""A time to wait, below what the timers of the system can count."""
+LearningRate = Annotated[float, Interval(gt=0, le=100)]
+"""Of Adam, whose steps are as long as its rate whatever the gradient; weights are of the order of 1."""
+Temperature = Annotated[float, Interval(ge=1e-4, le=1e4)]
+"""What logits are divided by, within which they neither overflow nor vanish."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,8 +116,8 @@ def validate(config: Any, *, owner: str | None = None) -> None:
     """Check every field of a dataclass against its annotation; numbers and lists become what is annotated.
 
     A NumPy integer becomes an ``int``, an ``int`` where a ``float`` is expected a ``float``, a list where a tuple is
-    expected a tuple. ``float`` fields hold finite numbers. Fields annotated ``Any`` or with a type that is not listed
-    in this module are left alone.
+    expected a tuple. ``float`` fields hold finite numbers, ``int`` fields whole numbers of 64 bits, mappings have texts
+    as keys. Fields annotated ``Any`` or with a type that is not listed in this module are left alone.
 
     Args:
         config: An instance of a dataclass, frozen or not.
@@ -170,15 +188,20 @@ def _checked(owner: str | None, name: str, value: Any, hint: Any) -> Any:
     """
     ok, converted = _convert(value, hint)
     if not ok:
+        expected = _describe(hint)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63 and "whole number" in expected:
+            expected += " (of 64 bits)"
         given = f"{name}={shown(value)}"
-        raise TextEnvError(f"{f'{owner}({given})' if owner else given}: expected {_describe(hint)}.")
+        raise TextEnvError(f"{f'{owner}({given})' if owner else given}: expected {expected}.")
     return converted
 
 
 def shown(value: object) -> str:
-    """Return the ``repr`` of a value on one line, cut after 120 characters."""
+    """Return the ``repr`` of a value on one line, cut in the middle where it is long."""
+    if isinstance(value, int) and not -(10**100) < value < 10**100:
+        return "a number of more than 100 digits"  # Python writes none of many thousands
     text = " ".join(repr(value).split())
-    return text if len(text) <= 120 else f"{text[:119]}…"
+    return text if len(text) <= 200 else f"{text[:100]}…{text[-95:]}"
 
 
 @functools.cache
@@ -203,6 +226,8 @@ def _convert(value: Any, hint: Any) -> tuple[bool, Any]:
         return any(type(value) is type(choice) and value == choice for choice in arguments), value
     if origin is Sequence or (origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis):
         return _convert_items(value, arguments[0])
+    if origin in (dict, Mapping):
+        return _convert_mapping(value, arguments[1])
     return _convert_plain(value, hint)
 
 
@@ -215,13 +240,21 @@ def _convert_items(value: Any, hint: Any) -> tuple[bool, Any]:
     return all(ok for ok, _ in items), value if same else converted
 
 
+def _convert_mapping(value: Any, hint: Any) -> tuple[bool, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return False, value
+    items = {key: _convert(item, hint) for key, item in value.items()}
+    same = all(new is value[key] for key, (_, new) in items.items())
+    return all(ok for ok, _ in items.values()), value if same else {key: new for key, (_, new) in items.items()}
+
+
 def _convert_plain(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is type(None):
         return value is None, value
     if hint is bool:
         return isinstance(value, bool), value
     if hint is int:
-        ok = isinstance(value, Integral) and not isinstance(value, bool)
+        ok = isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
         return ok, value if type(value) is int or not ok else int(value)
     if hint is float:
         if isinstance(value, float):  # NumPy's double too
@@ -236,7 +269,7 @@ def _convert_plain(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is str:
         return isinstance(value, str), value
     if hint is Path:
-        ok = isinstance(value, (str, Path)) and str(value) != ""
+        ok = isinstance(value, (str, Path)) and str(value) != "" and "\0" not in str(value)
         return ok, value if isinstance(value, Path) or not ok else Path(value)
     return True, value
 
@@ -271,13 +304,15 @@ def _describe(hint: Any) -> str:
         return f"one of {list(arguments)}"
     if origin in (tuple, Sequence):
         return f"a list, each item {_describe(arguments[0])}"
+    if origin in (dict, Mapping):
+        return "an object" if arguments[1] is Any else f"an object, each value {_describe(arguments[1])}"
     names = {
         type(None): "None",
         bool: "True or False",
         int: "a whole number",
         float: "a finite number",
         str: "a text",
-        Path: "a path that is not empty",
+        Path: "a path that is not empty and holds no NUL",
     }
     return names.get(hint, str(hint))
 

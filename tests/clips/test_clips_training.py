@@ -103,6 +103,12 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     assert [row.get("labels/asked") for row in rows[:1]] == [4]
     assert rows[3]["labels/asked"] == rows[3]["labels/judged"] == 16
     assert not [path for path in tmp_path.rglob("*") if path.suffix in {".zip", ".pkl", ".pt", ".pth"}]
+    about = tmp_path / "run" / "policy" / "config.json"
+    saved = about.read_text()
+    about.write_text(json.dumps({**json.loads(saved), "agent": "sacc"}))
+    with pytest.raises(TextEnvError, match=r"no agent 'sacc'. Did you mean 'sac'"):
+        load_policy(tmp_path / "run" / "policy")
+    about.write_text(saved)
     agent = load_policy(tmp_path / "run" / "policy")
     assert evaluate_returns(agent, TASK, {}, 2) == results["returns"]
     env: Any = gym.make(TASK)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import fcntl
 import importlib.util
+import io
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from tests.conftest import build_lm
 from tests.waiting import wait_for
 from textenv.agents.agent import Agent
 from textenv.commands.cli import main
-from textenv.compare import statistics
+from textenv.compare import comparison, statistics
 from textenv.compare.comparison import compare
 from textenv.compare.plan import Budget, Compare, ComparedAgent, ComparedTask, Plan, Run, make_plan
 from textenv.compare.report import write_report
@@ -217,7 +218,37 @@ def test_what_cannot_be_compared_is_refused_at_once(tmp_path: Path, changed: dic
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("seeds = ", "expected a TOML file"), ("seed = 3", "the key 'seed'"), ("agents = 'ppo'", "expected a list")],
+    [
+        ("seeds = ", "expected a TOML file"),
+        ("x = " + "[" * 100_000, "expected a TOML file"),
+        ("seeds = " + "1" * 5000, "expected a TOML file"),
+        ("seed = 3", "the key 'seed'. Did you mean 'seeds'"),
+        ("settings = 5", "the key 'settings'"),
+        ("agents = 'ppo'", "agents = 'ppo': expected a list, even of one: \\['ppo'\\]"),
+        ("rewards = 'dense'", "rewards = 'dense': expected a list, even of one"),
+        ("agents = [5]", "agents: 5: expected a name"),
+        ("envs = [[1]]", "envs: \\[1\\]: expected a name"),
+        ("rewards = [5]", "rewards: 5: expected a name"),
+        ("rewards = ['{']", "rewards: '{' begins like a JSON object, and is no JSON"),
+        ("seeds = '5'", "seeds='5': expected a whole number of at least 1"),
+        ("seeds = 2.5", "seeds=2.5: expected a whole number"),
+        ("num_envs = true", "num_envs=True: expected a whole number"),
+        ("total_steps = -5", "total_steps=-5: expected"),
+        ("seconds = '10'", "seconds='10': expected a finite number above 0, or None"),
+        ("seconds = nan", "seconds=nan: expected a finite number"),
+        ("[[agents]]\nlabel = 'x'", "an object with 'name'"),
+        ("[[agents]]\nname = 'ppo'\nlabel = 3", "label=3: expected a text"),
+        ("[[agents]]\nname = 'ppo'\nlabel = ''", "label='': expected a text that is not empty"),
+        ("[[agents]]\nname = 'ppo'\nsettings = 5", "settings=5: expected an object"),
+        ("[[agents]]\nname = 'ppo'\nsettings = {lora_targets = 5}", "lora_targets=5: expected a list"),
+        ("[[envs]]\nid = 5", "an object with 'id'"),
+        ("[[envs]]\nid = 'textenv/Exact-v0'\nsettings = 5", "settings=5: expected an object"),
+        ("[[envs]]\nid = 'textenv/Exact-v0'\nrewards = 'dense'", "rewards = 'dense': expected a list"),
+        ("[[envs]]\nid = 'textenv/Exact-v0'\nagent_settings = ['x']", "agent_settings=\\['x'\\]: expected an object"),
+        ("[[envs]]\nid = 'textenv/Exact-v0'\neval_prompts = 5", "eval_prompts=5: expected a text"),
+        ("[[envs]]\nid = 'textenv/Exact-v0'\nlabel = 3", "label=3: expected a text"),
+    ],
+    ids=str,
 )
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plan.toml").write_text(text)
@@ -226,6 +257,31 @@ def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, m
     (tmp_path / "plan.toml").write_text("seeds = 2")
     with pytest.raises(TextEnvError, match="--config and --total-steps"):
         make_plan(Compare(out=tmp_path, config=tmp_path / "plan.toml", total_steps=7))
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text("seeds = 2", "utf-8-sig")
+    assert make_plan(Compare(out=tmp_path, config=tmp_path / "plan.toml")).seeds == 2
+
+
+@pytest.mark.parametrize("labels", [("基线", "新方法"), ("π", "ρ"), ("a π", "a ρ"), ("!", "?")])
+def test_labels_of_any_letters_have_folders_of_their_own(labels: tuple[str, str], tmp_path: Path) -> None:
+    agents = tuple(json.dumps({"name": "ppo", "label": label}) for label in labels)
+    plan = make_plan(command(tmp_path, agents=agents))
+    names = {run.name.partition("/")[0] for run in plan.runs}
+    assert len(names) == 2
+    assert all(name.isascii() and name.strip("-.") for name in names)
+
+
+def test_the_folders_of_plain_labels_stay_as_they_were(tmp_path: Path) -> None:
+    agents = (json.dumps({"name": "ppo", "label": "PPO, 2 passes"}),)
+    assert make_plan(command(tmp_path, agents=agents)).runs[0].name == "PPO-2-passes/Exact-dense/0"
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("3", 3), ("2,1", 2), ("", None), ("0", None), ("x", None)])
+def test_the_threads_that_a_variable_asks_for(given: str, wanted: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert comparison._threads_wanted() == wanted
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------
@@ -430,6 +486,15 @@ def test_what_is_finished_is_not_run_again(done: tuple[Path, Compare], capsys: p
     compare(dataclasses.replace(asked, seeds=1), Console())
     assert "6 of 6 runs are finished." in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
+
+
+def test_tables_fit_into_80_columns(done: tuple[Path, Compare]) -> None:
+    shown = io.StringIO()
+    compare(done[1], Console(width=80, file=shown))
+    text = shown.getvalue()
+    assert "…" not in text
+    assert all(re.search(rf"[ ┃|]{heading} ", text) for heading in comparison._SHOWN.values() if heading != "share")
+    assert max(map(len, text.partition("Written:")[0].splitlines())) <= 80
 
 
 def test_curves_begin_at_the_reference_and_end_together(done: tuple[Path, Compare]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.test_imports import modules
-from textenv.data.files import locked, to_json, write_atomically, write_json
+from textenv.data.files import locked, parse_json, read_json, to_json, write_atomically, write_json
 from textenv.types import TextEnvError
 
 
@@ -134,3 +134,26 @@ def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.warns(UserWarning, match="a file system without locks"), locked(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"a": 1', b"\0", b"[]", b"5", b'{"a": "\xff"}', b"[" * 10**5, b'{"a": ' + b"1" * 5000 + b"}", b'{"b": 1}'],
+    ids=["empty", "cut", "NUL", "list", "number", "bytes", "deep", "digits", "other"],
+)  # fmt: skip
+def test_a_damaged_file_of_json_is_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(TextEnvError) as caught:
+        read_json(path, "a")
+    assert str(caught.value).startswith(f"{path} cannot be read: ")
+    assert "\n" not in str(caught.value)
+    assert "restore the file" in str(caught.value)
+
+
+def test_a_whole_file_of_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": "ä"})
+    assert read_json(tmp_path / "x.json", "a") == {"a": "ä"}
+    with pytest.raises(TextEnvError, match=r"no\.json cannot be read: No such file"):
+        read_json(tmp_path / "no.json")
+    assert parse_json("[1]", "It") == [1]

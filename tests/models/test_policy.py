@@ -337,3 +337,16 @@ def test_the_policy_of_a_reference_acts_with_its_model_at_its_temperature(
         policy.action_log_prob(tokens), lm.next_token_log_prob(ids, lengths, tokens, 0.5), atol=1e-5
     )
     assert (values == 0).all()
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_weights_that_are_not_finite_are_told(value: float, drawn: bool, make_lm: Callable[..., CausalLM]) -> None:
+    policy = TextPolicy(make_lm(), value="none")
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.fill_(value)
+            parameter.view(-1)[::2] = -value
+    obs = observation(np.full((2, WIDTH), 3), [2, 4])
+    with pytest.raises(TextEnvError, match=r"probabilities are not finite.* Lower learning_rate"):
+        policy.act(obs, generator=generator() if drawn else None)

@@ -23,6 +23,9 @@ from gymnasium.vector import AutoresetMode
 from tests.conftest import build_lm
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.commands.cli import main
+from textenv.commands.settings import TrainSettings
+from textenv.commands.training_run import train
+from textenv.data.files import locked
 from textenv.rollouts.collect import sample_episodes
 from textenv.rollouts.distributed import ALONE, World, connect
 from textenv.types import TextEnvError
@@ -318,6 +321,24 @@ def test_a_reward_with_statistics_of_its_own_is_refused() -> None:
     envs: Any = gym.make("textenv/Text-v0", model=build_lm(), prompts=PROMPTS, reward=reward)
     with pytest.raises(TextEnvError, match="keeps statistics"):
         PPO(envs, PPOConfig(), world=world)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_processes_end_where_the_first_is_refused(rank: int, tmp_path: Path) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Told(World):
+        """A process that is told what the first one found."""
+
+        def gather(self, item: Any) -> list[Any]:
+            assert item is (self.rank == 0)  # only the first one has tried
+            return [True, False]
+
+    world = Told(rank=rank, size=2, device=torch.device("cpu"))
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(TextEnvError, match=["is being written", "as the first one does"][rank]),
+    ):
+        train(TrainSettings(out=tmp_path / "run"), world)
 
 
 def test_errors_of_the_network_alone_are_explained() -> None:

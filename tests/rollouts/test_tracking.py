@@ -107,6 +107,21 @@ def test_a_table_that_was_lost_is_made_again_on_resume(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text() == table
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ['{"step": 1, "sc', "\0\0", "[]", "5", '{"step": "1"}', '{"score": 1}', '{"step": 1, "x": "y"}', "[" * 10**5],
+    ids=["cut", "NUL", "list", "number", "text", "no step", "no number", "deep"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv"])
+def test_a_damaged_file_is_told(damage: str, name: str, tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    path = tmp_path / name
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], damage, *lines[1:]]) + "\n")
+    with pytest.raises(TextEnvError, match=rf"{name}(, line 2: |  *is not what a run wrote)"):
+        RunLogger(tmp_path, total_steps=100, progress=False, resume_from=3)
+
+
 def test_a_new_metric_gets_a_column(tmp_path: Path) -> None:
     with RunLogger(tmp_path, total_steps=2, progress=False) as logger:
         logger.log(1, {"a": 1.0})

@@ -12,10 +12,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
 from scipy import stats
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+from textenv.env.registry import make_envs
 from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import collect, text_env
@@ -51,10 +51,10 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
         num_envs: Rows of the vector environment.
         seed: Seeds prompts and tokens.
     """
+    envs: Any = make_envs(env_id, num_envs, **settings)
+    base = text_env(envs)
     yield _checker("gymnasium check_env", lambda: check_env(gym.make(env_id, **settings).unwrapped))
     yield _checker("stable-baselines3 check_env", lambda: sb3_check_env(gym.make(env_id, **settings)))
-    envs: Any = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **settings)
-    base = text_env(envs)
     policy = TextPolicy(base.reference, temperature=base.settings.temperature)
     generator = torch.Generator(policy.lm.device).manual_seed(seed)
     began = time.perf_counter()

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from tyro.constructors import PrimitiveConstructorSpec
 
 from textenv.data.files import to_json
+from textenv.data.outputs import OutputFile, OutputFolder
 from textenv.types import TextEnvError
-from textenv.validation import Count, NonNegative, NonNegativeInt, Positive, Probability, validate
+from textenv.validation import Count, LearningRate, NonNegative, Positive, Probability, Seed, Threads, validate
 
 __all__ = ["ClipsConfig"]
 
@@ -76,13 +77,13 @@ class ClipsConfig:
         threads: Threads that torch computes with; networks this small are fastest with one.
     """
 
-    out: Path
+    out: OutputFolder
     task: str = "Pendulum-v1"
     agent: Literal["a2c", "ddpg", "dqn", "ppo", "sac", "td3"] = "sac"
     labels: Count = 700
     reward: Literal["learned", "task"] = "learned"
     total_steps: Count = 15_000
-    store: Path | None = None
+    store: OutputFile | None = None
     clip_steps: Count = 25
     rounds: Count = 30
     initial_share: Probability = 0.25
@@ -93,7 +94,7 @@ class ClipsConfig:
     members: Count = 3
     hidden: Count = 64
     updates: Count = 300
-    learning_rate: Positive = 1e-3
+    learning_rate: LearningRate = 1e-3
     error_rate: Probability = 0.1
     reward_std: Positive = 1.0
     oracle_error_rate: Probability = 0.0
@@ -103,8 +104,8 @@ class ClipsConfig:
     agent_settings: JSONObject = field(default_factory=dict)
     against: Path | None = None
     eval_episodes: Count = 20
-    seed: NonNegativeInt = 0
-    threads: Count = 1
+    seed: Seed = 0
+    threads: Threads = 1
 
     def __post_init__(self) -> None:
         """Check the settings.

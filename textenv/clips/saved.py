@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from textenv.clips.ensemble import RewardEnsemble
 from textenv.clips.measuring import make_task
 from textenv.clips.sb3_agents import Agent, make_agent
 from textenv.clips.segments import Features
-from textenv.data.files import write_atomically, write_json
+from textenv.data.files import read_json, write_atomically, write_json
 from textenv.env.trust import Source
 from textenv.types import FloatArray, TextEnvError
 
@@ -108,7 +107,7 @@ def _save(folder: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str,
 
 def _load(folder: Path, what: str, *keys: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
-        about: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+        about = read_json(folder / "config.json")
         weights = safetensors.torch.load_file(folder / "model.safetensors")
         missing = [key for key in keys if key not in about]
     except (OSError, ValueError, TypeError, SafetensorError) as error:

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from textenv.clips.wrappers import RewardFunction
 from textenv.data.files import to_json
 from textenv.types import TextEnvError
+from textenv.validation import unknown_name
 
 __all__ = ["AGENTS", "Agent", "agent_state", "make_agent", "relabel_rewards", "restore_agent"]
 
@@ -49,8 +50,10 @@ def make_agent(name: str, env: Any, *, seed: int, buffer_size: int, settings: Ma
         settings: Further keywords of the agent's class.
 
     Raises:
-        TextEnvError: The agent has no such setting, or cannot act in such a task.
+        TextEnvError: There is no such agent, it has no such setting, or cannot act in such a task.
     """
+    if name not in AGENTS:
+        raise unknown_name("There is no agent", name, AGENTS)
     keywords: dict[str, Any] = {}
     if issubclass(AGENTS[name], OffPolicyAlgorithm):
         keywords["buffer_size"] = min(buffer_size, 1_000_000)

@@ -21,7 +21,7 @@ from textenv.clips.measuring import evaluate_returns, plot_returns
 from textenv.clips.oracle import Score, true_return
 from textenv.clips.preference_run import ClipJudge, PreferenceRun
 from textenv.clips.saved import save_policy, save_reward
-from textenv.data.files import locked, to_json, write_json
+from textenv.data.files import locked, read_json, to_json, write_json
 from textenv.rollouts.tracking import RunLogger
 from textenv.types import TextEnvError
 
@@ -87,7 +87,7 @@ def _check_folder(config: ClipsConfig) -> dict[str, Any]:
     described = _described(config)
     if not (config.out / "config.json").exists():
         return described
-    earlier = json.loads((config.out / "config.json").read_text("utf-8"))
+    earlier = read_json(config.out / "config.json")
     changed = [
         f"{name} was {earlier.get(name)!r}, is {now!r}" for name, now in described.items() if earlier.get(name) != now
     ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from textenv.commands.base import Command
-from textenv.commands.console import console
+from textenv.commands.console import tell
+from textenv.data.outputs import OutputFolder
 
 __all__ = ["Corpus"]
 
@@ -19,13 +19,13 @@ class Corpus(Command):
         out: Folder for general.jsonl, reviews-train.jsonl and reviews-validation.jsonl.
     """
 
-    out: Path
+    out: OutputFolder
 
     def run(self) -> int:
         """Write the files, and print their sizes."""
         from textenv.data.corpora import write_general_corpus, write_review_pairs  # noqa: PLC0415
 
         sizes = write_general_corpus(self.out / "general.jsonl")
-        console.print(f"{self.out / 'general.jsonl'}: characters {sizes}")
-        console.print(f"{self.out}: movie-review pairs {write_review_pairs(self.out)}")
+        tell(f"{self.out / 'general.jsonl'}: characters {sizes}")
+        tell(f"{self.out}: movie-review pairs {write_review_pairs(self.out)}")
         return 0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.text import Text
 
-from textenv.commands.base import Command
-from textenv.commands.console import console
+from textenv.commands.base import Command, use_threads
+from textenv.commands.console import console, tell
 from textenv.commands.flags import EnvFlags, make_keywords
-from textenv.validation import Count, validate
+from textenv.validation import Count, Seed, Threads
 
 __all__ = ["Doctor"]
 
@@ -27,6 +27,7 @@ class Doctor(Command):
         prompts: File of prompts; None for the environment's own.
         num_envs: Rows of the vector environment.
         seed: Seeds prompts and tokens.
+        threads: Threads that torch computes with; None leaves that to torch.
         settings: Settings of the environment that were given.
     """
 
@@ -35,20 +36,23 @@ class Doctor(Command):
     model: str | None = None
     prompts: Path | None = None
     num_envs: Count = 16
-    seed: int = 0
+    seed: Seed = 0
+    threads: Threads | None = None
     settings: EnvFlags = field(default_factory=dict)
 
     def run(self) -> int:
         """Print what each check found; the status is 1 if one failed."""
         from textenv.analysis.doctor import examine  # noqa: PLC0415 (loads torch)
 
-        validate(self)
+        use_threads(self.threads)
         given = {"model": self.model, "reward": self.reward}
-        console.print(", ".join([self.env, *(f"{name} {value}" for name, value in given.items() if value)]))
         keywords = make_keywords(self.settings, reward=self.reward, model=self.model, prompts=self.prompts)
         healthy = True
-        for finding in examine(self.env, keywords, num_envs=self.num_envs, seed=self.seed):
+        for number, finding in enumerate(examine(self.env, keywords, num_envs=self.num_envs, seed=self.seed)):
+            if not number:  # the environment can be made
+                tell(", ".join([self.env, *(f"{name} {value}" for name, value in given.items() if value)]))
             healthy &= finding.ok
             status = Text("ok   ", style="green") if finding.ok else Text("FAILS", style="bold red")
-            console.print(status, f"{finding.name}: {finding.detail}")  # at once: a check may take minutes
+            # At once: a check may take minutes.
+            console.print(status, f"{finding.name}: {finding.detail}", highlight=False, soft_wrap=True)
         return 0 if healthy else 1

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_type_hints
 
 import tyro
 
 from textenv import plugins
+from textenv.data.files import parse_json
+from textenv.data.values import short
 from textenv.env.settings import TextEnvSettings
 from textenv.types import Ranking, TextEnvError
 
@@ -24,12 +25,15 @@ __all__ = [
     "EnvFlags",
     "TrainEnvFlags",
     "agent_flags",
+    "in_groups",
     "json_object",
     "last_value",
     "make_keywords",
     "parse_reward",
     "read_ranking_files",
 ]
+
+C = TypeVar("C")
 
 ENV_FIELDS = ("model", "prompts", "reward")
 """Settings of an environment that commands have as flags of their own."""
@@ -38,22 +42,32 @@ TRAINING: dict[str, Any] = {"kl_mode": "lump"}
 """Defaults of training: paying an episode's KL at its end takes less computation, and the total is the same."""
 
 
+_GROUPS = {
+    "KL": r"kl_\w+",
+    "LoRA": r"lora_\w+",
+    "optimizer": r"(\w+_)?learning_rate|lr_\w+|adam_\w+|weight_decay|max_grad_norm|(mini|micro_)batch_size|precision|"
+    "gradient_checkpointing",
+}
+"""Groups of flags in the help, and what the names of their settings match; all others are in a group of the rest."""
+
+
 def flags_of(
-    settings: type[Any], without: Collection[str], hint: str, taken: Collection[str] = (), **other: Any
+    settings: type[Any], rest: str, without: Collection[str], hint: str, taken: Collection[str] = (), **other: Any
 ) -> Any:
-    """Return a mapping type of the fields of the dataclass ``settings``, with their help.
+    """Return a mapping type of the fields of the dataclass ``settings``, with their help, in groups.
 
     Its values hold what was typed and nothing else, also where that equals a default.
 
     Args:
         settings: The dataclass.
+        rest: The group of the settings that no other group has.
         without: Fields that the command line has itself.
         hint: What the help says after a default.
         taken: Names of other flags; a field of such a name has the flag ``--GROUP.NAME``, the others ``--NAME``.
         **other: Defaults of the command that are not those of ``settings``.
     """
-    hints, help_texts = get_type_hints(settings), _help_texts(settings)
-    fields = {}
+    hints, help_texts = get_type_hints(settings, include_extras=False), _help_texts(settings)
+    groups: dict[str, dict[str, Any]] = {rest: {}}
     for each in dataclasses.fields(settings):
         if each.name not in without:
             default = other.get(each.name, f"{each.default}{hint}")
@@ -62,9 +76,39 @@ def flags_of(
                 help_behavior_hint=f"(default: {default})",
                 prefix_name=each.name in taken,
             )
-            fields[each.name] = Annotated[hints[each.name], about]
+            group = next((name for name, pattern in _GROUPS.items() if re.fullmatch(pattern, each.name)), rest)
+            groups.setdefault(group, {})[each.name] = Annotated[hints[each.name], about]
+    return _grouped(settings, groups)
+
+
+def _grouped(settings: type[Any], groups: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return a mapping type of fields that the help shows in groups; its values know nothing of these."""
+
+    def merged(**given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for group in given.values() for name, value in group.items()}
+
     make: Any = TypedDict
-    return make(f"{settings.__name__}Flags", fields, total=False)
+    parameters: list[tuple[str, Any, Any]] = []
+    for group, fields in groups.items():
+        made = make(f"{settings.__name__}_{group}", dict(fields), total=False)
+        parameters.append((group, Annotated[made, tyro.conf.arg(name=group, help="")], {}))
+    constructor = _described(merged, parameters, None)
+    return Annotated[dict[str, Any], tyro.conf.arg(name="", constructor=constructor)]
+
+
+def _described(function: Callable[..., Any], parameters: Sequence[tuple[str, Any, Any]], doc: str | None) -> Any:
+    """Give a function of keywords names, types and defaults (``...`` for none), by which the parser makes flags."""
+    described: Any = function
+    kind, empty = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
+    described.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(name, kind, annotation=hint, default=empty if default is ... else default)
+            for name, hint, default in parameters
+        ]
+    )
+    described.__annotations__ = {name: hint for name, hint, _ in parameters}
+    described.__doc__ = doc
+    return described
 
 
 def _help_texts(settings: type[Any]) -> dict[str, str]:
@@ -82,10 +126,9 @@ if TYPE_CHECKING:
     TrainEnvFlags = dict[str, Any]
     AgentFlags = dict[str, Any]
 else:
-    _SETTINGS = tyro.conf.arg(name="environment", help="Settings of the environment.")
     _OWN = ", or the environment's own"
-    EnvFlags = Annotated[flags_of(TextEnvSettings, ENV_FIELDS, _OWN), _SETTINGS]
-    TrainEnvFlags = Annotated[flags_of(TextEnvSettings, ENV_FIELDS, _OWN, **TRAINING), _SETTINGS]
+    EnvFlags = flags_of(TextEnvSettings, "environment", ENV_FIELDS, _OWN)
+    TrainEnvFlags = flags_of(TextEnvSettings, "environment", ENV_FIELDS, _OWN, **TRAINING)
     AgentFlags = Annotated[dict[str, Any], tyro.conf.Suppress]
 
 
@@ -103,12 +146,41 @@ def agent_flags(command: Any, field: str, name: str) -> Any:
     """
     config = plugins.agents().find(name).Config
     taken = {each.name for cls in (command, TextEnvSettings) for each in dataclasses.fields(cls)}
-    about = tyro.conf.arg(name="agent", help=f"Settings of {name}.")
-    flags = Annotated[flags_of(config, ["seed"], "", taken), about]  # type: ignore[valid-type]
+    flags = flags_of(config, "agent", ["seed"], "", taken)
     namespace = {"__annotations__": {field: flags}, field: dataclasses.field(default_factory=dict)}
     namespace |= {"__doc__": command.__doc__, "__module__": command.__module__}
     made = type(command.__name__, (command,), namespace)
     return dataclasses.dataclass(frozen=True)(made)
+
+
+def in_groups(command: type[C], groups: Mapping[str, Collection[str]]) -> Callable[..., C]:
+    """Return what to parse a command with so that the help shows its own flags in groups.
+
+    Args:
+        command: The class.
+        groups: Names of fields by name of their group, in the order of the help. All other fields have groups already.
+    """
+    hints, help_texts = get_type_hints(command, include_extras=True), _help_texts(command)
+    fields = {each.name: each for each in dataclasses.fields(command)}  # type: ignore[arg-type]
+
+    def made(**given: Any) -> C:
+        values = {name: value for name, value in given.items() if name not in groups}
+        for group in groups:
+            values |= {name: getattr(given[group], name) for name in groups[group]}
+        return command(**values)
+
+    parameters = []
+    for group, names in groups.items():
+        attributes = "\n".join(f"    {name}: {help_texts[name]}" for name in names)
+        part = dataclasses.make_dataclass(
+            group,
+            [(name, hints[name], dataclasses.field(default=fields[name].default, kw_only=True)) for name in names],
+            namespace={"__doc__": f"\n\nAttributes:\n{attributes}\n", "__module__": command.__module__},
+        )
+        parameters.append((group, Annotated[part, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=group, help="")], ...))
+    grouped = {name for names in groups.values() for name in names}
+    parameters += [(name, hints[name], {}) for name in fields if name not in grouped]
+    return _described(made, parameters, command.__doc__)
 
 
 def last_value(arguments: Sequence[str], flag: str, default: str) -> str:
@@ -141,10 +213,7 @@ def parse_reward(reward: str) -> Any:
     """
     if not reward.startswith("{"):
         return reward
-    try:
-        return json.loads(reward)
-    except json.JSONDecodeError as error:
-        raise TextEnvError(f"--reward {reward}: begins like a JSON object, and is none ({error}).") from error
+    return parse_json(reward, f"The reward {short(reward)} begins like a JSON object, and")
 
 
 def json_object(flag: str, text: str) -> dict[str, Any]:
@@ -153,12 +222,9 @@ def json_object(flag: str, text: str) -> dict[str, Any]:
     Raises:
         TextEnvError: It is none.
     """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TextEnvError(f"{flag} {text}: expected a JSON object ({error}).") from error
+    value = parse_json(text, f"{flag} {short(text)}: expected a JSON object; it")
     if not isinstance(value, dict):
-        raise TextEnvError(f"{flag} {text}: expected a JSON object.")
+        raise TextEnvError(f"{flag} {short(text)}: expected a JSON object.")
     return value
 
 

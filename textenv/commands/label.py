@@ -11,6 +11,7 @@ import tyro
 from textenv.commands.base import Command
 from textenv.commands.console import tell
 from textenv.types import TextEnvError
+from textenv.validation import NonEmpty, Port, Seconds
 
 __all__ = ["Label"]
 
@@ -33,10 +34,10 @@ class Label(Command):
 
     store: Annotated[Path, tyro.conf.Positional]
     guidelines: Path | None = None
-    host: str = "127.0.0.1"
-    port: int = 8901
+    host: NonEmpty = "127.0.0.1"
+    port: Port = 8901
     allow_host: tuple[str, ...] = ()
-    lease_seconds: float = 600.0
+    lease_seconds: Seconds = 600.0
     password_file: Path | None = None
     clip_folders: tuple[Path, ...] = ()
 

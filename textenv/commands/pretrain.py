@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textenv.commands.base import FROM_CHECKPOINT, Command
-from textenv.commands.console import console
+from textenv.commands.console import tell
 from textenv.training.configs import PretrainConfig
 
 __all__ = ["Pretrain"]
@@ -25,5 +25,5 @@ class Pretrain(Command, PretrainConfig):
         """Train, and say where the model is."""
         from textenv.training.pretrain import pretrain  # noqa: PLC0415 (loads torch)
 
-        console.print(f"The model is in {pretrain(self)}")
+        tell(f"The model is in {pretrain(self)}")
         return 0

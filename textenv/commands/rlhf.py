@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from textenv.commands.base import FROM_CHECKPOINT, Command
+from textenv.commands.base import FROM_CHECKPOINT, Command, use_threads
 from textenv.commands.flags import agent_flags
 from textenv.commands.settings import RlhfSettings
 
@@ -23,7 +23,7 @@ class Rlhf(Command, RlhfSettings):
     after_signal: ClassVar[str] = FROM_CHECKPOINT
 
     @classmethod
-    def with_flags(cls, arguments: Sequence[str]) -> type[Self]:
+    def with_flags(cls, arguments: Sequence[str]) -> Callable[..., Self]:
         """Return the class with a flag for every setting of PPO."""
         made: Any = agent_flags(cls, "ppo", "ppo")
         return made  # type: ignore[no-any-return]
@@ -32,5 +32,6 @@ class Rlhf(Command, RlhfSettings):
         """Run the pipeline as far as it comes without people."""
         from textenv.commands.rlhf_run import rlhf  # noqa: PLC0415 (loads torch)
 
+        use_threads(self.threads)
         rlhf(self)
         return 0

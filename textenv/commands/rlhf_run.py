@@ -10,17 +10,14 @@ people, goes on with the stage that is missing when the same command is given ag
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -29,8 +26,9 @@ from textenv.commands.console import console
 from textenv.commands.flags import TRAINING, make_keywords, parse_reward
 from textenv.commands.settings import RlhfSettings, TrainSettings
 from textenv.commands.training_run import held_out, made_with, plain_settings, train
-from textenv.data.files import locked, to_json, write_json
+from textenv.data.files import locked, read_json, to_json, write_json
 from textenv.data.pictures import save_figure
+from textenv.env.registry import make_envs
 from textenv.env.scoring import resolve_reward, score, unscored
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
@@ -41,7 +39,6 @@ from textenv.training.configs import RewardModelConfig, SftConfig
 from textenv.training.reward_models import train_reward_model
 from textenv.training.sft import sft
 from textenv.types import Episode, Prompt, TextEnvError
-from textenv.validation import validate
 
 __all__ = ["rlhf"]
 
@@ -59,7 +56,6 @@ def rlhf(config: RlhfSettings) -> bool:
     Raises:
         TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
     """
-    validate(config)
     with locked(config.out):
         return _rlhf(config)
 
@@ -69,7 +65,7 @@ def _rlhf(config: RlhfSettings) -> bool:
     if config.gold is not None:
         resolve_reward(parse_reward(config.gold))  # or it would be found wanting after the first stages
     typed = _keywords(config, config.model, unscored)
-    envs: Any = gym.make_vec(config.env, num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **typed)
+    envs: Any = make_envs(config.env, 1, **typed)
     training = {**TRAINING, **config.settings}
     settings = described(config) | {
         "settings": made_with(envs, typed) | {"kl_mode": training["kl_mode"]},
@@ -169,10 +165,9 @@ def _ask(config: RlhfSettings, store: FeedbackStore, base: str, writers: Sequenc
     if len(_of_round(store, number)) >= wanted:
         return
     console.rule(f"Round {number} of {config.rounds}: {wanted} tasks of {config.samples} completions")
-    envs: Any = gym.make_vec(
+    envs: Any = make_envs(
         config.env,
-        num_envs=config.num_envs,
-        autoreset_mode=AutoresetMode.DISABLED,
+        config.num_envs,
         **_keywords(config, base, unscored),
     )
     policies = [_load(writer.folder, envs) for writer in writers]
@@ -281,8 +276,7 @@ def _trained(config: RlhfSettings, base: str, reward: str, number: int) -> Path:
 def _measured(config: RlhfSettings, base: str, policy: Path | None, reward: str, path: Path) -> dict[str, Any]:
     """Measure a policy on held-out prompts, or read what was measured."""
     if path.exists():
-        read: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return read
+        return read_json(path, "proxy", "gold", "kl", "length")
     spec = unscored if policy is None else parse_reward(reward)
     envs, prompts = held_out(_run(config, base, reward, path), _keywords(config, base, spec), config.num_envs)
     writer = _load(policy, envs)
@@ -318,15 +312,11 @@ def _wins(new: Sequence[float], old: Sequence[float]) -> float:
 
 
 def _report(config: RlhfSettings, rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(title=f"{config.eval_episodes} fresh completions of held-out prompts")
-    for name in (
-        "policy",
-        "rankings so far",
-        "reward model's score",
-        "gold score",
-        "beats the one before",
-        "KL in nats",
-    ):
+    table = Table(
+        title=f"{config.eval_episodes} fresh completions of held-out prompts",
+        caption="rankings: given so far; learned score: its reward model's; wins: share that beat the policy before",
+    )
+    for name in ("policy", "rankings", "learned score", "gold score", "wins", "KL in nats"):
         table.add_column(name, justify="left" if name == "policy" else "right")
     report = []
     for number, row in enumerate(rows):

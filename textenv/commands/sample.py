@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from textenv.commands.base import Command
+from textenv.commands.base import Command, use_threads
 from textenv.commands.flags import parse_reward
+from textenv.data.outputs import OutputFile
 from textenv.types import Episode, TextEnvError
-from textenv.validation import Count, validate
+from textenv.validation import Count, Seed, Threads
 
 __all__ = ["Sample"]
 
@@ -36,39 +37,40 @@ class Sample(Command):
             model, for that of its own prompts.
         reward: Reward to score with, as in "textenv train", or "run" for that of the run; None scores nothing.
         trust: Let the run's config.json import code and read environment variables: only for a run of your own.
+        threads: Threads that torch computes with; None leaves that to torch.
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     prompt: tuple[str, ...] = ()
     samples: Count = 1
     greedy: bool = False
-    seed: int = 0
-    html: Path | None = None
+    seed: Seed = 0
+    html: OutputFile | None = None
     chat: bool = False
     device: str | None = None
     max_prompt_tokens: Count | None = None
     reward: str | None = None
     trust: bool = False
+    threads: Threads | None = None
 
     def run(self) -> int:
         """Print the completions."""
-        import gymnasium as gym  # noqa: PLC0415 (what takes long to load, here and below)
-        import torch  # noqa: PLC0415
-        from gymnasium.vector import AutoresetMode  # noqa: PLC0415
+        import torch  # noqa: PLC0415 (what takes long to load, here and below)
 
         from textenv.agents import find  # noqa: PLC0415
-        from textenv.env.render import save_html, to_ansi  # noqa: PLC0415
+        from textenv.env.registry import make_envs  # noqa: PLC0415
+        from textenv.env.render import color_is_shown, save_html, to_ansi  # noqa: PLC0415
 
-        validate(self)
+        use_threads(self.threads)
         env, agent_name, settings = self._settings()
         agent_class = find(agent_name)
-        envs: Any = gym.make_vec(env, num_envs=self.samples, autoreset_mode=AutoresetMode.DISABLED, **settings)
+        envs: Any = make_envs(env, self.samples, **settings)
         agent = agent_class.load(self.run_folder / "policy", envs)
         generator = None if self.greedy else torch.Generator(envs.unwrapped.reference.device).manual_seed(self.seed)
         episodes: list[Episode] = []
         for prompt in self.prompt or _typed():
             for episode in agent.sample(envs, [prompt] * self.samples, generator=generator):
-                sys.stdout.write(to_ansi(episode, color=sys.stdout.isatty(), scored=self.reward is not None) + "\n")
+                sys.stdout.write(to_ansi(episode, color=color_is_shown(), scored=self.reward is not None) + "\n")
                 episodes.append(episode)
         if self.html is not None:
             save_html(self.html, episodes, scored=self.reward is not None)

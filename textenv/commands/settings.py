@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from annotated_types import Ge, Interval
 
 from textenv import plugins
 from textenv.commands.flags import AgentFlags, TrainEnvFlags
+from textenv.data.outputs import OutputFolder
 from textenv.types import TextEnvError
-from textenv.validation import Count
+from textenv.validation import Count, LearningRate, NonNegative, Seconds, Seed, Threads, validate
 
 __all__ = ["RlhfSettings", "TrainSettings"]
 
@@ -47,7 +49,7 @@ class TrainSettings:
         agent_flags: Settings of the agent that were given as flags.
     """
 
-    out: Path
+    out: OutputFolder
     env: str = "textenv/MovieReview-v0"
     agent: Annotated[str, tyro.conf.arg(help_behavior_hint=_agents)] = "ppo"
     agent_settings: str = "{}"
@@ -58,10 +60,10 @@ class TrainSettings:
     eval_episodes: Count = 1024
     total_steps: Count = 56_000
     num_envs: Count = 128
-    seed: int = 0
+    seed: Seed = 0
     checkpoint_every: Count = 5
-    threads: Count | None = None
-    timeout: float = 600.0
+    threads: Threads | None = None
+    timeout: Seconds = 600.0
     settings: TrainEnvFlags = field(default_factory=dict)
     agent_flags: AgentFlags = field(default_factory=dict)
 
@@ -83,50 +85,49 @@ class RlhfSettings:
         env: Registered id of the environment.
         prompts: File of prompts; None for the environment's own.
         eval_prompts: File of held-out prompts to measure on; None for the environment's own.
-        eval_episodes: Completions to measure each policy on.
+        eval_episodes: Completions to measure each policy on, two at least.
         total_steps: Tokens to write in the PPO training of each round.
         num_envs: Episodes written side by side.
         seed: Seeds everything.
+        threads: Threads that torch computes with; None leaves that to torch.
         settings: Settings of the environment that were given.
         ppo: Settings of PPO that were given.
         reward_epochs: Passes of the reward model over the rankings.
         reward_learning_rate: Its learning rate.
     """
 
-    out: Path
+    out: OutputFolder
     model: str = "bundled"
     sft: tuple[Path, ...] = ()
     gold: str | None = None
-    gold_temperature: float = 0.0
-    rounds: int = 3
-    labels: int = 900
-    samples: int = 4
+    gold_temperature: NonNegative = 0.0
+    rounds: Count = 3
+    labels: Count = 900
+    samples: Annotated[int, Interval(ge=2, le=9)] = 4
     env: str = "textenv/MovieReview-v0"
     prompts: Path | None = None
     eval_prompts: Path | None = None
-    eval_episodes: Count = 512
+    eval_episodes: Annotated[int, Ge(2)] = 512
     total_steps: Count = 56_000
     num_envs: Count = 128
-    seed: int = 0
+    seed: Seed = 0
+    threads: Threads | None = None
     settings: TrainEnvFlags = field(default_factory=dict)
     ppo: AgentFlags = field(default_factory=dict)
     reward_epochs: Count = 3
-    reward_learning_rate: float = 2e-4
+    reward_learning_rate: LearningRate = 2e-4
 
     def __post_init__(self) -> None:
         """Check the settings.
 
         Raises:
-            TextEnvError: A number is out of range.
+            TextEnvError: A value is not what is expected.
         """
-        if not 1 <= self.rounds <= self.labels:
+        validate(self)
+        if self.rounds > self.labels:
             raise TextEnvError(f"rounds={self.rounds}, labels={self.labels}: expected a label for each round at least.")
-        if not 2 <= self.samples <= 9:
-            raise TextEnvError(f"samples={self.samples}: expected 2 to 9 completions, which a page can show at once.")
         if self.gold is None and self.gold_temperature:
             raise TextEnvError("gold_temperature is that of a reward that stands in for people: name one with --gold.")
-        if self.eval_episodes < 2:
-            raise TextEnvError(f"eval_episodes={self.eval_episodes}: expected two at least, for a standard error.")
 
     @property
     def store(self) -> Path:

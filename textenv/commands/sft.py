@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textenv.commands.base import FROM_CHECKPOINT, Command
-from textenv.commands.console import console
+from textenv.commands.console import tell
 from textenv.training.configs import SftConfig
 
 __all__ = ["Sft"]
@@ -25,5 +25,5 @@ class Sft(Command, SftConfig):
         """Train, and say where the model is."""
         from textenv.training.sft import sft  # noqa: PLC0415 (loads torch)
 
-        console.print(f"The model is in {sft(self)}")
+        tell(f"The model is in {sft(self)}")
         return 0

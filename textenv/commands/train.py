@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
 
-from textenv.commands.base import FROM_CHECKPOINT, Command
+from textenv.commands.base import FROM_CHECKPOINT, Command, use_threads
 from textenv.commands.console import console
-from textenv.commands.flags import agent_flags, last_value
+from textenv.commands.flags import agent_flags, in_groups, last_value
 from textenv.commands.settings import TrainSettings
 
 __all__ = ["Train"]
+
+_TRACKING = ("eval_prompts", "eval_episodes", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,18 @@ class Train(Command, TrainSettings):
     after_signal: ClassVar[str] = FROM_CHECKPOINT
 
     @classmethod
-    def with_flags(cls, arguments: Sequence[str]) -> type[Self]:
-        """Return the class with a flag for every setting of the agent that the arguments name."""
-        made: Any = agent_flags(cls, "agent_flags", last_value(arguments, "--agent", "ppo"))
-        return made  # type: ignore[no-any-return]
+    def with_flags(cls, arguments: Sequence[str]) -> Callable[..., Self]:
+        """Return what makes the command, with a flag for every setting of the agent that the arguments name."""
+        made: type[Self] = agent_flags(cls, "agent_flags", last_value(arguments, "--agent", "ppo"))
+        run = [each.name for each in fields(TrainSettings) if each.name not in (*_TRACKING, "settings", "agent_flags")]
+        return in_groups(made, {"run": run, "tracking": _TRACKING})
 
     def run(self) -> int:
         """Train, or go on with it, in this process or in the processes that accelerate has started."""
         from textenv.commands.training_run import train  # noqa: PLC0415 (loads torch)
         from textenv.rollouts.distributed import connect  # noqa: PLC0415
 
+        use_threads(self.threads)
         world = connect(self.timeout)
         console.quiet = not world.first
         with world.watch():

@@ -17,16 +17,15 @@ from typing import Any
 import gymnasium as gym
 import torch
 import transformers
-from gymnasium.vector import AutoresetMode
 from rich.table import Table
 
 import textenv
 from textenv.agents import config_of, find
-from textenv.commands.console import console
+from textenv.commands.console import console, tell
 from textenv.commands.flags import ENV_FIELDS, TRAINING, json_object, make_keywords
 from textenv.commands.settings import TrainSettings
 from textenv.data.files import locked, to_json, write_atomically, write_json
-from textenv.env.registry import record_of
+from textenv.env.registry import make_envs, record_of
 from textenv.env.render import save_html
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
@@ -34,7 +33,6 @@ from textenv.rollouts.distributed import ALONE, World
 from textenv.rollouts.runs import check_settings, described, figure_text, summary
 from textenv.rollouts.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
 from textenv.types import Episode, Prompt, TextEnvError
-from textenv.validation import validate
 
 __all__ = ["agent_config", "held_out", "made_with", "plain_settings", "train"]
 
@@ -74,7 +72,15 @@ def train(command: TrainSettings, world: World = ALONE) -> None:
     Raises:
         TextEnvError: The folder holds a finished run, or one with other settings; or a setting is not what is expected.
     """
-    with locked(command.out) if world.first else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if world.first:
+            try:
+                stack.enter_context(locked(command.out))
+            except TextEnvError as error:
+                refused = error
+        if any(world.gather(refused is not None)):  # all processes end, and none waits for the first
+            raise refused or TextEnvError(f"Process {world.rank} of {world.size} ends, as the first one does.")
         _train(command, world)
 
 
@@ -82,16 +88,13 @@ def _train(command: TrainSettings, world: World) -> None:
     out = command.out
     if (out / "results.json").exists():
         raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
-    validate(command)
     own = agent_config(command)
-    if command.threads:
-        torch.set_num_threads(command.threads)
     typed = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
     keywords = {**TRAINING, **typed}
     if world.device is not None and world.device.type != "cpu":
         keywords["device"] = str(world.device)
     rows = world.share("num_envs", command.num_envs)
-    envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    envs: Any = make_envs(command.env, rows, **keywords)
     config = described(command, without=("out", "threads", "timeout", "agent_flags"))
     config |= {"settings": made_with(envs, typed), "agent_settings": plain_settings(own)}
     for name in ("reward", "model"):
@@ -101,7 +104,7 @@ def _train(command: TrainSettings, world: World) -> None:
     agent = find(command.agent)(envs, own, world=world)
     if world.size > 1:
         how = "FSDP" if world.sharded else "DDP"
-        console.print(f"{world.size} processes of {rows} rows, {how}, this one on {world.device}.")
+        tell(f"{world.size} processes of {rows} rows, {how}, this one on {world.device}.")
     if world.first:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", config)
@@ -114,7 +117,7 @@ def _train(command: TrainSettings, world: World) -> None:
     checkpoints = out / "checkpoints"
     resumed = agent.resume(checkpoints, command.total_steps)
     if resumed:
-        console.print(f"Going on from the checkpoint at {agent.steps:,} of {command.total_steps:,} tokens.")
+        tell(f"Going on from the checkpoint at {agent.steps:,} of {command.total_steps:,} tokens.")
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         logger = None
@@ -150,8 +153,8 @@ def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> 
     elif command.prompts is None and held_out_prompts is not None:
         keywords |= held_out_prompts
     else:
-        console.print("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
-    envs: Any = gym.make_vec(command.env, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+        tell("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
+    envs: Any = make_envs(command.env, rows, **keywords)
     prompts = text_env(envs).prompts
     return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
 
@@ -186,7 +189,7 @@ def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[
         row = results[name]
         table.add_row(name, *(figure_text(row[key]) for key in ("score", "kl", "length")))
     console.print(table)
-    console.print(f"Trained {about['steps']:,} tokens in {about['seconds']:.0f} s. Picture: {out / 'training.png'}")
+    tell(f"Trained {about['steps']:,} tokens in {about['seconds']:.0f} s. Picture: {out / 'training.png'}")
     write_json(out / "results.json", results)
 
 

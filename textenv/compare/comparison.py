@@ -38,7 +38,7 @@ def _compare(command: Compare, plan: Plan, console: Console) -> Results:
     out = command.out
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = command.workers or cores
-    threads = max(1, cores // workers)
+    threads = command.threads or _threads_wanted() or max(1, cores // workers)
     out.mkdir(parents=True, exist_ok=True)
     tasks: list[Job] = [(task.label, measure_task, (task, plan.budget, out, threads)) for task in plan.tasks]
     for run in plan.runs:
@@ -86,7 +86,26 @@ def _compare(command: Compare, plan: Plan, console: Console) -> Results:
     return results
 
 
-_SHOWN = ("agent", "score − β·KL", "KL, nats", "regret, %", "normalized", "95 %", "tokens to 2 %", "price in nats")
+def _threads_wanted() -> int | None:
+    """Return what ``OMP_NUM_THREADS`` asks for, if it does."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(first) if first.isdecimal() and int(first) else None
+
+
+_SHOWN = {  # columns of ``task_table``, and what a terminal of 80 columns has room for
+    "agent": "agent",
+    "score − β·KL": "value",
+    "KL, nats": "KL",
+    "regret, %": "regret",
+    "normalized": "share",
+    "95 %": "95 %",
+    "tokens to 2 %": "to 2 %",
+    "price in nats": "price",
+}
+_ABOUT = (
+    "value: score − β·KL; KL and price in nats; regret in % of what the optimum gains, or the share of what is known "
+    "to be possible; 95 %: interval of either; to 2 %: tokens until the regret stays below. See report.html."
+)
 
 
 def _tell(results: Results, console: Console) -> None:
@@ -95,13 +114,13 @@ def _tell(results: Results, console: Console) -> None:
             continue
         head, rows = task_table(results, task.label)
         shown = [place for place, name in enumerate(head) if name in _SHOWN]
-        table = Table(title=task.label)
+        table = Table(title=task.label, caption=_ABOUT)
         for place in shown:
-            table.add_column(head[place], justify="right" if place else "left", no_wrap=True)
+            table.add_column(_SHOWN[head[place]], justify="right" if place else "left", overflow="fold")
         for row in rows:
             table.add_row(*(row[place] for place in shown))
         console.print(table)
-    table = Table("agent", "IQM", "95 %", title="All tasks; 0 is the reference, 1 the best known", title_justify="left")
+    table = Table("agent", "IQM", "95 %", title="All tasks; 0 is the reference, 1 the best known")
     for agent in results.agents:
         if (aggregate := results.aggregate(agent)) is not None:
             low, high = stratified_bootstrap(interquartile_mean, aggregate.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import tomllib
@@ -14,10 +15,13 @@ from typing import Annotated, Any
 import tyro
 
 from textenv import plugins
-from textenv.data.files import to_json
+from textenv.data.files import parse_json, to_json
+from textenv.data.outputs import OutputFolder
+from textenv.data.values import short
 from textenv.env.registry import record_of
 from textenv.env.trust import Source
 from textenv.types import TextEnvError
+from textenv.validation import Count, NonEmpty, NonNegativeInt, Positive, Threads, unknown_name, validate
 
 __all__ = ["Budget", "Compare", "ComparedAgent", "ComparedTask", "Plan", "Run", "make_plan"]
 
@@ -65,7 +69,9 @@ class Compare:
         evaluations: How often a run is measured on its way, at equal distances in tokens.
         eval_episodes: Completions that it is measured on, where the figures are not exact.
         num_envs: Episodes written side by side.
-        workers: Runs at the same time, each with its share of the cores; 0 for as many as there are cores.
+        workers: Runs at the same time; 0 for as many as there are cores.
+        threads: Threads that torch computes with in each run; None for OMP_NUM_THREADS, or else the run's share of the
+            cores.
         ray: Run on Ray: an existing cluster's if RAY_ADDRESS is set, else a local one. "out" has to be a folder that
             all its machines share.
         trust: Let the TOML file import code and read environment variables: only for a file that you have read.
@@ -73,32 +79,41 @@ class Compare:
             tasks, 3 seeds.
     """
 
-    out: Path
+    out: OutputFolder
     config: Path | None = None
     agents: Annotated[tuple[str, ...] | None, _hint("agents")] = None
     envs: Annotated[tuple[str, ...] | None, _hint("envs")] = None
     rewards: Annotated[tuple[str, ...] | None, _hint("rewards")] = None
-    seeds: Annotated[int | None, _hint("seeds")] = None
-    total_steps: Annotated[int | None, _hint("total_steps")] = None
-    seconds: float | None = None
-    evaluations: Annotated[int | None, _hint("evaluations")] = None
-    eval_episodes: Annotated[int | None, _hint("eval_episodes")] = None
-    num_envs: Annotated[int | None, _hint("num_envs")] = None
-    workers: int = 0
+    seeds: Annotated[Count | None, _hint("seeds")] = None
+    total_steps: Annotated[Count | None, _hint("total_steps")] = None
+    seconds: Positive | None = None
+    evaluations: Annotated[Count | None, _hint("evaluations")] = None
+    eval_episodes: Annotated[Count | None, _hint("eval_episodes")] = None
+    num_envs: Annotated[Count | None, _hint("num_envs")] = None
+    workers: NonNegativeInt = 0
+    threads: Threads | None = None
     ray: bool = False
     quick: bool = False
     trust: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        validate(self)
 
 
 @dataclass(frozen=True)
 class Budget:
     """What every run gets, and how it is measured; see ``Compare``."""
 
-    total_steps: int
-    seconds: float | None
-    evaluations: int
-    eval_episodes: int
-    num_envs: int
+    total_steps: Count
+    seconds: Positive | None
+    evaluations: Count
+    eval_episodes: Count
+    num_envs: Count
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        validate(self)
 
 
 @dataclass(frozen=True)
@@ -111,9 +126,13 @@ class ComparedAgent:
         settings: That differ from its defaults.
     """
 
-    label: str
-    name: str
+    label: NonEmpty
+    name: NonEmpty
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        validate(self)
 
 
 @dataclass(frozen=True)
@@ -129,10 +148,14 @@ class ComparedTask:
     """
 
     label: str
-    env: str
+    env: NonEmpty
     settings: Mapping[str, Any] = field(default_factory=dict)
     agent_settings: Mapping[str, Any] = field(default_factory=dict)
-    eval_prompts: str | None = None
+    eval_prompts: NonEmpty | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        validate(self)
 
     @property
     def slug(self) -> str:
@@ -197,8 +220,12 @@ class Plan:
 
     agents: tuple[ComparedAgent, ...]
     tasks: tuple[ComparedTask, ...]
-    seeds: int
+    seeds: Count
     budget: Budget
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        validate(self)
 
     @property
     def runs(self) -> list[Run]:
@@ -231,13 +258,7 @@ def make_plan(command: Compare) -> Plan:
             "evaluations": 8,
         }
         values |= {**quick, **given}
-    for name in ("seeds", "total_steps", "evaluations", "eval_episodes", "num_envs"):
-        if isinstance(values[name], bool) or not isinstance(values[name], int) or values[name] < 1:
-            raise TextEnvError(f"{name}={values[name]!r}: expected a whole number of at least 1.")
-    if values["seconds"] is not None and not values["seconds"] > 0:
-        raise TextEnvError(f"seconds={values['seconds']!r}: expected a number above 0.")
-    if command.workers < 0:
-        raise TextEnvError(f"workers={command.workers}: expected at least 1, or 0 for one a core.")
+    budget = Budget(**{each.name: values[each.name] for each in dataclasses.fields(Budget)})
     agents = tuple(_agent(each) for each in values["agents"])
     tasks = tuple(task for each in values["envs"] for task in _tasks(each, values["rewards"]))
     if command.config is not None:
@@ -252,9 +273,9 @@ def make_plan(command: Compare) -> Plan:
         slugs = [_slug(label) for label in labels]
         if twice := {label for label, slug in zip(labels, slugs, strict=True) if slugs.count(slug) > 1}:
             raise TextEnvError(
-                f"{kind}: {', '.join(sorted(twice))} come more than once; give each a 'label' of its own."
+                f"{kind}: {', '.join(sorted(twice))} come more than once, or would in names of files. Give each a "
+                "'label' of its own that differs in letters or digits."
             )
-    budget = Budget(**{each.name: values[each.name] for each in dataclasses.fields(Budget)})
     plan = Plan(agents, tasks, values["seeds"], budget)
     for run in plan.runs[: len(agents) * len(tasks)]:
         run.agent_config()
@@ -263,65 +284,75 @@ def make_plan(command: Compare) -> Plan:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise TextEnvError(f"--config {path}: expected a TOML file ({error}).") from error
     _check_keys(str(path), values, list(_DEFAULTS))
     for name in ("agents", "envs", "rewards"):
-        if name in values and not isinstance(values[name], list):
-            raise TextEnvError(f"{path}: {name} = {values[name]!r}: expected a list.")
+        _check_list(str(path), values, name)
     return values
 
 
 def _check_keys(where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
-    if unknown := [name for name in values if name not in known]:
-        raise TextEnvError(f"{where} has the key {unknown[0]!r}; expected some of {', '.join(known)}.")
+    for name in values:
+        if name not in known:
+            raise unknown_name(f"{where} has the key", name, known)
+
+
+def _check_list(where: str, values: Mapping[str, Any], name: str) -> None:
+    if name in values and not isinstance(values[name], list):
+        raise TextEnvError(f"{where}: {name} = {values[name]!r}: expected a list, even of one: [{values[name]!r}].")
 
 
 def _mapping(given: Any, kind: str, key: str) -> dict[str, Any]:
     """Return an entry as a mapping: a name stands for itself."""
-    if isinstance(given, str) and given.startswith("{"):
-        try:
-            given = json.loads(given)
-        except json.JSONDecodeError as error:
-            raise TextEnvError(f"{kind}: {given} begins like a JSON object, and is none ({error}).") from error
+    given = _read_object(given, kind)
     entry = {key: given} if isinstance(given, str) else given
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get(key), str)
-        or not isinstance(entry.get("label", ""), str)
-    ):
-        raise TextEnvError(
-            f"{kind}: {given!r}: expected a name, or an object with {key!r}, and a 'label' that is text."
-        )
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+        raise TextEnvError(f"{kind}: {short(given)}: expected a name, or an object with {key!r}, which is a text.")
     return entry
+
+
+def _read_object(given: Any, kind: str) -> Any:
+    """Return what a text that begins like a JSON object stands for; anything else as it is."""
+    if isinstance(given, str) and given.startswith("{"):
+        return parse_json(given, f"{kind}: {short(given)} begins like a JSON object, and")
+    return given
 
 
 def _agent(given: Any) -> ComparedAgent:
     entry = _mapping(given, "agents", "name")
     _check_keys("An agent", entry, ("name", "label", "settings"))
-    name, settings = entry["name"], entry.get("settings", {})
-    if "seed" in settings:
+    name = entry["name"]
+    agent = ComparedAgent(entry.get("label", name.rpartition(":")[2]), name, entry.get("settings", {}))
+    if "seed" in agent.settings:
         raise TextEnvError(f"agents: {name} has a seed among its settings; 'seeds' seeds all.")
-    return ComparedAgent(entry.get("label", name.rpartition(":")[2]), name, settings)
+    return agent
 
 
 def _tasks(given: Any, rewards: Sequence[Any]) -> list[ComparedTask]:
     entry = _mapping(given, "envs", "id")
     _check_keys("An environment", entry, ("id", "label", "rewards", "settings", "agent_settings", "eval_prompts"))
-    env, settings = entry["id"], entry.get("settings", {})
-    record = record_of(env)
+    _check_list("An environment", entry, "rewards")
+    env = entry["id"]
     label = entry.get("label", env.removeprefix("textenv/").removesuffix("-v0"))
-    agent_settings = {**record.agent_settings, **entry.get("agent_settings", {})}
-    chosen = entry.get("rewards", () if "reward" in settings else rewards)
+    given = {name: entry[name] for name in ("settings", "agent_settings", "eval_prompts") if name in entry}
+    task = ComparedTask(label, env, **given)
+    task = dataclasses.replace(task, agent_settings={**record_of(env).agent_settings, **task.agent_settings})
     tasks = []
-    for reward in chosen:
-        made = json.loads(reward) if isinstance(reward, str) and reward.startswith("{") else reward
-        name = made if isinstance(made, str) else to_json(made)
-        keywords = {**settings, "reward": made}
-        tasks.append(ComparedTask(f"{label} {name}", env, keywords, agent_settings, entry.get("eval_prompts")))
-    return tasks or [ComparedTask(label, env, settings, agent_settings, entry.get("eval_prompts"))]
+    for reward in entry.get("rewards", () if "reward" in task.settings else rewards):
+        made = _read_object(reward, "rewards")
+        if not isinstance(made, str | dict):
+            raise TextEnvError(f"rewards: {short(made)}: expected a name, or an object with 'name'.")
+        named = f"{label} {made if isinstance(made, str) else to_json(made)}"
+        tasks.append(dataclasses.replace(task, label=named, settings={**task.settings, "reward": made}))
+    return tasks or [task]
 
 
 def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-.") or "-"
+    """Return a label as the name of a file; labels that differ in other letters than these keep different names."""
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-.")
+    if re.fullmatch(r"[\x20-\x7e]+", label) and slug:
+        return slug
+    digest = hashlib.sha256(label.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{slug}-{digest}".lstrip("-")

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import transformers
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
@@ -24,8 +24,9 @@ from textenv import plugins
 from textenv.analysis.exact import LogProbs, Policy, Tree, model_log_probs
 from textenv.analysis.frontier import COUNTS, best_of_n_kl, sample_frontier
 from textenv.compare.plan import Budget, ComparedTask, Run
-from textenv.data.files import to_json, write_atomically, write_json
-from textenv.env.registry import record_of
+from textenv.data.files import read_json, to_json, write_atomically, write_json
+from textenv.data.values import as_mapping, as_number
+from textenv.env.registry import make_envs, record_of
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, summary
@@ -101,9 +102,7 @@ class Evaluator:
         keywords = {**task.keywords(held_out=True), **shared}
         for name in () if model is None else ("device", "torch_dtype"):
             keywords.pop(name, None)
-        self.envs: Any = gym.make_vec(
-            task.env, num_envs=budget.num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords
-        )
+        self.envs: Any = make_envs(task.env, budget.num_envs, **keywords)
         base = text_env(self.envs)
         self.kl_coef = base.settings.kl_coef
         self.tree = Tree.of(self.envs) if record_of(task.env).enumerable else None
@@ -143,7 +142,7 @@ def measure_task(task: ComparedTask, budget: Budget, out: Path, threads: int) ->
     """Write what a task's runs are measured against: the reference, the optimum if known, best-of-n."""
     path = task_file(out, task)
     about = _plain({"task": dataclasses.asdict(task), "budget": dataclasses.asdict(budget)})
-    if path.exists() and json.loads(path.read_text("utf-8"))["about"] == about:
+    if path.exists() and read_json(path, "about")["about"] == about:
         return
     torch.set_num_threads(threads)
     evaluator = Evaluator(task, budget)
@@ -177,9 +176,7 @@ def train_run(run: Run, budget: Budget, out: Path, threads: int) -> None:
         return
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    envs: Any = gym.make_vec(
-        run.task.env, num_envs=budget.num_envs, autoreset_mode=AutoresetMode.DISABLED, **run.task.keywords()
-    )
+    envs: Any = make_envs(run.task.env, budget.num_envs, **run.task.keywords())
     agent = plugins.agents().find(run.agent.name)(envs, run.agent_config())
     evaluator = Evaluator(run.task, budget, text_env(envs).reference)
     write_json(folder / "config.json", config)
@@ -233,12 +230,13 @@ class _Curve:
         self._path = path
         earlier = path.read_text("utf-8").splitlines() if path.exists() else []
         self.rows: list[dict[str, Any]] = []
-        for line in earlier:
+        for number, line in enumerate(earlier, start=1):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the last, if the run was killed as it wrote it
                 break
-            if row["steps"] <= steps and steps:
+            where = f"{path}, line {number}:"
+            if as_number(as_mapping(row, f"{where} it").get("steps"), f"{where} steps") <= steps and steps:
                 self.rows.append(row)
         write_atomically(path, "".join(to_json(row) + "\n" for row in self.rows))
 

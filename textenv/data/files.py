@@ -20,7 +20,7 @@ from textenv.types import TextEnvError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["locked", "make_folder", "to_json", "write_atomically", "write_json"]
+__all__ = ["locked", "make_folder", "parse_json", "read_json", "to_json", "write_atomically", "write_json"]
 
 _LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of file systems that have none
@@ -63,6 +63,48 @@ def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
         TextEnvError: A number is not finite.
     """
     write_atomically(path, to_json(value, indent=indent) + "\n")
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """Return the value of a JSON text, which may have come from anywhere.
+
+    Args:
+        text: The text; bytes are UTF-8.
+        what: What it is, as the beginning of a message.
+
+    Raises:
+        TextEnvError: It is no JSON; or too deep, or with a number of too many digits.
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode())
+    except ValueError as error:  # also of a number with more digits than Python reads, and of bytes that are no UTF-8
+        raise TextEnvError(f"{what} is no JSON ({error}).") from error
+    except RecursionError as error:
+        raise TextEnvError(f"{what} is nested too deeply.") from error
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Return the JSON object in a file that textenv wrote.
+
+    Args:
+        path: The file.
+        *keys: Keys that it has.
+
+    Raises:
+        TextEnvError: It has been damaged, cut short for example, or lacks a key.
+    """
+    try:
+        found: Any = parse_json(path.read_bytes(), str(path))
+    except (OSError, TextEnvError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise TextEnvError(f"{path} cannot be read: {reason} {_RESTORE}") from error
+    if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
+        lacks = f"lacks {', '.join(missing)}" if isinstance(found, dict) else "is no JSON object"
+        raise TextEnvError(f"{path} cannot be read: it {lacks}. {_RESTORE}")
+    return found
+
+
+_RESTORE = "Expected it as textenv writes it: restore the file, or begin again in another folder."
 
 
 def _not_finite(value: Any, where: str = "value") -> str:

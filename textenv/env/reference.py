@@ -22,14 +22,15 @@ def load_reference(settings: TextEnvSettings) -> CausalLM:
     """Load the reference, or return the one that was given.
 
     Raises:
-        TextEnvError: It cannot be loaded, or the one that was given is not on the device, or not of the data type, that the settings name.
+        TextEnvError: It cannot be loaded, or the one that was given is not on the device, or not of the data type, that
+            the settings name.
     """
     lm = settings.model
     if not isinstance(lm, CausalLM):
         if not isinstance(lm, (str, Path)) or not str(lm):
             raise TextEnvError(
-                f"model={shown(lm)}: expected 'bundled', a folder, a Hugging Face id, or a CausalLM, which holds a model "
-                "and its tokenizer."
+                f"model={shown(lm)}: expected 'bundled', a folder, a Hugging Face id, or a CausalLM, which holds a "
+                "model and its tokenizer."
             )
         lm = CausalLM.from_pretrained(lm, device=settings.device or "cpu", dtype=settings.torch_dtype or "float32")
         lm.model.requires_grad_(False)

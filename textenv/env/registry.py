@@ -18,7 +18,7 @@ from textenv import plugins
 from textenv.types import TextEnvError
 from textenv.validation import did_you_mean, shown
 
-__all__ = ["EnvRecord", "record_of", "register", "register_all"]
+__all__ = ["EnvRecord", "make_envs", "record_of", "register", "register_all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +81,60 @@ def record_of(id: str) -> EnvRecord:
         TextEnvError: Gymnasium knows no such id, or the module cannot be imported.
     """
     given: object = id
-    module, _, name = id.rpartition(":") if isinstance(given, str) else ("", "", "")
+    if not isinstance(given, str):
+        raise TextEnvError(f"env={shown(given)}: expected the id of an environment, a text.")
+    module, _, name = id.rpartition(":")
     if module:
-        try:
-            plugins.import_module(module)
-        except (Exception, SystemExit) as error:  # a module is a program, which can raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise TextEnvError(
-                f"env={id!r}: the module {module!r} cannot be imported ({reason}). Expected one that is installed, in "
-                "a folder of PYTHONPATH, or in the working folder."
-            ) from error
+        _import(id, module)
     if name not in _RECORDS and name not in gymnasium.registry:
         known = sorted(_RECORDS)
+        full = f"textenv/{name}"
+        suggested = did_you_mean(full if full in known else name, known)
         raise TextEnvError(
-            f"env={shown(given)} is not registered.{did_you_mean(name, known)} Expected one of {', '.join(known)}, or "
-            "your own: 'package.module:id' imports the module that registers it."
+            f"env={id!r} is not registered.{suggested} Expected one of {', '.join(known)}, or your own, as "
+            "'package.module:Name-v0' where that module registers it."
         )
     return _RECORDS.get(name, EnvRecord())
+
+
+def make_envs(id: str, num_envs: int, **keywords: Any) -> Any:
+    """Return a vector environment of an id, whose finished rows wait for a reset.
+
+    Args:
+        id: As of ``gymnasium.make_vec``.
+        num_envs: Number of rows.
+        **keywords: Of the environment.
+
+    Raises:
+        TextEnvError: There is no such id, it is that of no text environment, or a keyword is not what is expected.
+    """
+    record_of(id)
+    mode = gymnasium.vector.AutoresetMode.DISABLED
+    try:
+        return gymnasium.make_vec(id, num_envs=num_envs, autoreset_mode=mode, **keywords)
+    except (TypeError, gymnasium.error.Error) as error:
+        if isinstance(error, TextEnvError) or id.rpartition(":")[2] in _RECORDS:
+            raise
+        raise TextEnvError(
+            f"env={id!r} takes none of the settings of a text environment ({error}). Expected one of "
+            f"{', '.join(sorted(_RECORDS))}, or your own, registered with textenv.register."
+        ) from error
+
+
+def _import(id: str, module: str) -> None:
+    """Import the module that registers an id, as Gymnasium does.
+
+    Raises:
+        TextEnvError: It cannot be imported.
+    """
+    try:
+        plugins.import_module(module)
+    except (Exception, SystemExit) as error:  # a module is a program, which can raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TextEnvError(
+            f"env={id!r}: the module {module!r} cannot be imported ({reason}). Expected 'package.module:Name-v0', the "
+            "package installed, in a folder of PYTHONPATH, or in the working folder."
+        ) from error
 
 
 def register_all() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import html
 import math
+import os
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 from textenv.data.files import write_atomically
 from textenv.types import Episode
 
-__all__ = ["save_html", "to_ansi", "to_html", "total_kl", "visible"]
+__all__ = ["color_is_shown", "save_html", "to_ansi", "to_html", "total_kl", "visible"]
 
 _FULL_COLOR = 4.0  # nats at which a token's color is strongest
 _RESET = "\x1b[0m"
@@ -88,6 +90,12 @@ def visible(text: str, *, keep: str = "") -> str:
         else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def color_is_shown() -> bool:
+    """Tell whether what is printed reaches a terminal that shows colors, and ``NO_COLOR`` does not forbid them."""
+    dull = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    return sys.stdout.isatty() and not dull
 
 
 def total_kl(episode: Episode) -> float:

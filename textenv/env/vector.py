@@ -31,7 +31,7 @@ from textenv.env.process import TextProcess
 from textenv.env.prompt_set import PromptSet
 from textenv.env.prompts import movie_openings
 from textenv.env.reference import load_reference
-from textenv.env.render import to_ansi
+from textenv.env.render import color_is_shown, to_ansi
 from textenv.env.scoring import Scorer
 from textenv.env.settings import TextEnvSettings
 from textenv.types import ActionLogProb, Episode, IntArray, Observation, Prompt, Reward, TextEnvError
@@ -257,9 +257,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Return each row's episode, unfinished or over, as colored text (``"ansi"``), or print it (``"human"``)."""
         if self.render_mode is None:
             return None
-        process = self._process
+        process, color = self._process, self.render_mode == "ansi" or color_is_shown()
         frames = tuple(
-            to_ansi(over or process.settlement.unfinished(process.episodes, row), finished=over is not None)
+            to_ansi(
+                over or process.settlement.unfinished(process.episodes, row), color=color, finished=over is not None
+            )
             for row, over in enumerate(process.finished)
         )
         if self.render_mode == "human":
@@ -396,7 +398,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         final = {row: step_infos.of_episode(episode) for row, episode in zip(rows.tolist(), finished, strict=True)}
         if self.render_mode == "human":
             for episode in finished:
-                print(to_ansi(episode))
+                print(to_ansi(episode, color=color_is_shown()))
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             step_infos.add_rows(infos, self.num_envs, final)
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import tyro
 
 from textenv.data.files import to_json
+from textenv.data.outputs import OutputFile
 from textenv.data.records import json_cells, read_records
 from textenv.data.values import MOST_COMPLETIONS, as_completions, as_prompt
 from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_rankings
@@ -54,7 +55,7 @@ class ImportFeedback:
         skip_unreadable: Skip records that cannot be read, and say how many there were.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[OutputFile, tyro.conf.Positional]
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     format: Literal["auto"] | Name = "auto"
     unjudged: bool = False
@@ -78,7 +79,7 @@ class ExportFeedback:
     """
 
     store: Annotated[Path, tyro.conf.Positional]
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[OutputFile, tyro.conf.Positional]
     format: Name = "native"
     drop: tuple[Droppable, ...] = ()
     all: bool = False

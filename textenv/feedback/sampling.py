@@ -15,13 +15,14 @@ import tyro
 from annotated_types import Interval
 from gymnasium.vector import AutoresetMode
 
+from textenv.data.outputs import OutputFile
 from textenv.env.prompts import read_prompts
 from textenv.env.scoring import unscored
 from textenv.feedback.exchange import add_rankings
 from textenv.feedback.formats import read_rankings
 from textenv.feedback.store import FeedbackStore
 from textenv.types import Conversation, TextEnvError
-from textenv.validation import Count, Positive, Probability, validate
+from textenv.validation import Count, Probability, Seed, Temperature, validate
 
 __all__ = ["AddTasks", "add_tasks", "sample_completions"]
 
@@ -54,7 +55,7 @@ class AddTasks:
         seed: Seeds the choice of prompts, the tokens and the tasks.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[OutputFile, tyro.conf.Positional]
     prompts: Path
     policies: tuple[str, ...]
     max_prompts: Count | None = None
@@ -66,10 +67,10 @@ class AddTasks:
     repeats: Probability = 0.0
     gold: Path | None = None
     max_new_tokens: Count | None = None
-    temperature: Positive | None = None
+    temperature: Temperature | None = None
     chat: bool = False
     device: str | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 def add_tasks(command: AddTasks) -> list[str]:

@@ -187,7 +187,7 @@ class TextPolicy(nn.Module):
             Actions and the values of the states, both of shape ``(batch,)``.
 
         Raises:
-            TextEnvError: A mask allows no token.
+            TextEnvError: A mask allows no token, or the probabilities are not finite.
         """
         ids, lengths = observation_arrays(obs)
         rows = np.arange(len(lengths)) if rows is None else rows
@@ -197,8 +197,14 @@ class TextPolicy(nn.Module):
         if uniform is None and generator is not None:
             uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
         tokens = probabilities.argmax(dim=-1) if uniform is None else draw(probabilities, uniform)
-        chosen = probabilities.gather(1, tokens[:, None])[:, 0].log()
+        # Of probabilities that are NaN, one past the last is drawn.
+        chosen = probabilities.gather(1, tokens[:, None].clamp(max=probabilities.shape[1] - 1))[:, 0].log()
         found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
+        if not np.isfinite(found[1]).all():
+            raise TextEnvError(
+                "The policy's probabilities are not finite: its weights are not, or its logits overflow. Lower "
+                "learning_rate, or raise temperature; the run's last checkpoint is from before."
+            )
         actions, values = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=np.float32)
         actions[rows], values[rows] = found[0], found[2]
         log_probs = np.asarray(found[1], dtype=np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from importlib import resources
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 
-from textenv.data.files import make_folder, write_atomically, write_json
+from textenv.data.files import make_folder, read_json, write_atomically, write_json
 from textenv.data.values import as_conversation
 from textenv.models.causal_lm import CausalLM
 from textenv.models.loading import BUNDLED, find_device, quiet
@@ -100,7 +99,7 @@ class RewardModel(nn.Module):
         path = bundled_reward_folder() if str(folder) == BUNDLED else Path(folder)
         find_device(device)  # before anything is read
         try:
-            about = json.loads((path / _ABOUT_FILE).read_text("utf-8"))
+            about = read_json(path / _ABOUT_FILE)
             tensors = safetensors.torch.load_file(path / _HEAD_FILE)
             numbers = {name: float(about[name]) for name in ("shift", "scale", "log_nu")}
             max_tokens = about["max_tokens"]

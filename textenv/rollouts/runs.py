@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from textenv.data.files import to_json
+from textenv.data.files import read_json, to_json
 from textenv.types import Episode, TextEnvError
 
 __all__ = ["check_settings", "described", "differences", "figure_text", "mean_and_error", "summary"]
@@ -27,11 +27,11 @@ def check_settings(out: Path, config: Mapping[str, Any]) -> None:
     """Check that a run in a folder, if there is one, was begun with these settings.
 
     Raises:
-        TextEnvError: It was not.
+        TextEnvError: It was not, or its settings cannot be read.
     """
     if not (out / "config.json").exists():
         return
-    if changed := differences(json.loads((out / "config.json").read_text("utf-8")), config):
+    if changed := differences(read_json(out / "config.json"), config):
         raise TextEnvError(
             f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Start it again with those "
             "it was started with, or give this one another folder with --out."

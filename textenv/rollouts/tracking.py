@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 import sys
@@ -20,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from textenv.data.files import to_json, write_atomically
+from textenv.data.files import parse_json, to_json, write_atomically
 from textenv.data.pictures import check_picture, save_figure
+from textenv.data.values import as_mapping, as_number, as_whole_number
 from textenv.env.render import total_kl, visible
 from textenv.rollouts.console import SafeConsole
 from textenv.types import Episode, TextEnvError
@@ -217,16 +217,29 @@ def _line(row: Mapping[str, float]) -> str:
 
 def _rows(path: Path) -> list[dict[str, float]]:
     rows = []
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append({name: math.nan if value is None else value for name, value in json.loads(line).items()})
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
+            where = f"{path}, line {number}:"
+            row = as_mapping(parse_json(line, f"{where} it"), f"{where} it")
+            as_whole_number(row.get("step"), f"{where} step")
+            for name, value in row.items():
+                if value is not None:
+                    as_number(value, f"{where} {name}")
+            rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
 
 
 def _cells(path: Path) -> list[dict[str, str]]:
     """Return the whole rows of ``metrics.csv`` as they are written: unlike JSON, it tells infinity from nan."""
-    text = path.read_text("utf-8") if path.exists() else ""
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    try:
+        text = path.read_text("utf-8") if path.exists() else ""
+        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+        if all(float(row["step"]) >= 0 for row in rows):
+            return rows
+        reason = "a step is below 0"
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise TextEnvError(f"{path} is not what a run wrote ({reason}). Restore it, or begin in another folder.")
 
 
 def _table(rows: Sequence[Mapping[str, float | str]], columns: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Interval
 
+from textenv.data.outputs import OutputFolder
 from textenv.types import TextEnvError
-from textenv.validation import Count, NonNegative, NonNegativeInt, Positive, Probability, validate
+from textenv.validation import Count, LearningRate, NonNegative, Positive, Probability, Seed, validate
 
 __all__ = ["PretrainConfig", "RewardModelConfig", "SftConfig"]
 
@@ -47,7 +48,7 @@ class PretrainConfig:
     """
 
     files: tuple[Path, ...]
-    out: Path
+    out: OutputFolder
     tokenizer_files: tuple[Path, ...] = ()
     vocab_size: Count = 4096
     hidden_size: Count = 256
@@ -58,13 +59,13 @@ class PretrainConfig:
     max_position: Count = 512
     batch_size: Count = 16
     epochs: Positive = 2.0
-    learning_rate: Positive = 2e-3
+    learning_rate: LearningRate = 2e-3
     warmup: Probability = 0.02
     weight_decay: NonNegative = 0.1
     precision: Precision = "auto"
     save_dtype: SaveDtype = "float32"
     checkpoint_every: Count = 500
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -102,18 +103,18 @@ class SftConfig:
 
     model: str
     files: tuple[Path, ...]
-    out: Path
+    out: OutputFolder
     validation: Path | None = None
     epochs: Count = 3
     batch_size: Count = 32
-    learning_rate: Positive = 5e-4
+    learning_rate: LearningRate = 5e-4
     warmup: Probability = 0.03
     weight_decay: NonNegative = 0.1
     max_tokens: Count = 256
     precision: Precision = "auto"
     save_dtype: SaveDtype = "float32"
     checkpoint_every: Count = 200
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -160,13 +161,13 @@ class RewardModelConfig:
     token_dropout: ShareBelowOne = 0.0
     epochs: Count = 1
     batch_size: Count = 64
-    learning_rate: Positive = 1e-4
+    learning_rate: LearningRate = 1e-4
     warmup: Probability = 0.05
     weight_decay: NonNegative = 0.1
     precision: Precision = "auto"
     save_dtype: SaveDtype = "float32"
     checkpoint_every: Count = 100
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:

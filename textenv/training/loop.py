@@ -22,9 +22,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from textenv.data.files import to_json, write_json
+from textenv.data.files import read_json, to_json, write_json
 from textenv.models.loading import find_device
 from textenv.rollouts.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from textenv.rollouts.console import SafeConsole
 from textenv.types import IntArray, TextEnvError
 
 __all__ = ["compare_settings", "has_begun", "minimize", "permutation", "seeded", "settings_of"]
@@ -65,7 +66,7 @@ def has_begun(out: Path, config: TrainingConfig, name: str) -> bool:
     """
     path = out / _SETTINGS_FILE
     if path.exists():
-        compare_settings(out, {"command": name, **settings_of(config)}, json.loads(path.read_text("utf-8")))
+        compare_settings(out, {"command": name, **settings_of(config)}, read_json(path))
     return path.exists() or latest_checkpoint(out / _CHECKPOINTS) is not None
 
 
@@ -201,7 +202,7 @@ class _ProgressBar:
 
     def __init__(self, name: str, steps: int, steps_done: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[note]}"))
+        self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=SafeConsole())
         self._task = self._progress.add_task(name, total=steps, completed=steps_done, note="")
         self._name, self._steps = name, steps
         self._tokens, self._started = 0, time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from textenv.data.files import locked
+from textenv.data.files import locked, read_json
 from textenv.models.causal_lm import CausalLM
 from textenv.models.reward_model import RewardModel
 from textenv.training.configs import RewardModelConfig
@@ -23,6 +22,7 @@ from textenv.training.loop import compare_settings, minimize, permutation, seede
 from textenv.training.preferences import center_loss, plackett_luce_loss, rank_tensor, ranking_loss
 from textenv.training.ranked_texts import Text, columns, fit_scores, group_by_texts, text_key, texts_of
 from textenv.types import Ranking, TextEnvError
+from textenv.validation import build
 
 __all__ = ["RewardModelReport", "pair_accuracy", "train_reward_model"]
 
@@ -88,9 +88,9 @@ def train_reward_model(
     path = out / "reward.json"
     with locked(out):
         if path.exists():
-            found = json.loads(path.read_text("utf-8"))
+            found = read_json(path, "settings", "report")
             compare_settings(out, {**settings_of(config), **data}, found["settings"])
-            return RewardModelReport(**found["report"])
+            return build(RewardModelReport, found["report"], what=f"The report in {path} has")
         with seeded(config):
             return _train(config, rankings, list(validation), list(reference), out=out, data=data)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from textenv.clips.clips_config import ClipsConfig
 from textenv.commands.base import FROM_CHECKPOINT, Command
-from textenv.commands.console import console
+from textenv.commands.console import tell
 
 __all__ = ["Train"]
 
@@ -26,7 +26,7 @@ class Train(Command, ClipsConfig):
         from textenv.clips.training import train  # noqa: PLC0415 (loads Stable-Baselines3)
 
         results = train(self)
-        console.print(
+        tell(
             f"True return of {self.eval_episodes} episodes: {results['true_return']:.1f}, from "
             f"{results['labels_judged']} comparisons. The learning curve is {self.out / 'returns.png'}"
         )

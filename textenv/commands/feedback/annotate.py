@@ -13,7 +13,7 @@ from textenv.commands.console import tell
 from textenv.commands.flags import parse_reward
 from textenv.feedback.annotators import PROGRAM
 from textenv.types import TextEnvError
-from textenv.validation import Count, validate
+from textenv.validation import Count, NonEmpty, NonNegative, Probability, Seed
 
 __all__ = ["Annotate"]
 
@@ -40,12 +40,12 @@ class Annotate(Command):
     reward: str | None = None
     ratings: bool = False
     kind: Literal["plain", "lazy", "left-biased", "adversarial"] = "plain"
-    temperature: float = 0.0
-    error_rate: float = 0.0
-    tie: float = 0.0
-    name: str = PROGRAM
+    temperature: NonNegative = 0.0
+    error_rate: Probability = 0.0
+    tie: NonNegative = 0.0
+    name: NonEmpty = PROGRAM
     limit: Count | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     after_signal: ClassVar[str] = "The judgements made so far are stored; the same command goes on with the rest."
 
@@ -66,7 +66,6 @@ class Annotate(Command):
 
         if (self.reward is not None) == self.ratings and self.kind != "lazy":
             raise TextEnvError("Name what to judge by, a --reward or --ratings, and not both.")
-        validate(self)
         judge: Judge = Lazy()
         if self.ratings:
             judge = FromRatings({review.text: review.ratings for review in load_reviews()})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from textenv.commands.base import Command
-from textenv.commands.console import console
+from textenv.commands.console import tell
+from textenv.data.outputs import OutputFolder
+from textenv.validation import Seed
 
 __all__ = ["Data"]
 
@@ -23,9 +24,9 @@ class Data(Command):
         seed: Seeds which snippets are put together.
     """
 
-    out: Path
+    out: OutputFolder
     domains: tuple[Literal["product", "editorial", "tweet"], ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     def run(self) -> int:
         """Write the files, and print how many rankings they hold."""
@@ -39,5 +40,5 @@ class Data(Command):
                 rankings += review_rankings(domain=domain, seed=self.seed)
             lines = [to_json(dataclasses.asdict(ranking)) + "\n" for ranking in rankings]
             write_atomically(self.out / f"{split}.jsonl", "".join(lines))
-            console.print(f"{self.out / f'{split}.jsonl'}: {len(rankings):,} rankings")
+            tell(f"{self.out / f'{split}.jsonl'}: {len(rankings):,} rankings")
         return 0

@@ -13,6 +13,7 @@ from rich.table import Table
 from textenv.commands.base import Command
 from textenv.commands.console import console
 from textenv.commands.flags import read_ranking_files
+from textenv.data.outputs import OutputFolder
 from textenv.types import TextEnvError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Eval(Command):
     files: tuple[Path, ...] = ()
     trained_on: tuple[Path, ...] = ()
     reward_bench: Path | None = None
-    out: Path | None = None
+    out: OutputFolder | None = None
     device: str = "cpu"
 
     def run(self) -> int:
@@ -48,6 +49,8 @@ class Eval(Command):
         from textenv.training.reward_bench import reward_bench  # noqa: PLC0415
         from textenv.training.reward_evaluation import evaluate, plot_evaluations  # noqa: PLC0415
 
+        if not self.model:
+            raise TextEnvError("No model to measure; give --model with folders of reward models, or leave it out.")
         if not self.files and self.reward_bench is None:
             raise TextEnvError("Nothing to measure on; give --files with rankings, or --reward-bench with pairs.")
         rankings, trained_on = read_ranking_files(self.files), read_ranking_files(self.trained_on)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from textenv.commands.base import Command
 from textenv.commands.console import tell
 from textenv.commands.flags import parse_reward
-from textenv.validation import Count, validate
+from textenv.validation import Count, NonEmpty, Port
 
 __all__ = ["Serve"]
 
@@ -26,8 +26,8 @@ class Serve(Command):
     """
 
     reward: str
-    host: str = "127.0.0.1"
-    port: int = 8900
+    host: NonEmpty = "127.0.0.1"
+    port: Port = 8900
     max_megabytes: Count = 8
     allow_host: tuple[str, ...] = ()
 
@@ -39,7 +39,6 @@ class Serve(Command):
         from textenv.env.scoring import resolve_reward, reward_name  # noqa: PLC0415
         from textenv.web.reward_server import serve  # noqa: PLC0415 (an optional dependency)
 
-        validate(self)
         reward = resolve_reward(parse_reward(self.reward))
 
         def announce(url: str) -> None:

@@ -9,12 +9,13 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from textenv.commands.base import FROM_CHECKPOINT, Command
-from textenv.commands.console import console
+from textenv.commands.base import FROM_CHECKPOINT, Command, use_threads
+from textenv.commands.console import tell
 from textenv.commands.flags import read_ranking_files
+from textenv.data.outputs import OutputFolder
 from textenv.training.configs import RewardModelConfig
 from textenv.types import TextEnvError
-from textenv.validation import Count, validate
+from textenv.validation import Count, Threads
 
 __all__ = ["Train"]
 
@@ -35,34 +36,30 @@ class Train(Command):
     """
 
     files: tuple[Path, ...]
-    out: Path
+    out: OutputFolder
     validation: tuple[Path, ...] = ()
     reference: tuple[Path, ...] = ()
-    limit: int | None = None
-    threads: Count | None = None
+    limit: Count | None = None
+    threads: Threads | None = None
     settings: Annotated[RewardModelConfig, tyro.conf.arg(name="")] = field(default_factory=RewardModelConfig)
 
     after_signal: ClassVar[str] = FROM_CHECKPOINT
 
     def run(self) -> int:
         """Train, and print the accuracy."""
-        import torch  # noqa: PLC0415 (what takes long to load, here and below)
-
-        from textenv.training.reward_models import train_reward_model  # noqa: PLC0415
+        from textenv.training.reward_models import train_reward_model  # noqa: PLC0415 (loads torch)
         from textenv.training.texts import read_pairs  # noqa: PLC0415
 
-        validate(self)
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        use_threads(self.threads)
         rankings = read_ranking_files(self.files)
         if self.limit is not None:
-            if not 1 <= self.limit <= len(rankings):
-                raise TextEnvError(f"--limit {self.limit}: the files hold {len(rankings)} rankings; give 1 to that.")
+            if self.limit > len(rankings):
+                raise TextEnvError(f"limit={self.limit}: the files hold {len(rankings)} rankings; give that or less.")
             rankings = random.Random(self.settings.seed).sample(rankings, self.limit)
         reference = [pair for path in self.reference for pair in read_pairs(path)]
         report = train_reward_model(
             self.settings, rankings, validation=read_ranking_files(self.validation), reference=reference, out=self.out
         )
         accuracy = "" if report.accuracy is None else f", validation accuracy {report.accuracy:.1%}"
-        console.print(f"The reward model of {report.comparisons:,} comparisons is in {self.out}{accuracy}.")
+        tell(f"The reward model of {report.comparisons:,} comparisons is in {self.out}{accuracy}.")
         return 0
