@@ -212,4 +212,4 @@ def test_a_call_of_another_form_is_the_error_that_python_has_for_it() -> None:
 def test_a_value_is_shown_on_one_short_line() -> None:
     assert shown("a") == "'a'"
     assert "\n" not in shown(np.zeros((20, 20)))
-    assert len(shown(np.zeros((20, 20)))) == 120
+    assert len(shown(np.zeros((20, 20)))) < 200

@@ -203,10 +203,10 @@ class Tree:
         given: Any = policy
         table = isinstance(given, Sequence) and all(isinstance(part, Sequence) for part in given)
         if not table or isinstance(given, str) or [len(part) for part in given] != expected:
-            what = f"of {[len(part) for part in given]} arrays" if table else shown(given)
+            what = f"a table that has {[len(part) for part in given]} arrays" if table else shown(given)
             raise TextEnvError(
-                f"The policy is {what}; expected a TextPolicy, a CausalLM, a function of token ids, or a table of "
-                f"{expected} arrays: for each prompt, one for each number of tokens written."
+                f"The policy is {what}; expected {expected} arrays in a table, for each prompt one for each number of "
+                "tokens written; or a TextPolicy, a CausalLM, or a function of token ids."
             )
         return [
             [_checked(values, at) for values, at in zip(table, levels, strict=True)]
