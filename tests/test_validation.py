@@ -189,9 +189,10 @@ class Made:
 
 
 def test_the_arguments_of_a_function_are_checked_as_fields_are() -> None:
-    assert called(np.int64(3), "a", names=["b"], more=4) == (3, ("a",), ("b",), {"more": 4})
+    call: Any = called
+    assert call(np.int64(3), "a", names=["b"], more=4) == (3, ("a",), ("b",), {"more": 4})
     with pytest.raises(TextEnvError, match=r"called\(size='3'\): expected a whole number of at least 1\."):
-        called("3")
+        call("3")
     with pytest.raises(TextEnvError, match=r"called\(names='b'\): expected a list, each item a text\."):
         called(1, names="b")
     with pytest.raises(TextEnvError, match=r"Made\(size=0\): expected"):

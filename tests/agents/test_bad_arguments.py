@@ -278,8 +278,8 @@ def test_sampling(prompts: Any, agent: PPO) -> None:
         lambda lm: RewardModel(lm).scores("abc", "abc"),
         lambda lm: RewardModel(lm).scores(["a"], ["a", "b"]),
         lambda lm: RewardModel(lm).scores(["a"], "b"),
-        lambda lm: RewardModel(lm).scores(3, ["b"]),
-        lambda lm: RewardModel(lm).scores([3], ["b"]),
+        lambda lm: RewardModel(lm).scores(3, ["b"]),  # type: ignore[arg-type]
+        lambda lm: RewardModel(lm).scores([3], ["b"]),  # type: ignore[list-item]
         lambda lm: RewardModel(lm).scores(["a"], [None]),
         lambda lm: RewardModel(lm).normalize(["a"], ["b"]),
         *(lambda lm, v=value: Ensemble(v) for value in ([], [3], 3, None)),
@@ -393,14 +393,14 @@ def test_their_environment_where_rows_wait(tiny_lm: CausalLM) -> None:
     ids=str,
 )
 def test_their_policy(given: dict[str, Any]) -> None:
-    envs = TextVecEnv(gym.make_vec("textenv/MovieReview-v0", num_envs=1, reward=zeros))  # type: ignore[arg-type]
+    envs = TextVecEnv(gym.make_vec("textenv/MovieReview-v0", num_envs=1, reward=zeros))
     with one_line():
         CausalLMPolicy(envs.observation_space, envs.action_space, lambda _: 1e-4, **given)
 
 
 @pytest.mark.parametrize("keys", [None, ["input_ids"], ["attention_mask"]], ids=str)
 def test_token_ids_are_not_normalized(keys: Any) -> None:
-    envs = TextVecEnv(gym.make_vec("textenv/MovieReview-v0", num_envs=2, reward=zeros))  # type: ignore[arg-type]
+    envs = TextVecEnv(gym.make_vec("textenv/MovieReview-v0", num_envs=2, reward=zeros))
     kinds: dict[str, Any] = {"n_steps": 4, "batch_size": 8, "rollout_buffer_class": EpisodeBuffer}
     agent = TheirPPO(CausalLMPolicy, VecNormalize(envs, norm_obs_keys=keys), **kinds)
     with one_line("use norm_obs=False"):

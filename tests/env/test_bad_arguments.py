@@ -262,4 +262,5 @@ def test_stable_baselines3_goes_on_without_a_render_mode(tiny_lm: CausalLM) -> N
     keywords = {**settings(tiny_lm), "model": handle, "reward": textenv.Handle(zeros)}
     with pytest.warns(UserWarning, match="rgb_array"):
         envs = make_vec_env("textenv/Text-v0", n_envs=2, env_kwargs=keywords)
-    assert envs.reset()["input_ids"].shape[0] == 2
+    obs: Any = envs.reset()
+    assert obs["input_ids"].shape[0] == 2

@@ -71,7 +71,7 @@ def place(lm: CausalLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pl
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
-        num_labels=1,
+        id2label={0: "score"},
         pad_token_id=lm.pad_id,
         initializer_range=0.5,
     )

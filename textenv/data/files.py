@@ -95,7 +95,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """
     try:
         found: Any = parse_json(path.read_bytes(), str(path))
-    except (OSError, TextEnvError) as error:
+    except (OSError, ValueError) as error:  # a ValueError for a path with a NUL, or for what is no JSON
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise TextEnvError(f"{path} cannot be read: {reason} {_RESTORE}") from error
     if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):

@@ -51,9 +51,10 @@ def as_render_mode(value: Any) -> RenderMode | None:
         RenderModeError: There is none of that name.
     """
     modes = get_args(RenderMode)
-    if value is not None and not (isinstance(value, str) and value in modes):
+    if value not in (None, *modes) or not isinstance(value, str | None):
         raise RenderModeError(f"render_mode={shown(value)}: expected {', '.join(map(repr, modes))} or None.")
-    return value
+    mode: RenderMode | None = value
+    return mode
 
 
 def as_options(value: Any) -> dict[str, Any]:

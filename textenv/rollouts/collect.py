@@ -74,13 +74,19 @@ def refuse_single_rows(envs: Any) -> None:
     Raises:
         TextEnvError: It is either.
     """
+    if isinstance(envs, gym.Env):
+        raise TextEnvError(
+            f"{shown(envs)} is a single environment; expected a vector one: gymnasium.make_vec(..., num_envs=8)."
+        )
     if not isinstance(envs, VectorEnv):
         raise TextEnvError(
             f"{shown(envs)} is no environment; expected what gymnasium.make or gymnasium.make_vec returns for an id "
             "such as 'textenv/MovieReview-v0'."
         )
     base = envs.unwrapped
-    if isinstance(base, AsyncVectorEnv) or (isinstance(base, SyncVectorEnv) and len(base.envs) > 1):
+    space = base.single_observation_space
+    of_texts = isinstance(space, gym.spaces.Dict) and "input_ids" in space.spaces
+    if of_texts and (isinstance(base, AsyncVectorEnv) or (isinstance(base, SyncVectorEnv) and len(base.envs) > 1)):
         spec = base.spec
         id = "my/Env-v0" if spec is None else spec.id
         what_to_do = (
