@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast, f
 import numpy as np
 
 from textenv.agents.config import ActorConfig
+from textenv.agents.environment import as_observations
 from textenv.agents.metrics import episode_metrics
-from textenv.data.files import read_json, write_json
+from textenv.data.files import make_folder, read_json, write_json
 from textenv.data.values import as_mapping, as_whole_number
 from textenv.lazy import lazy
 from textenv.types import Episode, IntArray, Observation, TextEnvError
-from textenv.validation import build
+from textenv.validation import Count, FilePath, build, shown, validated
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -90,7 +91,10 @@ class Actor(ABC, Generic[ConfigT]):
         """
         given: Any = self.Config() if config is None else config
         if not isinstance(given, self.Config):
-            raise TextEnvError(f"{type(self).__name__} got config={given!r}; expected a {self.Config.__name__}.")
+            raise TextEnvError(f"{type(self).__name__} got config={shown(given)}; expected a {self.Config.__name__}.")
+        processes: Any = world
+        if processes is not None and not isinstance(processes, distributed.World):
+            raise TextEnvError(f"{type(self).__name__} got world={shown(processes)}; expected a World, or None.")
         self.config = cast("ConfigT", given)
         self.envs = collecting.vectorize(env)
         self.world = distributed.connect() if world is None else world
@@ -116,13 +120,14 @@ class Actor(ABC, Generic[ConfigT]):
         """
 
     @final
+    @validated
     def learn(
         self,
-        total_steps: int,
+        total_steps: Count,
         *,
         progress: Progress | None = None,
-        checkpoints: Path | None = None,
-        checkpoint_every: int = 5,
+        checkpoints: FilePath | None = None,
+        checkpoint_every: Count = 5,
     ) -> Self:
         """Learn until ``total_steps`` tokens are written, in all calls together.
 
@@ -136,11 +141,17 @@ class Actor(ABC, Generic[ConfigT]):
 
         Returns:
             Itself.
+
+        Raises:
+            TextEnvError: An argument is not what is expected, or what the agent learns from is not.
         """
-        if total_steps < 1 or checkpoint_every < 1:
-            raise TextEnvError(f"total_steps={total_steps}, checkpoint_every={checkpoint_every}: expected at least 1.")
-        if checkpoints is not None:
-            self.resume(checkpoints, total_steps)
+        told: Any = progress
+        if told is not None and not callable(told):
+            raise TextEnvError(f"progress={shown(told)}: expected a function of the tokens so far and the metrics.")
+        folder = None if checkpoints is None else Path(checkpoints)
+        if folder is not None:
+            make_folder(folder)
+            self.resume(folder, total_steps)
         while self.steps < total_steps:
             began = time.perf_counter()
             rollout, own = self.iterate(total_steps)
@@ -155,8 +166,8 @@ class Actor(ABC, Generic[ConfigT]):
             }
             stopped = progress is not None and progress(self.steps, metrics) is False
             ended = any(self.world.gather(stopped)) or self.steps >= total_steps
-            if checkpoints is not None and (self.iterations % checkpoint_every == 0 or ended):
-                self.checkpoint(checkpoints, total_steps)
+            if folder is not None and (self.iterations % checkpoint_every == 0 or ended):
+                self.checkpoint(folder, total_steps)
             if ended:
                 break
         return self
@@ -173,6 +184,7 @@ class Actor(ABC, Generic[ConfigT]):
         return False
 
     @final
+    @validated
     def predict(self, obs: Observation, *, deterministic: bool = True) -> IntArray:
         """Choose the next token.
 
@@ -185,10 +197,10 @@ class Actor(ABC, Generic[ConfigT]):
             environment, those of its ``top_k`` and ``top_p`` at this observation.
 
         Raises:
-            TextEnvError: The environment has taken the actions before these without their log-probabilities.
+            TextEnvError: It is no observation of a text environment over this vocabulary; or the environment has taken
+                the actions before these without their log-probabilities.
         """
-        single = np.asarray(obs["input_ids"]).ndim == 1
-        batch = {name: np.asarray(values)[None] if single else np.asarray(values) for name, values in obs.items()}
+        batch, single = as_observations(obs, self.base.reference.vocab_size)
         actions = self.choose(batch, deterministic=deterministic)
         return actions[0] if single else actions
 
@@ -221,13 +233,19 @@ class Actor(ABC, Generic[ConfigT]):
         return contextlib.nullcontext()
 
     @final
-    def save(self, folder: str | Path) -> None:
-        """Save the agent: its settings as JSON, what it has learned as safetensors; every process calls it."""
+    @validated
+    def save(self, folder: FilePath) -> None:
+        """Save the agent: its settings as JSON, what it has learned as safetensors; every process calls it.
+
+        Raises:
+            TextEnvError: There can be no such folder.
+        """
         folder = Path(folder)
+        if self.world.first:
+            make_folder(folder)
         self.save_weights(folder)
         if not self.world.first:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         about = {"agent": type(self).__name__.lower(), "steps": self.steps, "config": dataclasses.asdict(self.config)}
         write_json(folder / "agent.json", about)
 
@@ -236,7 +254,8 @@ class Actor(ABC, Generic[ConfigT]):
 
     @classmethod
     @final
-    def load(cls, folder: str | Path, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:
+    @validated
+    def load(cls, folder: FilePath, env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Self:
         """Load an agent that ``save`` wrote, to act in ``env`` or learn on.
 
         Args:
@@ -268,8 +287,11 @@ def _read_saved(folder: Path, cls: type[Actor[Any]]) -> tuple[Any, int]:
     try:
         about = read_json(folder / "agent.json", "agent", "config", "steps")
         if about["agent"] != cls.__name__.lower():
-            raise TextEnvError(f"agent is {about['agent']!r}")
-        return build(cls.Config, as_mapping(about["config"], "config")), as_whole_number(about["steps"], "steps")
+            raise TextEnvError(f"its agent is {about['agent']!r}")
+        steps = as_whole_number(about["steps"], "steps")
+        if steps < 0:
+            raise TextEnvError(f"steps is {steps}")
+        return build(cls.Config, as_mapping(about["config"], "config")), steps
     except TextEnvError as error:
         raise TextEnvError(
             f"{folder} holds no {cls.__name__} agent ({error}); expected a folder that {cls.__name__}.save wrote."

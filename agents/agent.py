@@ -18,6 +18,7 @@ from textenv.agents.actor import Actor
 from textenv.agents.config import AgentConfig
 from textenv.lazy import lazy
 from textenv.types import TextEnvError
+from textenv.validation import shown
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -90,6 +91,9 @@ class Agent(Actor[ConfigT]):
             TextEnvError: The environment is of another kind, or cannot be shared out among the processes.
         """
         super().__init__(env, config, world=world)
+        given: Any = policy
+        if given is not None and not isinstance(given, policies.TextPolicy):
+            raise TextEnvError(f"{type(self).__name__} got policy={shown(given)}; expected a TextPolicy, or None.")
         self.policy = new_policy(self.base, self.config) if policy is None else policy
         self.kept: dict[str, nn.Module] = {"policy": self.policy.learned}
         self._samples: int = getattr(self.config, "samples", 1)
@@ -293,7 +297,6 @@ class Agent(Actor[ConfigT]):
         """Save the policy as a Hugging Face folder, with its value function; every process calls it."""
         policy = self._unsharded()
         if self.world.first:
-            folder.mkdir(parents=True, exist_ok=True)
             policy.save(folder)
 
     @classmethod

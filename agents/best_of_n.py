@@ -169,7 +169,8 @@ class BestOfN(Actor[BestOfNConfig]):
 def _make_alike(base: vector.TextVectorEnv, rows: int) -> vector.TextVectorEnv:
     """Return an environment of as many rows that writes, scores and ends as another does."""
     settings = {field.name: getattr(base.settings, field.name) for field in dataclasses.fields(base.settings)}
-    live = {"model": base.reference, "reward": base.reward, "prompts": [prompt.text for prompt in base.prompts[:1]]}
+    first = base.prompts[0]
+    live = {"model": base.reference, "reward": base.reward, "prompts": [{"prompt": first.text, **first.columns}]}
     live |= {"device": None, "torch_dtype": None, "chat": False, "kl_mode": "lump", "kl_target": None}
     live["max_prompt_tokens"] = base.max_prompt_tokens
     disabled = gym_vector.AutoresetMode.DISABLED

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from textenv.lazy import lazy
-from textenv.types import FloatArray, TextEnvError
+from textenv.types import FloatArray, Observation, TextEnvError
+from textenv.validation import shown
 
 if TYPE_CHECKING:
     from textenv.env import scoring
@@ -19,12 +21,45 @@ else:
     scoring = lazy("textenv.env.scoring")
 
 __all__ = [
+    "as_observations",
     "refuse_no_kl",
     "refuse_processes",
     "refuse_statistics",
     "refuse_unscored",
     "split_kl_penalty",
 ]
+
+
+def as_observations(obs: Any, vocab_size: int) -> tuple[Observation, bool]:
+    """Return observations of a text environment as a batch, and whether it is a single one.
+
+    Args:
+        obs: What was given.
+        vocab_size: Number of token ids.
+
+    Raises:
+        TextEnvError: They are no observations: token ids, and a mask of those that are written.
+    """
+    if not isinstance(obs, Mapping) or not {"input_ids", "attention_mask"} <= set(obs):
+        raise TextEnvError(
+            f"obs={shown(obs)}: expected an observation of a text environment, with 'input_ids' and 'attention_mask'."
+        )
+    try:
+        ids, mask = np.asarray(obs["input_ids"]), np.asarray(obs["attention_mask"])
+    except ValueError:  # lists of different lengths
+        ids = mask = np.zeros(0)
+    if ids.dtype.kind not in "iu" or mask.dtype.kind not in "iub" or ids.ndim not in (1, 2) or ids.shape != mask.shape:
+        raise TextEnvError(
+            f"obs with input_ids of shape {ids.shape} and type {ids.dtype}, attention_mask of shape {mask.shape} and "
+            f"type {mask.dtype}: expected whole numbers of the same shape, (length,) or (batch, length)."
+        )
+    single = ids.ndim == 1
+    ids, mask = np.atleast_2d(ids), np.atleast_2d(mask).astype(np.int8)
+    if not mask[:, :1].all() or (np.diff(mask, axis=1) > 0).any() or ids.size == 0:
+        raise TextEnvError("obs with an attention_mask that is not ones and then zeros: expected at least one token.")
+    if (outside := mask.astype(bool) & ((ids < 0) | (ids >= vocab_size))).any():
+        raise TextEnvError(f"obs holds the token id {ids[outside][0]}; expected ids from 0 to {vocab_size - 1}.")
+    return {**obs, "input_ids": ids, "attention_mask": mask}, single
 
 
 def split_kl_penalty(base: TextVectorEnv, rollout: Rollout) -> tuple[FloatArray, FloatArray]:

@@ -41,8 +41,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from textenv.models import acting
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy, observation_arrays
-from textenv.rollouts.collect import text_env
+from textenv.rollouts.collect import refuse_single_rows, text_env
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
+from textenv.validation import Positive, validated
 
 __all__ = ["CausalLMPolicy", "EpisodeBuffer", "TextActorCritic", "TextVecEnv", "TokenFeatures", "WholeEpisodes"]
 
@@ -58,16 +59,17 @@ class TextActorCritic(BasePolicy):
         text: The language model and its value head.
     """
 
+    @validated
     def __init__(
         self,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
-        model: str = "bundled",
-        temperature: float = 1.0,
-        embedding_rate: float = 1.0,
-        value_rate: float = 1.0,
+        model: Any = "bundled",
+        temperature: Positive = 1.0,
+        embedding_rate: Positive = 1.0,
+        value_rate: Positive = 1.0,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -98,13 +100,6 @@ class TextActorCritic(BasePolicy):
                 "saves it. Save the model into a folder, model.save_pretrained and tokenizer.save_pretrained, and give "
                 "that."
             )
-        for name, value in (
-            ("temperature", temperature),
-            ("embedding_rate", embedding_rate),
-            ("value_rate", value_rate),
-        ):
-            if not 0 < value < float("inf"):
-                raise TextEnvError(f"policy_kwargs has {name}={value}: expected a finite number above 0.")
         if optimizer_kwargs is None:
             optimizer_kwargs = {"eps": 1e-5} if optimizer_class is torch.optim.Adam else {}
         BasePolicy.__init__(
@@ -317,7 +312,8 @@ class TextVecEnv(VecEnv):
         Raises:
             TextEnvError: It is something else.
         """
-        mode = envs.metadata.get("autoreset_mode") if isinstance(envs, VectorEnv) else None
+        refuse_single_rows(envs)
+        mode = envs.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise TextEnvError(
                 f"{envs} has autoreset_mode={mode}: expected a vector environment with AutoresetMode.SAME_STEP, "
@@ -438,8 +434,18 @@ class TokenFeatures(BaseFeaturesExtractor):
         super().__init__(observation_space, self._vocab_size * ids.shape[0])
 
     def forward(self, observations: TensorDict) -> torch.Tensor:
-        """Return features ``(batch, time * vocab_size)``; those of padding are 0."""
-        ones = torch.nn.functional.one_hot(observations["input_ids"].long(), self._vocab_size)
+        """Return features ``(batch, time * vocab_size)``; those of padding are 0.
+
+        Raises:
+            TextEnvError: The observations are no token ids.
+        """
+        ids = observations["input_ids"]  # SB3 makes floats of whole numbers
+        if ((ids != ids.round()) | (ids < 0) | (ids >= self._vocab_size)).any():
+            raise TextEnvError(
+                f"Observations are token ids, and these hold other numbers than 0 to {self._vocab_size - 1}: with "
+                "VecNormalize use norm_obs=False."
+            )
+        ones = torch.nn.functional.one_hot(ids.long(), self._vocab_size)
         return (ones * observations["attention_mask"].long()[..., None]).flatten(1).float()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast, get_origin, get_type_hints
 
 from textenv import plugins
 from textenv.types import Reward, TextEnvError
-from textenv.validation import did_you_mean
+from textenv.validation import did_you_mean, shown
 
 if TYPE_CHECKING:  # for editors and type checkers; a reward is found without an entry here
     from textenv.rewards.bleu import Bleu as Bleu
@@ -42,7 +42,8 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | No
       specifications themselves: ``{"name": "clip", "reward": "vader", "low": -0.5, "high": 0.5}``.
     - ``"package.module:attribute"``, alone or as a ``name``: a reward of your own. It is the reward if it takes
       ``completions``; a class of rewards, or a function whose return annotation is one (or ``textenv.types.Reward``, or
-      ``Callable``), is called with the arguments to make the reward. Nothing else is called.
+      ``Callable``), is called with the arguments to make the reward. Nothing else is called. The module may also be in
+      the working folder, see ``textenv.plugins.import_module``.
     - A callable: itself. A class is called without arguments.
 
     Args:
@@ -51,21 +52,34 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | No
             there, unless the specification says otherwise; so do the rewards inside of others.
 
     Raises:
-        TextEnvError: If there is no such reward, or it doesn't take these arguments.
+        TextEnvError: If there is no such reward, it doesn't take these arguments, or it cannot be made of them.
     """
     if isinstance(spec, str):
+        if spec.lstrip().startswith(("{", "[")):
+            raise TextEnvError(
+                f"The reward {shown(spec)} is JSON; expected the object itself: json.loads of it, or a mapping such as "
+                "{'name': 'length', 'target': 20}."
+            )
         return _build(spec, _find(spec), {}, device)
     if isinstance(spec, Mapping):
         arguments = dict(spec)
         name = arguments.pop("name", None)
         if not isinstance(name, str):
-            raise TextEnvError(f"The reward {dict(spec)!r} has no name; expected {{'name': 'vader', ...}}.")
+            raise TextEnvError(f"The reward {shown(dict(spec))} has no name; expected {{'name': 'vader', ...}}.")
         return _build(name, _find(name), arguments, device)
+    if isinstance(spec, type):
+        return _build(repr(spec), spec, {}, device)
     if callable(spec):
-        return _build(repr(spec), spec, {}, device) if isinstance(spec, type) else cast("Reward", spec)
+        parameters = _parameters(spec)
+        if parameters is not None and not _takes_completions(parameters):
+            raise TextEnvError(
+                f"The reward {shown(spec)} takes {', '.join(parameters) or 'nothing'}; expected a function that takes "
+                "'prompts', 'completions' and 'completion_ids' by keyword, or **kwargs (see textenv.types.Reward)."
+            )
+        return cast("Reward", spec)
     raise TextEnvError(
-        f"{spec!r} is no reward; expected a name such as 'vader', a mapping like {{'name': 'length', 'target': 20}}, "
-        "an import path 'package.module:attribute', or a callable."
+        f"{shown(spec)} is no reward; expected a name such as 'vader', a mapping like {{'name': 'length', "
+        "'target': 20}, an import path 'package.module:attribute', or a callable."
     )
 
 
@@ -94,7 +108,7 @@ def _find(name: str) -> Any:
 def _build(name: str, found: Any, arguments: dict[str, Any], device: str | None) -> Reward:
     """Return ``found`` if it is a reward, otherwise what it returns when called with ``arguments``."""
     if not callable(found):
-        raise TextEnvError(f"The reward {name!r} is {found!r}; expected something to call.")
+        raise TextEnvError(f"The reward {name!r} is {shown(found)}; expected something to call.")
     if _scores(found):
         if arguments:
             raise TextEnvError(
@@ -104,11 +118,11 @@ def _build(name: str, found: Any, arguments: dict[str, Any], device: str | None)
         return cast("Reward", found)
     if not (_makes_rewards(found) if isinstance(found, type) else _is_reward_type(_returned(found))):
         raise TextEnvError(
-            f"The reward {name!r} is {found!r}, which is no reward: it takes no 'completions', and nothing says that "
-            "what it returns is one. Expected a reward (see textenv.types.Reward), a class of them, or a function "
+            f"The reward {name!r} is {shown(found)}, which is no reward: it takes no 'completions', and nothing says "
+            "that what it returns is one. Expected a reward (see textenv.types.Reward), a class of them, or a function "
             "annotated '-> Reward' that makes one."
         )
-    parameters = inspect.signature(found).parameters
+    parameters = _parameters(found) or {}
     _check_arguments(name, parameters, arguments)
     if device is not None and "device" in parameters and parameters["device"].default is None:
         arguments.setdefault("device", device)
@@ -119,10 +133,19 @@ def _build(name: str, found: Any, arguments: dict[str, Any], device: str | None)
             if isinstance(value, list | tuple)
             else make(value, device=device)
         )
-    reward = found(**arguments)
+    try:
+        reward = found(**arguments)
+    except TextEnvError:
+        raise
+    except Exception as error:
+        raise TextEnvError(
+            f"Making the reward {name!r} of {shown(arguments)} raised {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     if not _scores(reward):
         raise TextEnvError(
-            f"Calling {name!r} returned {reward!r}; expected a reward, which is called with 'completions' and the rest."
+            f"Calling {name!r} returned {shown(reward)}; expected a reward, which is called with 'completions' and the "
+            "rest."
         )
     return cast("Reward", reward)
 
@@ -131,17 +154,26 @@ def _scores(found: Any) -> bool:
     """Return whether something is called as a reward is."""
     if not callable(found) or isinstance(found, type):
         return False
+    parameters = _parameters(found)
+    return parameters is not None and _takes_completions(parameters)
+
+
+def _parameters(found: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """Return what something is called with; None of a builtin, which may say nothing of itself."""
     try:
-        parameters = inspect.signature(found).parameters
-    except (TypeError, ValueError):  # of a builtin, which says nothing of itself
-        return False
+        return inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def _takes_completions(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return "completions" in parameters or _takes_any(parameters)
 
 
 def _makes_rewards(cls: type[Any]) -> bool:
     """Return whether the instances of a class are called as a reward is."""
     call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
-    return _scores(call)
+    return not issubclass(cls, type) and _scores(call)  # calling a metaclass makes a class
 
 
 def _returned(function: Any) -> Any:
@@ -164,6 +196,8 @@ def _check_arguments(name: str, parameters: Mapping[str, inspect.Parameter], arg
     """Refuse arguments that are unknown or missing."""
     empty = inspect.Parameter.empty
     known = {key: value.default for key, value in parameters.items() if value.kind is not value.VAR_KEYWORD}
+    if odd := [key for key in arguments if not isinstance(key, str)]:
+        raise TextEnvError(f"The reward {name!r} was given the argument {odd[0]!r}; expected names that are texts.")
     unknown = [] if _takes_any(parameters) else [key for key in arguments if key not in known]
     missing = [key for key, default in known.items() if default is empty and key not in arguments]
     if unknown or missing:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from textenv.rewards._http_chat import as_texts
 from textenv.rewards._http_settings import HttpSettings
 from textenv.types import TextEnvError
 
@@ -33,8 +34,8 @@ class ScoreRequest(NamedTuple):
 
 def score_request(
     settings: HttpSettings,
-    prompts: Sequence[str],
-    completions: Sequence[str],
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
 ) -> ScoreRequest:
@@ -43,16 +44,20 @@ def score_request(
     The body is ASCII, in which JSON can also write half of a surrogate pair.
 
     Raises:
-        TextEnvError: A column holds what JSON cannot.
+        TextEnvError: A column holds what JSON cannot, or a conversation is to be sent as a text and there is no chat
+            template to write it with.
     """
     cells = {name: list(values) for name, values in columns.items()}
-    batch: dict[str, Any] = {"prompts": list(prompts)}
+    batch: dict[str, Any] = {}
     if settings.protocol == "openrlhf":
-        batch["query"] = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        pairs = zip(prompts, completions, strict=True)
+        texts = [as_texts(settings.tokenizer, prompt, completion) for prompt, completion in pairs]
+        batch["query"], batch["prompts"] = [whole for _, whole in texts], [prompt for prompt, _ in texts]
         (batch["labels"],) = cells.values() or ([None] * len(completions),)
     else:
         ids = [list(map(int, row)) for row in completion_ids]
-        batch |= {"completions": list(completions), "completion_ids": ids, "columns": cells}
+        batch |= {"prompts": [*map(_as_json, prompts)], "completions": [*map(_as_json, completions)]}
+        batch |= {"completion_ids": ids, "columns": cells}
     try:
         body = json.dumps(batch, allow_nan=False, separators=(",", ":"), default=_plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -61,6 +66,11 @@ def score_request(
             "turn their values into texts, finite numbers or lists of these."
         ) from error
     return ScoreRequest(body, len(completions))
+
+
+def _as_json(text: Any) -> Any:
+    """Return a text, or messages as objects."""
+    return text if isinstance(text, str) else [dict(message) for message in text]
 
 
 def _plain(value: Any) -> Any:

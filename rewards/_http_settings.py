@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from textenv.rewards._http_chat import check_tokenizer
 from textenv.rewards._require import require
 from textenv.types import TextEnvError
-from textenv.validation import Count, NonNegative, NonNegativeInt, Positive, validate
+from textenv.validation import Count, NonEmpty, NonNegative, NonNegativeInt, Positive, validate
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?")
@@ -31,21 +32,24 @@ class HttpSettings:
     retries: NonNegativeInt = 5
     backoff: NonNegative = 0.5
     max_wait: NonNegative = 60.0
+    tokenizer: NonEmpty | None = None
 
     def __post_init__(self) -> None:
         _check_url(self.url)
-        validate(self)
-        given: Any = self.columns
-        if given is not None:
-            if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(c, str) for c in given):
-                raise TextEnvError(f"Http(columns={given!r}): expected a list of names of the prompts' columns.")
-            if self.protocol == "openrlhf" and len(given) > 1:
-                raise TextEnvError(f"Http(columns={given!r}): protocol='openrlhf' sends one at most, as the labels.")
-            object.__setattr__(self, "columns", tuple(given))
         if not isinstance(self.headers, Mapping):
             raise TextEnvError("Http(headers=...): expected a mapping of names to texts.")
         object.__setattr__(self, "headers", dict(self.headers))
-        self.filled_headers()
+        self.filled_headers()  # before the validator, whose messages would show them
+        validate(self, owner="Http")
+        if self.columns is not None and self.protocol == "openrlhf" and len(self.columns) > 1:
+            raise TextEnvError(f"Http(columns={self.columns!r}): protocol='openrlhf' sends one at most, as the labels.")
+        if self.tokenizer is not None:
+            if self.protocol != "openrlhf":
+                raise TextEnvError(
+                    f"Http(tokenizer={self.tokenizer!r}): protocol='textenv' sends conversations as messages; leave it "
+                    "out, or set protocol='openrlhf'."
+                )
+            check_tokenizer(self.tokenizer)
 
     def __repr__(self) -> str:
         """Return the address without its query: this and the headers may hold secrets."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from textenv.env.scoring import checked_scores
 from textenv.types import Reward, TextEnvError, is_stateful
 
 
@@ -36,24 +36,11 @@ def inner_scores(
         ``n`` finite floats.
 
     Raises:
-        TextEnvError: If ``reward`` returned anything else.
+        TextEnvError: As ``textenv.env.scoring.checked_scores``.
     """
-    returned = reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-    try:
-        scores = [float(score) for score in returned]
-    except (TypeError, ValueError) as error:
-        raise TextEnvError(f"The wrapped reward {reward!r} returned {returned!r}; expected numbers.") from error
-    if len(scores) != len(completions):
-        raise TextEnvError(
-            f"The wrapped reward {reward!r} returned {len(scores)} scores for {len(completions)} completions; "
-            "expected one for each."
-        )
-    for score, completion in zip(scores, completions, strict=True):
-        if not math.isfinite(score):
-            raise TextEnvError(
-                f"The wrapped reward {reward!r} scored {completion!r} as {score}; expected a finite number."
-            )
-    return scores
+    return checked_scores(
+        reward, prompts=prompts, completions=completions, completion_ids=completion_ids, columns=columns
+    )
 
 
 def state_of(reward: Reward) -> dict[str, Any]:
@@ -82,8 +69,9 @@ def check_state(user: str, state: Mapping[str, Any], keys: set[str]) -> None:
     Raises:
         TextEnvError: If they differ.
     """
-    if set(state) != keys:
+    if not isinstance(state, Mapping) or set(state) != keys:
+        what = f"the keys {list(state)}" if isinstance(state, Mapping) else repr(state)
         raise TextEnvError(
-            f"{user}.load_state_dict was given the keys {sorted(state)}; expected {sorted(keys)}, "
+            f"{user}.load_state_dict was given {what}; expected {sorted(keys)}, "
             "as state_dict of a reward made from the same specification returns them."
         )

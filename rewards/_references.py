@@ -8,16 +8,6 @@ from typing import Any
 from textenv.types import TextEnvError
 
 
-def check_column(user: str, column: object) -> None:
-    """Refuse a column name that is not a non-empty string.
-
-    Raises:
-        TextEnvError: If it isn't.
-    """
-    if not isinstance(column, str) or not column:
-        raise TextEnvError(f"{user}(column={column!r}): expected the name of the prompts' column with the references.")
-
-
 def references(user: str, column: str, columns: Mapping[str, Sequence[Any]], count: int) -> list[list[str]]:
     """Return the references of each completion, from the data set's columns.
 

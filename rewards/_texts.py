@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from textenv.types import TextEnvError
+from textenv.validation import shown
 
 
 def completion_texts(completions: Sequence[Any]) -> list[str]:
@@ -17,11 +18,25 @@ def completion_texts(completions: Sequence[Any]) -> list[str]:
     return [completion if isinstance(completion, str) else _said(completion) for completion in completions]
 
 
+def is_conversation(prompt: Any, completion: Any) -> bool:
+    """Tell whether a prompt and its completion are lists of messages, and not texts.
+
+    Raises:
+        TextEnvError: One is a text and the other is not.
+    """
+    if isinstance(prompt, str) is not isinstance(completion, str):
+        raise TextEnvError(
+            f"The prompt is {shown(prompt)} and the completion {shown(completion)}; expected two texts, or two lists "
+            "of messages."
+        )
+    return not isinstance(prompt, str)
+
+
 def _said(completion: Any) -> str:
     try:
         texts = [message["content"] for message in completion]
         return "".join(texts)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, IndexError) as error:
         raise TextEnvError(
-            f"The completion {completion!r} is neither a text nor a list of messages with a text as 'content'."
+            f"The completion {shown(completion)} is neither a text nor a list of messages with a text as 'content'."
         ) from error

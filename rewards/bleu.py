@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from textenv.rewards._references import check_column, references
+from textenv.rewards._references import references
 from textenv.rewards._require import require
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
+from textenv.validation import NonEmpty, validate
 
 __all__ = ["Bleu"]
 
@@ -31,16 +32,16 @@ class Bleu:
         lowercase: Whether case is ignored.
 
     Raises:
-        TextEnvError: If sacrebleu is not installed or has no such tokenizer; when called, if the column is missing or
-            holds anything else.
+        TextEnvError: If an argument is not what is expected, sacrebleu is not installed or has no such tokenizer, or
+            what the tokenizer needs is not installed; when called, if the column is missing or holds anything else.
     """
 
-    column: str = "reference"
+    column: NonEmpty = "reference"
     tokenize: str = "13a"
     lowercase: bool = False
 
     def __post_init__(self) -> None:
-        check_column("Bleu", self.column)
+        validate(self, owner="Bleu")
         _metric(self.tokenize, self.lowercase)
 
     def __call__(
@@ -69,4 +70,11 @@ def _metric(tokenize: str, lowercase: bool) -> Any:
         raise TextEnvError(
             f"Bleu(tokenize={tokenize!r}): expected a tokenizer of sacrebleu: {', '.join(library.BLEU.TOKENIZERS)}."
         )
-    return library.BLEU(tokenize=tokenize, lowercase=lowercase, effective_order=True)
+    try:
+        return library.BLEU(tokenize=tokenize, lowercase=lowercase, effective_order=True)
+    except Exception as error:  # tokenizers of some languages need a package each, others a download
+        reason = " ".join(str(error).split())
+        raise TextEnvError(
+            f"Bleu(tokenize={tokenize!r}): sacrebleu cannot make this tokenizer ({type(error).__name__}: {reason}). "
+            "Install what it needs, or take '13a', 'intl', 'zh' or 'char', which need nothing."
+        ) from error

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from textenv.rewards._references import check_column, references
+from textenv.rewards._references import references
 from textenv.rewards._require import require
 from textenv.rewards._texts import completion_texts
-from textenv.types import TextEnvError
+from textenv.validation import Count, NonEmpty, NonNegativeInt, validate
 
 __all__ = ["Chrf"]
 
@@ -32,21 +32,17 @@ class Chrf:
         beta: Recall counts ``beta`` times as much as precision, at least 1.
 
     Raises:
-        TextEnvError: If sacrebleu is not installed or a number is out of range; when called, if the column is missing
-            or holds anything else.
+        TextEnvError: If sacrebleu is not installed or an argument is not what is expected; when called, if the column
+            is missing or holds anything else.
     """
 
-    column: str = "reference"
-    char_order: int = 6
-    word_order: int = 0
-    beta: int = 2
+    column: NonEmpty = "reference"
+    char_order: Count = 6
+    word_order: NonNegativeInt = 0
+    beta: Count = 2
 
     def __post_init__(self) -> None:
-        check_column("Chrf", self.column)
-        for name, least in (("char_order", 1), ("word_order", 0), ("beta", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise TextEnvError(f"Chrf({name}={value!r}): expected a whole number, at least {least}.")
+        validate(self, owner="Chrf")
         _metric(self.char_order, self.word_order, self.beta)
 
     def __call__(

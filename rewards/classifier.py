@@ -10,8 +10,9 @@ from torch import Tensor
 
 from textenv.models.loading import find_device
 from textenv.models.positions import longest_input
-from textenv.rewards._texts import completion_texts
+from textenv.rewards._texts import completion_texts, is_conversation
 from textenv.types import TextEnvError
+from textenv.validation import Count, NonEmpty, shown, validated
 
 __all__ = ["Classifier"]
 
@@ -46,25 +47,20 @@ class Classifier:
         TextEnvError: If an argument is out of range, the model cannot be loaded, or it has no trained head.
     """
 
+    @validated
     def __init__(
         self,
-        model: str,
+        model: NonEmpty,
         *,
         label: str | int | None = None,
         output: Literal["log_odds", "probability"] = "log_odds",
         include_prompt: bool = True,
-        batch_size: int = 32,
-        max_length: int | None = None,
+        batch_size: Count = 32,
+        max_length: Count | None = None,
         device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
-        if output not in {"log_odds", "probability"}:
-            raise TextEnvError(f"Classifier(output={output!r}): expected 'log_odds' or 'probability'.")
-        if dtype not in {"float32", "bfloat16", "float16"}:
-            raise TextEnvError(f"Classifier(dtype={dtype!r}): expected 'float32', 'bfloat16' or 'float16'.")
-        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if value is not None and value < 1:
-                raise TextEnvError(f"Classifier({name}={value!r}): expected a whole number, at least 1.")
+        found_device = find_device("cpu" if device is None else device)  # before a model is loaded
         self.output = output
         self.include_prompt = include_prompt
         self.batch_size = batch_size
@@ -74,7 +70,7 @@ class Classifier:
         if max_length and longest and max_length > longest:
             raise TextEnvError(f"Classifier(max_length={max_length}): {model!r} reads {longest} tokens at most.")
         self.max_length = max_length or longest
-        self.model.to(find_device(device or "cpu"))
+        self.model.to(found_device)
         # A byte-level tokenizer turns an empty completion into no tokens, which a model cannot read.
         self._blank = "" if self.tokenizer("")["input_ids"] else self.tokenizer.pad_token
 
@@ -90,7 +86,7 @@ class Classifier:
         """Return ``n`` log-odds in nats, or probabilities."""
         texts, templated = completion_texts(completions), [False] * len(completions)
         if self.include_prompt:
-            templated = [not isinstance(completion, str) for completion in completions]
+            templated = [is_conversation(*pair) for pair in zip(prompts, completions, strict=True)]
             texts = [
                 self._conversation([*prompt, *completion]) if chat else prompt + completion
                 for prompt, completion, chat in zip(prompts, completions, templated, strict=True)
@@ -110,7 +106,13 @@ class Classifier:
                 f"Classifier({self.tokenizer.name_or_path!r}) has no chat template, and the prompts are conversations. "
                 "Pass include_prompt=False to score what the assistant said alone, or give a reward model for chat."
             )
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        except Exception as error:  # a template is a program, which can raise anything
+            raise TextEnvError(
+                f"The chat template of Classifier({self.tokenizer.name_or_path!r}) refuses {shown(messages)}: "
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
 
     def _score(self, texts: Sequence[str], templated: bool = False) -> list[float]:
         inputs = self.tokenizer(
@@ -156,10 +158,10 @@ def _load(name: str, dtype: str) -> tuple[Any, Any]:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of many kinds, as the files may hold anything
         raise TextEnvError(
-            f"Classifier(model={name!r}) cannot be loaded ({error}). Expected a folder or a hub id with a sequence "
-            "classifier and its tokenizer, as save_pretrained writes them."
+            f"Classifier(model={name!r}) cannot be loaded ({' '.join(str(error).split())}). Expected a folder or a hub "
+            "id with a sequence classifier and its tokenizer, as save_pretrained writes them."
         ) from error
     # from_pretrained initializes missing weights at random: a language model would become a classifier that guesses.
     if loading["missing_keys"]:

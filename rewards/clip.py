@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from textenv.rewards._inner import check_reward, check_state, inner_scores, load_state, state_of
 from textenv.types import Reward, TextEnvError
+from textenv.validation import validate
 
 __all__ = ["Clip"]
 
@@ -34,7 +34,8 @@ class Clip:
 
     def __post_init__(self) -> None:
         check_reward("Clip", self.reward)
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        validate(self, owner="Clip")
+        if not self.low < self.high:
             raise TextEnvError(f"Clip(low={self.low!r}, high={self.high!r}): expected finite numbers with low < high.")
 
     def __call__(

@@ -25,6 +25,8 @@ class Http(HttpSettings):
         {"prompts": ["The film", "A plot"], "completions": [" was great.", " to forget."],
          "completion_ids": [[373, 1049, 13], [284, 6044, 13]], "columns": {"reference": ["...", "..."]}}
 
+    where a conversation is a list of messages, and so is its completion: ``[{"role": "assistant", "content": "..."}]``;
+
     and answers with as many finite numbers, in the same order; further keys are ignored::
 
         200 OK
@@ -38,7 +40,9 @@ class Http(HttpSettings):
     answers ``{"reward": "..."}``, for people and load balancers.
 
     ``protocol="openrlhf"`` asks a server made for OpenRLHF's ``--remote_rm_url``: ``{"query": [prompt + completion,
-    ...], "prompts": [...], "labels": [...]}``, answered by ``{"rewards": [...]}``.
+    ...], "prompts": [...], "labels": [...]}``, answered by ``{"rewards": [...]}``. It is sent texts alone, so that
+    conversations need the ``tokenizer`` whose chat template writes them. ``textenv reward serve`` answers such requests
+    at ``/get_reward``.
 
     The n-th retry is sent ``min(max_wait, backoff * 2**(n - 1))`` seconds after the try before it, less a random part
     of at most a half, so that many environments don't send again all at the same time (Brooker, 2015: *Exponential
@@ -59,6 +63,8 @@ class Http(HttpSettings):
         retries: Tries after the first, at most.
         backoff: Seconds before the first retry, at most.
         max_wait: Seconds between two tries, at most. If a server asks for more with ``Retry-After``, that is an error.
+        tokenizer: With ``protocol="openrlhf"``, a folder or a Hugging Face id: conversations are sent as its chat
+            template writes them, the assistant's last turn open. None for prompts that are texts.
 
     Raises:
         TextEnvError: If an argument is out of range, a variable isn't set, or ``httpx`` is not installed; when it is
@@ -69,8 +75,8 @@ class Http(HttpSettings):
         self,
         /,
         *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         **columns: Sequence[Any],
     ) -> list[float]:

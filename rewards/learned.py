@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
 
 from textenv.models.loading import BUNDLED
 from textenv.models.reward_model import Ensemble, RewardModel
 from textenv.rewards._texts import completion_texts
-from textenv.types import TextEnvError
+from textenv.validation import NonEmpty, NonNegative, validated
 
 __all__ = ["Learned"]
 
@@ -36,20 +38,21 @@ class Learned:
         TextEnvError: If an argument is out of range or a model cannot be loaded.
     """
 
+    @validated
     def __init__(
         self,
-        model: str | Sequence[str] = BUNDLED,
+        model: NonEmpty | Annotated[Sequence[NonEmpty], MinLen(1)] = BUNDLED,
         *,
         combine: Literal["mean", "min", "variance"] = "mean",
-        penalty: float = 0.5,
+        penalty: NonNegative = 0.5,
         include_prompt: bool = True,
         device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
-        if dtype not in {"float32", "bfloat16", "float16"}:
-            raise TextEnvError(f"Learned(dtype={dtype!r}): expected 'float32', 'bfloat16' or 'float16'.")
         folders = [model] if isinstance(model, str) else list(model)
-        members = [RewardModel.load(folder, device=device or "cpu", dtype=dtype) for folder in folders]
+        members = [
+            RewardModel.load(folder, device="cpu" if device is None else device, dtype=dtype) for folder in folders
+        ]
         self.models = Ensemble(members, combine, penalty)
         self.include_prompt = include_prompt
         self._about = f"Learned({model!r})"

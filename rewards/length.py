@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
+from textenv.validation import Count, validate
 
 __all__ = ["Length"]
 
@@ -26,17 +27,15 @@ class Length:
             included.
 
     Raises:
-        TextEnvError: If ``target`` is not a positive integer, or ``unit`` is unknown.
+        TextEnvError: If ``target`` is not a positive integer, or ``unit`` is unknown; when called, if tokens are to be
+            counted and only texts are given.
     """
 
-    target: int
+    target: Count
     unit: Literal["words", "tokens"] = "words"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target, int) or self.target < 1:
-            raise TextEnvError(f"Length(target={self.target!r}): expected a whole number of {self.unit}, at least 1.")
-        if self.unit not in {"words", "tokens"}:
-            raise TextEnvError(f"Length(unit={self.unit!r}): expected 'words' or 'tokens'.")
+        validate(self, owner="Length")
 
     def __call__(
         self,
@@ -48,5 +47,11 @@ class Length:
         **columns: Sequence[Any],
     ) -> list[float]:
         """Return ``n`` scores from 0 to 1."""
-        items = completion_ids if self.unit == "tokens" else [text.split() for text in completion_texts(completions)]
+        texts = completion_texts(completions)
+        if self.unit == "tokens" and any(text and not ids for text, ids in zip(texts, completion_ids, strict=True)):
+            raise TextEnvError(
+                "Length(unit='tokens') was given texts without their token ids; use unit='words', or give the tokens "
+                "of every completion."
+            )
+        items = completion_ids if self.unit == "tokens" else [text.split() for text in texts]
         return [min(len(item), self.target) / max(len(item), self.target) for item in items]

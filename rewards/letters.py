@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
+from textenv.validation import Count, NonNegativeInt, validate
 
 __all__ = ["Letters"]
 
@@ -46,23 +47,18 @@ class Letters:
 
     family: Family = "dense"
     letters: str = "abcdefg"
-    length: int = 6
-    seed: int = 0
-    word: str = field(init=False, repr=False)
+    length: Count = 6
+    seed: NonNegativeInt = 0
+    word: str = field(default="", init=False, repr=False)
     """The word that sparse, deceptive and needle look for; empty for dense."""
     # (u + b) / (2 T) of a letter (column) after another (row; the last row is for the first letter of a text)
-    _terms: tuple[tuple[float, ...], ...] = field(init=False, repr=False)
+    _terms: tuple[tuple[float, ...], ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.family not in get_args(Family):
-            raise TextEnvError(f"Letters(family={self.family!r}): expected one of {', '.join(get_args(Family))}.")
-        given: Any = self.letters
-        if not isinstance(given, str) or not given or len(set(given)) != len(given):
+        validate(self, owner="Letters")
+        given = self.letters
+        if not given or len(set(given)) != len(given):
             raise TextEnvError(f"Letters(letters={given!r}): expected at least one letter, each once.")
-        for name, least in (("length", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise TextEnvError(f"Letters({name}={value!r}): expected a whole number of at least {least}.")
         rng, count = np.random.default_rng(self.seed), len(given)
         single, pair = rng.uniform(-1, 1, count), rng.uniform(-1, 1, (count, count))
         terms = single + np.vstack([pair, np.zeros(count)])

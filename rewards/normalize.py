@@ -9,6 +9,7 @@ from typing import Any
 
 from textenv.rewards._inner import check_reward, check_state, inner_scores, load_state, state_of
 from textenv.types import Reward, TextEnvError
+from textenv.validation import validate
 
 __all__ = ["Normalize"]
 
@@ -37,7 +38,7 @@ class Normalize:
         squares: The sum of their squared distances from the mean.
 
     Raises:
-        TextEnvError: If ``reward`` is not a reward.
+        TextEnvError: If an argument is not what is expected.
     """
 
     reward: Reward
@@ -49,6 +50,7 @@ class Normalize:
 
     def __post_init__(self) -> None:
         check_reward("Normalize", self.reward)
+        validate(self, owner="Normalize")
 
     def __call__(
         self,
@@ -90,10 +92,14 @@ class Normalize:
         """
         check_state("Normalize", state, {"count", "mean", "squares", "reward"})
         count, mean, squares = state["count"], state["mean"], state["squares"]
-        if count < 0 or squares < 0 or not math.isfinite(mean) or not math.isfinite(squares):
+        if not all(map(_is_finite, (count, mean, squares))) or count < 0 or squares < 0:
             raise TextEnvError(
                 f"Normalize.load_state_dict was given count={count!r}, mean={mean!r}, squares={squares!r}; "
                 "expected finite numbers, count and squares not negative."
             )
         load_state(self.reward, state["reward"])
         self.count, self.mean, self.squares = int(count), float(mean), float(squares)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
+from textenv.validation import validate
 
 __all__ = ["Pattern"]
 
@@ -34,11 +35,10 @@ class Pattern:
     mode: Mode = "search"
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise TextEnvError(f"Pattern(mode={self.mode!r}): expected one of {', '.join(map(repr, get_args(Mode)))}.")
+        validate(self, owner="Pattern")
         try:
             re.compile(self.pattern)
-        except (re.error, TypeError) as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise TextEnvError(
                 f"Pattern(pattern={self.pattern!r}) is not a regular expression ({error}). "
                 "A literal special character needs a backslash: re.escape(text) adds them."

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from textenv.rewards._references import check_column, references
+from textenv.rewards._references import references
 from textenv.rewards._require import require
 from textenv.rewards._texts import completion_texts
-from textenv.types import TextEnvError
+from textenv.validation import NonEmpty, validate
 
 __all__ = ["Rouge"]
 
@@ -33,20 +33,16 @@ class Rouge:
         stem: Whether words are reduced to their stems first (Porter).
 
     Raises:
-        TextEnvError: If rouge-score is not installed or ``variant`` is unknown; when called, if the column is missing
-            or holds anything else.
+        TextEnvError: If rouge-score is not installed or an argument is not what is expected; when called, if the column
+            is missing or holds anything else.
     """
 
     variant: Variant = "rougeL"
-    column: str = "reference"
+    column: NonEmpty = "reference"
     stem: bool = False
 
     def __post_init__(self) -> None:
-        if self.variant not in get_args(Variant):
-            raise TextEnvError(
-                f"Rouge(variant={self.variant!r}): expected one of {', '.join(map(repr, get_args(Variant)))}."
-            )
-        check_column("Rouge", self.column)
+        validate(self, owner="Rouge")
         _scorer(self.variant, self.stem)
 
     def __call__(

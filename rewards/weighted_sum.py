@@ -9,6 +9,7 @@ from typing import Any
 
 from textenv.rewards._inner import check_reward, check_state, inner_scores, load_state, state_of
 from textenv.types import Reward, TextEnvError
+from textenv.validation import validate
 
 __all__ = ["WeightedSum"]
 
@@ -33,14 +34,14 @@ class WeightedSum:
             raise TextEnvError(f"WeightedSum(rewards={self.rewards!r}): expected a non-empty list of rewards.")
         for reward in self.rewards:
             check_reward("WeightedSum", reward)
-        weights = [1.0] * len(self.rewards) if self.weights is None else self.weights
-        if len(weights) != len(self.rewards) or not all(math.isfinite(weight) for weight in weights):
+        validate(self, owner="WeightedSum")
+        if self.weights is None:
+            object.__setattr__(self, "weights", (1.0,) * len(self.rewards))
+        elif len(self.weights) != len(self.rewards):
             raise TextEnvError(
                 f"WeightedSum(weights={self.weights!r}): expected {len(self.rewards)} finite numbers, "
                 "one for each reward."
             )
-        object.__setattr__(self, "rewards", tuple(self.rewards))
-        object.__setattr__(self, "weights", tuple(float(weight) for weight in weights))
 
     def __call__(
         self,
@@ -74,7 +75,9 @@ class WeightedSum:
         """
         check_state("WeightedSum", state, {"rewards"})
         states = state["rewards"]
-        if len(states) != len(self.rewards):
-            raise TextEnvError(f"WeightedSum of {len(self.rewards)} rewards was given {len(states)} states to load.")
+        if not isinstance(states, list | tuple) or len(states) != len(self.rewards):
+            raise TextEnvError(
+                f"WeightedSum of {len(self.rewards)} rewards was given the states {states!r}; expected one for each."
+            )
         for reward, inner in zip(self.rewards, states, strict=True):
             load_state(reward, inner)

@@ -33,6 +33,7 @@ ORDER = (
 """The rooms of ``textenv/``; each may import those before it."""
 RUNTIME = {"textenv.rollouts.runtime"}  # asks the process for threads and memory; imports nothing of ours
 BY_NAME = {"textenv.plugins", "textenv.env.registry"}  # find a file by the name that it has in a folder
+SCORER = "textenv.env.scoring."  # rewards that wrap others call them as the environment does
 IMPORTERS = {"import_module", "__import__", "resolve_name", "lazy"}
 
 
@@ -87,8 +88,8 @@ def complaint(module: str, target: str) -> str | None:
 def _between_rooms(module: str, target: str) -> str | None:
     mine, theirs = room(module), room(target)
     if mine == "rewards":
-        allowed = {"rewards", "models", "types", "validation", "plugins"}
-        return None if theirs in allowed else "rewards know types, validation, plugins and models"
+        known = theirs in {"rewards", "models", "types", "validation", "plugins"} or target.startswith(SCORER)
+        return None if known else "rewards know types, validation, plugins, models, and how rewards are called"
     if mine == "agents":
         return "agents do not know rewards" if theirs == "rewards" else None
     if theirs in {"agents", "rewards"}:

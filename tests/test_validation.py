@@ -1,6 +1,6 @@
 """The one validator of settings: types as strictly as ranges, one clear line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,9 @@ from textenv.validation import (
     Threads,
     build,
     did_you_mean,
+    shown,
     validate,
+    validated,
 )
 
 
@@ -103,7 +105,7 @@ class Settings:
 def test_a_value_that_does_not_fit_is_one_clear_line(name: str, value: Any, expected: str) -> None:
     with pytest.raises(TextEnvError) as caught:
         Settings(**{name: value})
-    assert str(caught.value) == f"{name}={value!r}: expected {expected}."
+    assert str(caught.value) == f"{name}={shown(value)}: expected {expected}."
 
 
 def test_values_become_what_is_annotated() -> None:
@@ -164,3 +166,51 @@ def test_unknown_and_missing_names() -> None:
 def test_suggestions() -> None:
     assert did_you_mean("vadder", ["vader", "length"]) == " Did you mean 'vader'?"
     assert did_you_mean("zzz", ["vader"]) == ""
+
+
+@dataclass
+class Owned:
+    sizes: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        validate(self, owner="Owned")
+
+
+@validated
+def called(size: Count, *rest: int, names: Sequence[str] = (), **others: "Nowhere") -> tuple[Any, ...]:  # type: ignore[name-defined]  # noqa: F821
+    """A function as any."""
+    return size, rest, names, others
+
+
+class Made:
+    @validated
+    def __init__(self, size: Count, unknown: "Nowhere" = None) -> None:  # type: ignore[name-defined]  # noqa: F821
+        self.size = size
+
+
+def test_the_arguments_of_a_function_are_checked_as_fields_are() -> None:
+    call: Any = called
+    assert call(np.int64(3), "a", names=["b"], more=4) == (3, ("a",), ("b",), {"more": 4})
+    with pytest.raises(TextEnvError, match=r"called\(size='3'\): expected a whole number of at least 1\."):
+        call("3")
+    with pytest.raises(TextEnvError, match=r"called\(names='b'\): expected a list, each item a text\."):
+        called(1, names="b")
+    with pytest.raises(TextEnvError, match=r"Made\(size=0\): expected"):
+        Made(0)
+    with pytest.raises(TextEnvError, match=r"Owned\(sizes=\['a'\]\): expected a list, each item a whole number\."):
+        Owned(["a"])  # type: ignore[list-item]
+    assert Made(size=2, unknown=object()).size == 2
+    assert Owned([1]).sizes == (1,)
+
+
+def test_a_call_of_another_form_is_the_error_that_python_has_for_it() -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'size'"):
+        called()  # type: ignore[call-arg]
+    assert called.__name__ == "called"
+    assert called.__doc__ == "A function as any."
+
+
+def test_a_value_is_shown_on_one_short_line() -> None:
+    assert shown("a") == "'a'"
+    assert "\n" not in shown(np.zeros((20, 20)))
+    assert len(shown(np.zeros((20, 20)))) < 200

@@ -4,6 +4,9 @@ The only place that imports them by name. A file ``my_reward.py`` in ``rewards/`
 the reward ``my_reward``; a file ``my_agent.py`` in ``agents/`` that defines ``MyAgent`` and ``MyAgentConfig`` is the
 agent ``my_agent``. Nothing else has to be edited. Names are found by reading the files, so that listing them imports
 none of them.
+
+An import path comes from the command line or from Python. One that stands in a file gets here only if the reader trusts
+the file (``textenv.env.trust``).
 """
 
 from __future__ import annotations
@@ -13,13 +16,14 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from textenv.types import TextEnvError
-from textenv.validation import did_you_mean
+from textenv.validation import did_you_mean, shown
 
-__all__ = ["agents", "built_in", "find", "rewards"]
+__all__ = ["agents", "built_in", "find", "import_module", "rewards"]
 
 
 @functools.cache
@@ -46,6 +50,8 @@ def built_in(package: str, *, suffixes: tuple[str, ...] = ("",)) -> dict[str, st
 def find(kind: str, package: str, name: str, *, suffixes: tuple[str, ...] = ("",)) -> Any:
     """Return the class of a built-in name, or what an import path ``package.module:attribute`` stands for.
 
+    The module of an import path is an installed one, one in a folder of ``PYTHONPATH``, or one in the working folder.
+
     Args:
         kind: What it is called in messages, such as ``"agent"``.
         package: Where the built-in ones are.
@@ -56,6 +62,9 @@ def find(kind: str, package: str, name: str, *, suffixes: tuple[str, ...] = ("",
         TextEnvError: There is none, or it cannot be imported.
     """
     known = built_in(package, suffixes=suffixes)
+    given: object = name
+    if not isinstance(given, str):
+        raise TextEnvError(f"The name of the {kind} is {shown(given)}; expected a text: one of {', '.join(known)}.")
     if name in known:
         return getattr(importlib.import_module(f"{package}.{name}"), known[name])
     if ":" not in name:
@@ -64,12 +73,37 @@ def find(kind: str, package: str, name: str, *, suffixes: tuple[str, ...] = ("",
             "import path of your own, 'package.module:attribute'."
         )
     try:
+        import_module(name.partition(":")[0])
         return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # a module is a program, which can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, (ImportError, AttributeError, ValueError)):
+            reason = f"{type(error).__name__}: {reason}"
         raise TextEnvError(
-            f"The {kind} {name!r} cannot be imported ({error}). Expected 'package.module:attribute', the package "
-            "installed or in a folder of PYTHONPATH."
+            f"The {kind} {name!r} cannot be imported ({reason}). Expected 'package.module:attribute', the package "
+            f"installed, in a folder of PYTHONPATH, or in the working folder, {Path.cwd()}."
         ) from error
+
+
+def import_module(name: str) -> Any:
+    """Import a module that was named on the command line or in Python, also from the working folder.
+
+    A script such as ``textenv`` does not look there, unlike ``python -m``. Where the module's package is found nowhere
+    else and in the working folder, this is put at the end of ``sys.path`` and stays there: the module may import others
+    of the folder later, and other processes of a run have to find it too.
+
+    Args:
+        name: Import name of the module.
+
+    Raises:
+        Exception: Whatever importing the module raises; an ``ImportError`` where there is none.
+    """
+    top, here = name.partition(".")[0], Path.cwd()
+    missing = top.isidentifier() and top not in sys.modules and importlib.util.find_spec(top) is None
+    if missing and ((here / f"{top}.py").is_file() or (here / top).is_dir()):
+        sys.path.append(str(here))
+        importlib.invalidate_caches()
+    return importlib.import_module(name)
 
 
 def agents() -> Any:

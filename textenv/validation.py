@@ -2,6 +2,7 @@
 
 ``Annotated[int, Ge(1)]`` is a whole number of at least 1, in the vocabulary of ``annotated_types``. A dataclass calls
 ``validate(self)`` in its ``__post_init__``; what concerns several fields together, it checks itself afterwards.
+``validated`` checks the arguments of a function in the same way.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 
@@ -22,6 +24,7 @@ from textenv.types import TextEnvError
 
 __all__ = [
     "Count",
+    "FilePath",
     "LearningRate",
     "NonEmpty",
     "NonNegative",
@@ -36,8 +39,10 @@ __all__ = [
     "UnknownNameError",
     "build",
     "did_you_mean",
+    "shown",
     "unknown_name",
     "validate",
+    "validated",
 ]
 
 Count = Annotated[int, Ge(1)]
@@ -46,6 +51,7 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, le=1)]
 NonEmpty = Annotated[str, MinLen(1)]
+FilePath: TypeAlias = NonEmpty | Path
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 """What NumPy, torch, Gymnasium and Stable-Baselines3 all take as a seed."""
 Threads = Annotated[int, Interval(ge=1, le=1024)]
@@ -57,6 +63,7 @@ LearningRate = Annotated[float, Interval(gt=0, le=100)]
 Temperature = Annotated[float, Interval(ge=1e-4, le=1e4)]
 """What logits are divided by, within which they neither overflow nor vanish."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -105,7 +112,7 @@ def build(cls: Callable[..., T], values: Mapping[str, Any], *, what: str = "Unkn
     return cls(**values)
 
 
-def validate(config: Any) -> None:
+def validate(config: Any, *, owner: str | None = None) -> None:
     """Check every field of a dataclass against its annotation; numbers and lists become what is annotated.
 
     A NumPy integer becomes an ``int``, an ``int`` where a ``float`` is expected a ``float``, a list where a tuple is
@@ -114,27 +121,86 @@ def validate(config: Any) -> None:
 
     Args:
         config: An instance of a dataclass, frozen or not.
+        owner: What the fields belong to, named in the message: ``"Length"``.
 
     Raises:
         TextEnvError: A value is not what is expected; the message names field, value and what was expected.
     """
     for name, hint in _hints(type(config)):  # type: ignore[arg-type]
         value = getattr(config, name)
-        ok, converted = _convert(value, hint)
-        if not ok:
-            expected = _describe(hint)
-            if isinstance(value, int) and not -(2**63) <= value < 2**63 and "whole number" in expected:
-                expected += " (of 64 bits)"
-            raise TextEnvError(f"{name}={_shown(value)}: expected {expected}.")
+        converted = _checked(owner, name, value, hint)
         if converted is not value:
             object.__setattr__(config, name, converted)
 
 
-def _shown(value: Any) -> str:
-    """Return the ``repr`` of a value, cut in the middle where it is long."""
+def validated(function: Callable[P, T]) -> Callable[P, T]:
+    """Have a function check its arguments against their annotations, as ``validate`` checks fields.
+
+    Arguments whose annotation names what is imported for type checkers only are left alone.
+
+    Args:
+        function: A function, or a method such as ``__init__``.
+
+    Raises:
+        TextEnvError: When it is called, if an argument is not what is expected.
+    """
+    signature = inspect.signature(function)
+    owner = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # raises the error that Python has for it
+        for name, hint in _parameter_hints(function):
+            if name in bound.arguments:
+                bound.arguments[name] = _checked(owner, name, bound.arguments[name], hint)
+        return function(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+@functools.cache
+def _parameter_hints(function: Callable[..., Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the annotations of a function's parameters that can be looked up, but for ``*args`` and ``**kwargs``."""
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.annotation is parameter.empty or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            continue
+        one: Any = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+        try:
+            hints = get_type_hints(one, inspect.unwrap(function).__globals__, include_extras=True)
+        except (NameError, AttributeError):  # imported for type checkers only
+            continue
+        found.append((name, hints[name]))
+    return tuple(found)
+
+
+def _checked(owner: str | None, name: str, value: Any, hint: Any) -> Any:
+    """Return a value as an annotation has it.
+
+    Raises:
+        TextEnvError: It is not what the annotation says.
+    """
+    ok, converted = _convert(value, hint)
+    if not ok:
+        expected = _describe(hint)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63 and "whole number" in expected:
+            expected += " (of 64 bits)"
+        given = f"{name}={shown(value)}"
+        raise TextEnvError(f"{f'{owner}({given})' if owner else given}: expected {expected}.")
+    return converted
+
+
+def shown(value: object) -> str:
+    """Return the ``repr`` of a value on one line, cut in the middle where it is long."""
     if isinstance(value, int) and not -(10**100) < value < 10**100:
         return "a number of more than 100 digits"  # Python writes none of many thousands
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 200 else f"{text[:100]}…{text[-95:]}"
 
 
@@ -158,7 +224,7 @@ def _convert(value: Any, hint: Any) -> tuple[bool, Any]:
         return False, value
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in arguments), value
-    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+    if origin is Sequence or (origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis):
         return _convert_items(value, arguments[0])
     if origin in (dict, Mapping):
         return _convert_mapping(value, arguments[1])
@@ -236,7 +302,7 @@ def _describe(hint: Any) -> str:
         return ", or ".join(_describe(option) for option in arguments)
     if origin is Literal:
         return f"one of {list(arguments)}"
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"a list, each item {_describe(arguments[0])}"
     if origin in (dict, Mapping):
         return "an object" if arguments[1] is Any else f"an object, each value {_describe(arguments[1])}"

@@ -273,7 +273,7 @@ def test_a_policy_may_exclude_tokens() -> None:
         (lambda ids: np.zeros((len(ids), 4)), "take log_softmax"),
         (lambda ids: np.full((len(ids), 4), np.nan), "log of their sum nan"),
         (lambda ids: np.zeros((len(ids), 3)), r"shape \(1, 3\).*\(1, 4\)"),
-        ([[np.zeros((1, 4))]], r"has \[1\] arrays; expected \[3\]"),
+        ([[np.zeros((1, 4))]], r"has \[1\] arrays; expected \[3\] arrays"),
     ],
 )
 def test_bad_policies(policy: Any, message: str) -> None:

@@ -611,7 +611,7 @@ def test_bad_settings_are_refused_when_it_is_made(
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [
-        (object(), {}, "object has no method action_log_prob"),
+        (object(), {}, "got object; expected a policy with the method action_log_prob"),
         (Certain(0.0), {"kl_estimator": "full"}, "action_log_probs"),
     ],
 )

@@ -196,7 +196,7 @@ def test_scores_are_between_minus_one_and_one(family: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"family": "easy"}, "dense, sparse, deceptive, needle"),
+        ({"family": "easy"}, "'dense', 'sparse', 'deceptive', 'needle'"),
         ({"letters": ""}, "at least one letter"),
         ({"letters": "aba"}, "each once"),
         ({"length": 0}, "at least 1"),

@@ -490,7 +490,7 @@ def test_bad_arguments_are_refused(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"seed": [1, 2]}, r"seed=\[1, 2\]: expected one number of at least 0, or 3"),
+        ({"seed": [1, 2]}, r"seed=\[1, 2\]: expected a whole number of at least 0, or 3"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 1.5}, "seed=1.5"),
         ({"seed": ["a", "b", "c"]}, "seed="),

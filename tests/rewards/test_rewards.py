@@ -103,11 +103,11 @@ class TestLength(RewardContract):
 
     @pytest.mark.parametrize("target", [0, -1, 2.5, "20", None])
     def test_refuses_a_target_below_one(self, target: Any) -> None:
-        with pytest.raises(TextEnvError, match="whole number of words, at least 1"):
+        with pytest.raises(TextEnvError, match=r"Length\(target=.*\): expected a whole number of at least 1"):
             Length(target)
 
     def test_refuses_an_unknown_unit(self) -> None:
-        with pytest.raises(TextEnvError, match="'words' or 'tokens'"):
+        with pytest.raises(TextEnvError, match=r"expected one of \['words', 'tokens'\]"):
             Length(3, unit="characters")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -124,13 +124,13 @@ class TestPattern(RewardContract):
     def test_flags_are_part_of_the_pattern(self) -> None:
         assert run(Pattern("(?is)yes.*no", mode="fullmatch"), "Yes\nNo", "yes") == [1, 0]
 
-    @pytest.mark.parametrize("pattern", ["(", "*", None])
+    @pytest.mark.parametrize("pattern", ["(", "*"])
     def test_refuses_what_does_not_compile(self, pattern: Any) -> None:
         with pytest.raises(TextEnvError, match=r"is not a regular expression.*re\.escape"):
             Pattern(pattern)
 
     def test_refuses_an_unknown_mode(self) -> None:
-        with pytest.raises(TextEnvError, match="expected one of 'search', 'fullmatch', 'count'"):
+        with pytest.raises(TextEnvError, match=r"expected one of \['search', 'fullmatch', 'count'\]"):
             Pattern("a", mode="match")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -173,7 +173,7 @@ class ReferenceContract(RewardContract):
 
     @pytest.mark.parametrize("column", ["", None, 3])
     def test_refuses_a_column_without_a_name(self, column: Any) -> None:
-        with pytest.raises(TextEnvError, match="the name of the prompts' column"):
+        with pytest.raises(TextEnvError, match=r"\(column=.*\): expected a text that is not empty"):
             type(self).reward_class(column=column)
 
 
@@ -216,7 +216,7 @@ class TestChrf(ReferenceContract):
 
     @pytest.mark.parametrize(("name", "value"), [("char_order", 0), ("word_order", -1), ("beta", 0), ("beta", 1.5)])
     def test_refuses_numbers_out_of_range(self, name: str, value: Any) -> None:
-        with pytest.raises(TextEnvError, match=rf"Chrf\({name}={value}\): expected a whole number, at least"):
+        with pytest.raises(TextEnvError, match=rf"Chrf\({name}={value}\): expected a whole number of at least"):
             Chrf(**{name: value})
 
 
@@ -237,7 +237,7 @@ class TestRouge(ReferenceContract):
         assert run(Rouge(stem=True), "sleeping", reference=["sleeps"]) == [1]
 
     def test_refuses_an_unknown_variant(self) -> None:
-        with pytest.raises(TextEnvError, match="expected one of 'rouge1', 'rouge2', 'rougeL', 'rougeLsum'"):
+        with pytest.raises(TextEnvError, match=r"expected one of \['rouge1', 'rouge2', 'rougeL', 'rougeLsum'\]"):
             Rouge("rouge3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -269,7 +269,7 @@ class TestClip(RewardContract):
 
     @pytest.mark.parametrize(("low", "high"), [(1, 1), (1, 0), (math.nan, 1), (0, math.inf)])
     def test_refuses_bounds_out_of_order(self, low: float, high: float) -> None:
-        with pytest.raises(TextEnvError, match="expected finite numbers with low < high"):
+        with pytest.raises(TextEnvError, match=r"expected (finite numbers with low < high|a finite number)"):
             Clip(Vader(), low, high)
 
 
@@ -288,7 +288,9 @@ class TestWeightedSum(RewardContract):
 
     @pytest.mark.parametrize("weights", [[], [1], [1, 2, 3], [1, math.nan]])
     def test_refuses_weights_that_do_not_fit(self, weights: list[float]) -> None:
-        with pytest.raises(TextEnvError, match="expected 2 finite numbers, one for each reward"):
+        with pytest.raises(
+            TextEnvError, match=r"expected (2 finite numbers, one for each reward|a list, each item a finite number)"
+        ):
             WeightedSum([Vader(), Vader()], weights)
 
 
@@ -370,7 +372,7 @@ class TestNormalize(RewardContract):
 class TestWrappers:
     @pytest.mark.parametrize("bad", [math.nan, math.inf, None, "good"])
     def test_do_not_hide_a_broken_score(self, wrap: Callable[[Any], Reward], bad: Any) -> None:
-        with pytest.raises(TextEnvError, match=r"wrapped reward .*constantly.*expected"):
+        with pytest.raises(TextEnvError, match=r"The reward .*constantly.* returned .*Expected a finite"):
             run(wrap(constant(bad)), "")
 
     def test_do_not_hide_a_missing_score(self, wrap: Callable[[Any], Reward]) -> None:
@@ -547,8 +549,8 @@ class TestClassifierHeads:
             ({"label": "happy"}, "label='happy'.*'glad'"),
             ({"label": 3}, "label=3"),
             ({"label": -1}, "label=-1"),
-            ({"label": 0, "output": "logit"}, "'log_odds' or 'probability'"),
-            ({"label": 0, "dtype": "int8"}, "'float32', 'bfloat16' or 'float16'"),
+            ({"label": 0, "output": "logit"}, "'log_odds', 'probability'"),
+            ({"label": 0, "dtype": "int8"}, "'float32', 'bfloat16', 'float16'"),
             ({"label": 0, "batch_size": 0}, "batch_size=0"),
             ({"label": 0, "max_length": 0}, "max_length=0"),
             ({"label": 0, "max_length": 17}, "reads 16 tokens at most"),

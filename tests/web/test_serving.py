@@ -87,7 +87,10 @@ def test_the_schema_describes_a_batch() -> None:
     [
         ({"prompts": None}, "prompts: Input should be a valid array"),
         ({"prompts": "The film"}, "prompts: Input should be a valid array"),
-        ({"completions": ["a", 1]}, "completions.1: Input should be a valid string"),
+        ({"completions": ["a", 1]}, "completions.1: the value is 1; expected a text, or a list of messages"),
+        ({"completions": ["a", []]}, r"completions.1: the value is \[\]"),
+        ({"completions": ["a", [{"role": "x", "content": "b"}]]}, "completions.1: .*role 'x'"),
+        ({"completions": ["a", [{"role": "assistant", "content": "b"}]]}, "completions.1: expected two texts"),
         ({"completion_ids": [[1], ["2"]]}, "completion_ids.1.0: Input should be a valid integer"),
         ({"completion_ids": [[1], [True]]}, "completion_ids.1.0: Input should be a valid integer"),
         ({"completion_ids": [1, 2]}, "completion_ids.0: Input should be a valid array"),

@@ -7,6 +7,7 @@ policy falls short of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import text_env
 from textenv.types import IntArray, Observation, Prompt, TextEnvError
+from textenv.validation import shown
 
 __all__ = ["LogProbs", "Outcome", "Policy", "States", "Table", "Tree", "model_log_probs"]
 
@@ -106,7 +108,7 @@ class Tree:
         Raises:
             TextEnvError: There are too many texts, or a setting makes rewards depend on more than the text.
         """
-        base = _base(env)
+        base = text_env(env)
         _check_settings(base)
         reference = model_log_probs(base.reference, base.settings.temperature)
         return cls(
@@ -122,6 +124,16 @@ class Tree:
     def size(self) -> int:
         """Number of finished texts, of all prompts."""
         return sum(int(at.ended.sum()) for levels in self.states for at in levels)
+
+    def __post_init__(self) -> None:
+        """Check what ``dataclasses.replace`` may be given.
+
+        Raises:
+            TextEnvError: ``kl_coef`` is no finite number of at least 0.
+        """
+        given: Any = self.kl_coef
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+            raise TextEnvError(f"kl_coef={shown(given)}: expected a finite number of at least 0.")
 
     @cached_property
     def _solution(self) -> tuple[Table, Table]:
@@ -187,10 +199,14 @@ class Tree:
             policy = model_log_probs(policy, self.temperature)
         if callable(policy):
             return [[_checked(policy(at.ids.copy()), at) for at in levels] for levels in self.states]
-        if [len(table) for table in policy] != [len(levels) for levels in self.states]:
+        expected = [len(levels) for levels in self.states]
+        given: Any = policy
+        table = isinstance(given, Sequence) and all(isinstance(part, Sequence) for part in given)
+        if not table or isinstance(given, str) or [len(part) for part in given] != expected:
+            what = f"a table that has {[len(part) for part in given]} arrays" if table else shown(given)
             raise TextEnvError(
-                f"The table of a policy has {[len(table) for table in policy]} arrays; expected "
-                f"{[len(levels) for levels in self.states]}: for each prompt, one for each number of tokens written."
+                f"The policy is {what}; expected {expected} arrays in a table, for each prompt one for each number of "
+                "tokens written; or a TextPolicy, a CausalLM, or a function of token ids."
             )
         return [
             [_checked(values, at) for values, at in zip(table, levels, strict=True)]
@@ -231,8 +247,9 @@ class Tree:
         Raises:
             TextEnvError: ``n`` is less than 1.
         """
-        if not n >= 1:
-            raise TextEnvError(f"n={n!r}: expected a number of at least 1.")
+        given: Any = n
+        if isinstance(given, bool) or not isinstance(given, (int, float, np.number)) or not 1 <= given < math.inf:
+            raise TextEnvError(f"n={shown(given)}: expected a finite number of at least 1.")
         score, kl = np.mean([_best_of_n(*_texts(levels), n) for levels in self.states], axis=0).tolist()
         return self._outcome(score, kl)
 
@@ -241,10 +258,16 @@ class Tree:
 
         Args:
             ids: Token ids, shape ``(n, length)``, as a policy that is a function gets them.
+
+        Raises:
+            TextEnvError: They are no token ids.
         """
-        count, length = ids.shape
+        given = np.asarray(ids)
+        if given.ndim != 2 or given.dtype.kind not in "iu" or given.shape[1] > self.width:
+            raise TextEnvError(f"ids={shown(ids)}: expected token ids of shape (n, length), at most {self.width} long.")
+        count, length = given.shape
         padded = np.full((count, self.width), self.pad_id, dtype=np.int64)
-        padded[:, :length] = ids
+        padded[:, :length] = given
         mask = np.zeros((count, self.width), dtype=np.int8)
         mask[:, :length] = 1
         return {"input_ids": padded, "attention_mask": mask}
@@ -274,15 +297,6 @@ def model_log_probs(lm: CausalLM, temperature: float = 1.0) -> LogProbs:
         return np.concatenate(found)
 
     return log_probs
-
-
-def _base(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> TextVectorEnv:
-    batch = getattr(env.unwrapped, "batch", None)  # of a TextEnv
-    if isinstance(batch, TextVectorEnv):
-        return batch
-    if isinstance(env, VectorEnv):
-        return text_env(env)
-    raise TextEnvError(f"{env} is no text environment; expected one made from an id that starts with 'textenv/'.")
 
 
 def _check_settings(base: TextVectorEnv) -> None:
@@ -405,7 +419,10 @@ def _best_of_n(log_probs: NDArray[np.float64], scores: NDArray[np.float64], n: f
 
 def _checked(values: Any, at: States) -> NDArray[np.float64]:
     """Return what a policy says of states, checked."""
-    log_probs = np.asarray(values, dtype=np.float64)
+    try:
+        log_probs = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TextEnvError(f"The policy returned {shown(values)}; expected log pi of every token.") from error
     if log_probs.shape != at.ref_log_probs.shape:
         raise TextEnvError(
             f"The policy returned shape {log_probs.shape} for token ids of shape {at.ids.shape}; expected log pi of "

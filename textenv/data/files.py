@@ -20,7 +20,7 @@ from textenv.types import TextEnvError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["locked", "parse_json", "read_json", "to_json", "write_atomically", "write_json"]
+__all__ = ["locked", "make_folder", "parse_json", "read_json", "to_json", "write_atomically", "write_json"]
 
 _LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of file systems that have none
@@ -95,7 +95,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """
     try:
         found: Any = parse_json(path.read_bytes(), str(path))
-    except (OSError, TextEnvError) as error:
+    except (OSError, ValueError) as error:  # a ValueError for a path with a NUL, or for what is no JSON
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise TextEnvError(f"{path} cannot be read: {reason} {_RESTORE}") from error
     if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
@@ -115,6 +115,19 @@ def _not_finite(value: Any, where: str = "value") -> str:
         value = dict(enumerate(value))
     inside = value.items() if isinstance(value, Mapping) else ()
     return next(filter(None, (_not_finite(item, f"{where}[{key!r}]") for key, item in inside)), "")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it; one that is there stays as it is.
+
+    Raises:
+        TextEnvError: There is a file of that name, or the system refuses it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a ValueError for a path with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise TextEnvError(f"{str(path)!r} cannot be made ({reason}); expected the path of a folder.") from error
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:

@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textenv.types import IntArray, TextEnvError
+from textenv.validation import shown
 
-__all__ = ["as_autoreset_mode", "as_seeds", "as_token_ids"]
+__all__ = [
+    "RenderMode",
+    "RenderModeError",
+    "as_autoreset_mode",
+    "as_options",
+    "as_render_mode",
+    "as_row_count",
+    "as_seeds",
+    "as_token_ids",
+]
+
+RenderMode: TypeAlias = Literal["ansi", "human"]
+
+
+class RenderModeError(TextEnvError, TypeError):
+    """A render mode that there is not; a ``TypeError`` too.
+
+    Stable-Baselines3's ``make_vec_env`` asks every environment for ``"rgb_array"``, and makes it without a render mode
+    after a ``TypeError`` alone.
+    """
+
+
+def as_row_count(value: Any) -> int:
+    """Return a number of rows.
+
+    Raises:
+        TextEnvError: It is no whole number of at least 1.
+    """
+    if not _is_whole(value) or value < 1:
+        raise TextEnvError(f"num_envs={shown(value)}: expected a whole number of at least 1.")
+    return int(value)
+
+
+def as_render_mode(value: Any) -> RenderMode | None:
+    """Return a render mode.
+
+    Raises:
+        RenderModeError: There is none of that name.
+    """
+    modes = get_args(RenderMode)
+    if value not in (None, *modes) or not isinstance(value, str | None):
+        raise RenderModeError(f"render_mode={shown(value)}: expected {', '.join(map(repr, modes))} or None.")
+    mode: RenderMode | None = value
+    return mode
+
+
+def as_options(value: Any) -> dict[str, Any]:
+    """Return the options of a ``reset`` as a new dictionary.
+
+    Raises:
+        TextEnvError: They are no mapping of names.
+    """
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
+        raise TextEnvError(f"options={shown(value)}: expected a mapping such as {{'prompt': 'The film'}}, or None.")
+    return dict(value or {})
 
 
 def as_autoreset_mode(value: AutoresetMode | str) -> AutoresetMode:
@@ -20,8 +75,8 @@ def as_autoreset_mode(value: AutoresetMode | str) -> AutoresetMode:
         TextEnvError: There is no such mode.
     """
     names = [mode.value for mode in AutoresetMode]
-    if value not in (*AutoresetMode, *names):
-        raise TextEnvError(f"autoreset_mode={value!r}: expected an AutoresetMode, or one of {names}.")
+    if not isinstance(value, (AutoresetMode, str)) or value not in (*AutoresetMode, *names):
+        raise TextEnvError(f"autoreset_mode={shown(value)}: expected an AutoresetMode, or one of {names}.")
     return AutoresetMode(value)
 
 
@@ -37,7 +92,12 @@ def as_token_ids(actions: Any, rows: IntArray, *, num_envs: int, vocab_size: int
     Raises:
         TextEnvError: They are no token ids.
     """
-    tokens = np.asarray(actions)
+    try:
+        tokens = np.asarray(actions)
+    except ValueError as error:  # lists of different lengths
+        raise TextEnvError(
+            f"actions={shown(actions)}: expected integers, a token id for each of {num_envs} rows."
+        ) from error
     if tokens.shape != (num_envs,) or tokens.dtype.kind not in "iu":
         raise TextEnvError(
             f"actions of shape {tokens.shape} and type {tokens.dtype}: expected integers, a token id for each of "
@@ -63,9 +123,13 @@ def as_seeds(seed: Any, num_envs: int) -> list[int | None]:
     """
     if seed is None:
         return [None] * num_envs
-    values = [seed + row for row in range(num_envs)] if isinstance(seed, (int, np.integer)) else seed
+    values = [int(seed) + row for row in range(num_envs)] if _is_whole(seed) else seed
     seeds = list(values) if isinstance(values, Iterable) else []
-    known = all(value is None or (isinstance(value, (int, np.integer)) and value >= 0) for value in seeds)
+    known = all(value is None or (_is_whole(value) and value >= 0) for value in seeds)
     if len(seeds) != num_envs or not known:
-        raise TextEnvError(f"seed={seed!r}: expected one number of at least 0, or {num_envs} of them.")
+        raise TextEnvError(f"seed={shown(seed)}: expected a whole number of at least 0, or {num_envs} of them.")
     return [None if value is None else int(value) for value in seeds]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

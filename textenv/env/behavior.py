@@ -12,6 +12,7 @@ from textenv.env.episodes import EpisodeBatch
 from textenv.env.settings import TextEnvSettings
 from textenv.models import acting
 from textenv.types import ActionLogProb, FullDistribution, IntArray, TextEnvError
+from textenv.validation import shown
 
 __all__ = ["Behavior"]
 
@@ -35,9 +36,11 @@ class Behavior:
         Raises:
             TextEnvError: The policy lacks a method that the reward needs.
         """
-        if policy is not None and not isinstance(policy, ActionLogProb):
+        if isinstance(policy, type) or (policy is not None and not isinstance(policy, ActionLogProb)):
+            what = f"the class {policy.__name__}" if isinstance(policy, type) else type(policy).__name__
             raise TextEnvError(
-                f"{type(policy).__name__} has no method action_log_prob(actions), which the reward needs."
+                f"attach_policy got {what}; expected a policy with the method action_log_prob(actions), which the "
+                "reward needs."
             )
         if policy is not None and self._settings.kl_estimator == "full" and not isinstance(policy, FullDistribution):
             raise TextEnvError(
@@ -77,7 +80,11 @@ class Behavior:
                     "act, and have it act on the observation that was returned last."
                 )
             act.used = True
-        given = np.asarray(self.policy.action_log_prob(tokens), dtype=np.float64)
+        returned = self.policy.action_log_prob(tokens)
+        try:
+            given = np.asarray(returned, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise TextEnvError(f"{name}.action_log_prob returned {shown(returned)}; expected numbers.") from error
         if given.shape != (self._num_envs,):
             raise TextEnvError(f"{name}.action_log_prob returned shape {given.shape}; expected ({self._num_envs},).")
         found: NDArray[np.float64] = given[rows]

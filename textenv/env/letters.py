@@ -17,9 +17,10 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+from textenv.env.arguments import RenderMode
 from textenv.env.handle import unwrap
 from textenv.env.single import TextEnv
-from textenv.env.vector import RenderMode, TextVectorEnv
+from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.models.loading import find_device
 from textenv.types import TextEnvError

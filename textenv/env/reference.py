@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ from textenv.models.causal_lm import CausalLM
 from textenv.models.distributions import log_softmax
 from textenv.models.loading import find_device
 from textenv.types import IntArray, Observation, TextEnvError
+from textenv.validation import shown
 
 __all__ = ["NextTokens", "likeliest", "load_reference"]
 
@@ -19,10 +22,16 @@ def load_reference(settings: TextEnvSettings) -> CausalLM:
     """Load the reference, or return the one that was given.
 
     Raises:
-        TextEnvError: The one that was given is not on the device, or not of the data type, that the settings name.
+        TextEnvError: It cannot be loaded, or the one that was given is not on the device, or not of the data type, that
+            the settings name.
     """
     lm = settings.model
     if not isinstance(lm, CausalLM):
+        if not isinstance(lm, (str, Path)) or not str(lm):
+            raise TextEnvError(
+                f"model={shown(lm)}: expected 'bundled', a folder, a Hugging Face id, or a CausalLM, which holds a "
+                "model and its tokenizer."
+            )
         lm = CausalLM.from_pretrained(lm, device=settings.device or "cpu", dtype=settings.torch_dtype or "float32")
         lm.model.requires_grad_(False)
         return lm

@@ -14,8 +14,9 @@ from typing import Any
 
 import gymnasium
 
+from textenv import plugins
 from textenv.types import TextEnvError
-from textenv.validation import did_you_mean
+from textenv.validation import did_you_mean, shown
 
 __all__ = ["EnvRecord", "make_envs", "record_of", "register", "register_all"]
 
@@ -53,10 +54,18 @@ def register(
     Args:
         id: ``"namespace/Name-v0"``.
         entry_point: What makes the single environment, ``"package.module:attribute"`` or a callable.
-        vector_entry_point: The same of the vector environment.
+        vector_entry_point: The same of the vector environment. Agents write many texts side by side in it.
         record: What others need to know of it; None for an ``EnvRecord`` of defaults.
         **keywords: Further keywords of ``gymnasium.register``.
+
+    Raises:
+        TextEnvError: ``record`` is no record, or ``id`` is no text.
     """
+    given: object = record
+    if given is not None and not isinstance(given, EnvRecord):
+        raise TextEnvError(f"record={shown(given)}: expected an EnvRecord, or None.")
+    if not isinstance(id, str):
+        raise TextEnvError(f"id={shown(id)}: expected a text such as 'my/Env-v0'.")
     gymnasium.register(id=id, entry_point=entry_point, vector_entry_point=vector_entry_point, **keywords)
     _RECORDS[id] = record or EnvRecord()
 
@@ -64,9 +73,16 @@ def register(
 def record_of(id: str) -> EnvRecord:
     """Return the record of an id; that of an id which was registered with Gymnasium alone has the defaults.
 
+    Args:
+        id: The id, or ``"package.module:id"``: the module is imported first, as ``gymnasium.make`` does, and may also
+            be in the working folder. An id that stands in a file gets here only as ``textenv.env.trust`` allows.
+
     Raises:
-        TextEnvError: Gymnasium knows no such id.
+        TextEnvError: Gymnasium knows no such id, or the module cannot be imported.
     """
+    given: object = id
+    if not isinstance(given, str):
+        raise TextEnvError(f"env={shown(given)}: expected the id of an environment, a text.")
     module, _, name = id.rpartition(":")
     if module:
         _import(id, module)
@@ -112,11 +128,12 @@ def _import(id: str, module: str) -> None:
         TextEnvError: It cannot be imported.
     """
     try:
-        importlib.import_module(module)
-    except (ImportError, ValueError) as error:
+        plugins.import_module(module)
+    except (Exception, SystemExit) as error:  # a module is a program, which can raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise TextEnvError(
-            f"env={id!r}: the module {module!r} cannot be imported ({error}). Expected 'package.module:Name-v0', the "
-            "package installed or in a folder of PYTHONPATH."
+            f"env={id!r}: the module {module!r} cannot be imported ({reason}). Expected 'package.module:Name-v0', the "
+            "package installed, in a folder of PYTHONPATH, or in the working folder."
         ) from error
 
 

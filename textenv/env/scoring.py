@@ -17,7 +17,16 @@ from textenv import plugins
 from textenv.data.files import to_json
 from textenv.types import FloatArray, Prompt, Reward, StopReason, TextEnvError, is_stateful
 
-__all__ = ["RewardSpec", "Scorer", "resolve_reward", "reward_name", "score", "signature_mismatch", "unscored"]
+__all__ = [
+    "RewardSpec",
+    "Scorer",
+    "checked_scores",
+    "resolve_reward",
+    "reward_name",
+    "score",
+    "signature_mismatch",
+    "unscored",
+]
 
 RewardSpec: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
 
@@ -77,6 +86,15 @@ class Scorer:
         ).astype(np.float64)
         unfinished = np.array([reason == "length" for reason in reasons], dtype=bool)
         return np.asarray(scores - self.missing_eos_penalty * unfinished)
+
+    def check_columns(self, prompts: Sequence[Prompt]) -> None:
+        """Check that the reward can be called with the columns of prompts, before anything is written.
+
+        Raises:
+            TextEnvError: It needs a column that the prompts lack, or takes none that they have.
+        """
+        if wrong := signature_mismatch(self.reward, sorted({name for prompt in prompts for name in prompt.columns})):
+            raise TextEnvError(wrong)
 
     @property
     def keeps_state(self) -> bool:
@@ -163,7 +181,26 @@ def score(
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
 ) -> FloatArray:
-    """Score ``n`` finished completions with one call of the reward.
+    """Score ``n`` finished completions with one call of the reward; arguments and errors as of ``checked_scores``.
+
+    Returns:
+        The scores, finite, shape ``(n,)``.
+    """
+    found = checked_scores(
+        reward, prompts=prompts, completions=completions, completion_ids=completion_ids, columns=columns
+    )
+    return np.array(found, dtype=np.float32)
+
+
+def checked_scores(
+    reward: Callable[..., Any],
+    *,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[Any]],
+) -> list[float]:
+    """Call a reward on ``n`` finished completions, and check what it returns.
 
     Args:
         reward: The reward, as ``Reward`` describes it. It may return a sequence, an array or a tensor, shape ``(n,)``.
@@ -173,7 +210,7 @@ def score(
         columns: The prompts' other columns, ``n`` values each.
 
     Returns:
-        The scores, finite, shape ``(n,)``.
+        ``n`` scores, as precise as the reward returned them.
 
     Raises:
         TextEnvError: If the reward raises, or returns anything but ``n`` numbers that are finite in float32.
@@ -184,7 +221,7 @@ def score(
             f"The prompts have columns named {clashing}, which a reward gets from the environment. Rename them."
         )
     if not completions:
-        return np.zeros(0, dtype=np.float32)
+        return []
     # Lists, because functions written for TRL get lists, and copies, because such a function may change them.
     arguments: dict[str, Any] = {
         "prompts": list(prompts),
@@ -193,25 +230,28 @@ def score(
         **{name: list(values) for name, values in columns.items()},
     }
     try:
-        returned = reward(**arguments)
+        values = _as_list(reward, reward(**arguments), len(completions))
+    except TextEnvError:
+        raise
     except Exception as error:
         raise TextEnvError(
             signature_mismatch(reward, columns)
-            or f"The reward {reward_name(reward)} raised {type(error).__name__}: {error}. It was scoring "
-            f"a batch of {len(completions)}, of which the first {_row(prompts[0], completions[0])}."
+            or f"The reward {reward_name(reward)} raised {type(error).__name__}: {' '.join(str(error).split())}. It "
+            f"was scoring a batch of {len(completions)}, of which the first {_row(prompts[0], completions[0])}."
         ) from error
-    values = _as_list(reward, returned, len(completions))
     for value, prompt, completion in zip(values, prompts, completions, strict=True):
         if not isinstance(value, int | float) or not abs(value) <= _LARGEST:
             raise TextEnvError(
                 f"The reward {reward_name(reward)} returned {_shorten(repr(value))}. The {_row(prompt, completion)}. "
                 "Expected a finite float32 number. A reward that has no opinion returns 0.0."
             )
-    return np.array([float(value) for value in values], dtype=np.float32)
+    return [float(value) for value in values]
 
 
 def _as_list(reward: Callable[..., Any], returned: Any, count: int) -> list[Any]:
     """Turn what the reward returned into ``count`` Python values, not checked yet."""
+    if inspect.iscoroutine(returned):
+        returned.close()  # else Python warns that nobody has awaited it
     if hasattr(returned, "tolist"):  # arrays and tensors, wherever they are and whether they need a gradient or not
         values = returned.tolist()
     else:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from annotated_types import Interval, MinLen
+from annotated_types import Interval
 
 from textenv.types import KLEstimator, KLMode
-from textenv.validation import Count, NonNegative, Positive, Temperature, build, validate
+from textenv.validation import Count, NonEmpty, NonNegative, Positive, Temperature, build, validate
 
 __all__ = ["TextEnvSettings"]
 
@@ -51,7 +51,7 @@ class TextEnvSettings:
     """
 
     model: Any = "bundled"
-    device: str | None = None
+    device: NonEmpty | None = None
     torch_dtype: DType | None = None
     prompts: Any = None
     chat: bool = False
@@ -64,7 +64,7 @@ class TextEnvSettings:
     kl_target: Positive | None = None
     kl_horizon: Count = 10_000
     temperature: Temperature = 1.0
-    stop: tuple[Annotated[str, MinLen(1)], ...] = ()
+    stop: tuple[NonEmpty, ...] = ()
     missing_eos_penalty: float = 0.0
     top_k: Count | None = None
     top_p: Annotated[float, Interval(gt=0, le=1)] | None = None

@@ -11,10 +11,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from textenv.env.arguments import RenderMode, as_seeds
 from textenv.env.handle import with_handles
-from textenv.env.vector import RenderMode, TextVectorEnv
+from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.types import ActionLogProb, Episode, Observation, Prompt, TextEnvError
+from textenv.validation import UnknownNameError, shown
 
 __all__ = ["TextEnv"]
 
@@ -39,8 +41,10 @@ class TextEnv(gym.Env[Observation, np.int64]):
         """
         for name in ("num_envs", "autoreset_mode"):
             if name in settings:
-                raise TextEnvError(
-                    f"{name}={settings[name]!r} is for gymnasium.make_vec; this is a single environment."
+                raise UnknownNameError(
+                    f"{name}={shown(settings[name])} is for a vector environment, and this is a single one. "
+                    "gymnasium.make_vec makes single ones of an id without a vector_entry_point: register the id with "
+                    "one (see textenv.register)."
                 )
         self._batch = TextVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **settings)
         self.render_mode = render_mode
@@ -106,8 +110,11 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
         Returns:
             The observation and an info with the ``prompt``.
+
+        Raises:
+            TextEnvError: Seed or options are not what is expected.
         """
-        super().reset(seed=seed)
+        super().reset(seed=as_seeds(seed, 1)[0] if seed is not None else None)
         self._batch.use_generator(0, self.np_random)
         obs, infos = self._batch.reset(options=options)
         self._running = True
@@ -127,7 +134,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         """
         if not self._running:
             raise TextEnvError("step without an episode: call reset() first, and again after 'terminated'.")
-        obs, rewards, terminations, _, infos = self._batch.step(np.asarray([action]))
+        actions: Any = [action]
+        obs, rewards, terminations, _, infos = self._batch.step(actions)
         self._running = not bool(terminations[0])
         return _first(obs), float(rewards[0]), bool(terminations[0]), False, _first_info(infos)
 

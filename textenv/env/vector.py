@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -15,7 +15,15 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textenv.env import infos as step_infos
-from textenv.env.arguments import as_autoreset_mode, as_seeds, as_token_ids
+from textenv.env.arguments import (
+    RenderMode,
+    as_autoreset_mode,
+    as_options,
+    as_render_mode,
+    as_row_count,
+    as_seeds,
+    as_token_ids,
+)
 from textenv.env.endings import Endings
 from textenv.env.handle import unwrap, with_handles
 from textenv.env.kl import AdaptiveKL
@@ -27,10 +35,9 @@ from textenv.env.render import color_is_shown, to_ansi
 from textenv.env.scoring import Scorer
 from textenv.env.settings import TextEnvSettings
 from textenv.types import ActionLogProb, Episode, IntArray, Observation, Prompt, Reward, TextEnvError
+from textenv.validation import shown
 
 __all__ = ["RenderMode", "TextVectorEnv"]
-
-RenderMode = Literal["ansi", "human"]
 
 
 class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
@@ -83,14 +90,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Raises:
             TextEnvError: An argument is not what is expected.
         """
-        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
-            raise TextEnvError(f"num_envs={num_envs!r}: expected a whole number of at least 1.")
-        if render_mode not in (None, *get_args(RenderMode)):
-            raise TextEnvError(f"render_mode={render_mode!r}: expected 'ansi', 'human' or None.")
-        self.num_envs = int(num_envs)
+        self.num_envs = as_row_count(num_envs)
         self.autoreset_mode = as_autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.render_mode = render_mode
+        self.render_mode = as_render_mode(render_mode)
         self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
         self.reference = load_reference(given)
         """The reference model."""
@@ -100,6 +103,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Scores completions: the reward, and what belongs to it."""
         source = movie_openings("train") if given.prompts is None else given.prompts
         self._prompts = PromptSet(source, self.reference, chat=given.chat, max_tokens=given.max_prompt_tokens)
+        self.scorer.check_columns(self._prompts.prompts)
         self.max_prompt_tokens = self._prompts.max_tokens
         width, limit = self.max_prompt_tokens + given.max_new_tokens, self.reference.max_positions
         if limit is not None and width > limit:
@@ -234,8 +238,10 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Go back to a state that ``state_dict`` returned.
 
         Raises:
-            TextEnvError: It comes from another number of rows, or from another reward.
+            TextEnvError: It is no such state, or comes from another number of rows, or from another reward.
         """
+        if not isinstance(state, Mapping) or not {"generators", "kl_coef", "reward"} <= set(state):
+            raise TextEnvError(f"The state is {shown(state)}; expected what state_dict() returned.")
         if len(state["generators"]) != self.num_envs:
             raise TextEnvError(
                 f"The state is of {len(state['generators'])} rows, this environment has {self.num_envs}."
@@ -313,11 +319,16 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Raises:
             TextEnvError: An option is not what is expected.
         """
-        options = dict(options or {})
+        options = as_options(options)
         chosen = options.pop("reset_mask", None)
-        mask = np.ones(self.num_envs, dtype=bool) if chosen is None else np.asarray(chosen)
+        try:
+            mask = np.ones(self.num_envs, dtype=bool) if chosen is None else np.asarray(chosen)
+        except ValueError:  # lists of different lengths
+            mask = np.zeros(0, dtype=bool)
         if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
-            raise TextEnvError(f"reset_mask={chosen!r}: expected {self.num_envs} booleans, at least one of them True.")
+            raise TextEnvError(
+                f"reset_mask={shown(chosen)}: expected {self.num_envs} booleans, at least one of them True."
+            )
         if not (mask | self._process.begun).all():
             raise TextEnvError("reset_mask leaves rows out that have never begun; reset all rows first.")
         seeds = as_seeds(seed, self.num_envs)

@@ -18,7 +18,15 @@ from transformers.utils import logging
 
 from textenv.types import TextEnvError
 
-__all__ = ["BUNDLED", "bundled_folder", "find_device", "load_pretrained", "quiet", "save_pretrained"]
+__all__ = [
+    "BUNDLED",
+    "bundled_folder",
+    "find_device",
+    "load_pretrained",
+    "load_tokenizer",
+    "quiet",
+    "save_pretrained",
+]
 
 BUNDLED = "bundled"
 """The name of the model that ships with textenv."""
@@ -97,8 +105,8 @@ def load_pretrained(
                 model, report = load(source, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise TextEnvError(
-            f"model={str(name)!r} could not be loaded: {error}\nExpected 'bundled', a folder with config.json, "
-            "safetensors weights and a tokenizer, or the id of such a model on the Hugging Face hub."
+            f"model={str(name)!r} could not be loaded: {' '.join(str(error).split())} Expected 'bundled', a folder "
+            "with config.json, safetensors weights and a tokenizer, or the id of such a model on the Hugging Face hub."
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise TextEnvError(
@@ -106,6 +114,26 @@ def load_pretrained(
             f"{', '.join(missing[:3])}; expected a causal language model, saved whole."
         )
     return model.to(found_device), tokenizer
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load a tokenizer.
+
+    Args:
+        name: As in ``load_pretrained``.
+
+    Raises:
+        TextEnvError: It cannot be loaded.
+    """
+    source = str(bundled_folder()) if name == BUNDLED else name
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # of many kinds, as the files may hold anything
+        raise TextEnvError(
+            f"The tokenizer {name!r} could not be loaded: {' '.join(str(error).split())} Expected 'bundled', a folder "
+            "with a tokenizer, or the id of a model on the Hugging Face hub."
+        ) from error
 
 
 def _load_merged(folder: str, dtype: str | torch.dtype) -> Any:

@@ -74,8 +74,17 @@ class HasReference(Protocol):
 
 
 def observation_arrays(obs: Observation) -> tuple[IntArray, IntArray]:
-    """Return token ids ``(batch, time)`` and lengths ``(batch,)`` of an observation, single ones as a batch of one."""
+    """Return token ids ``(batch, time)`` and lengths ``(batch,)`` of an observation, single ones as a batch of one.
+
+    Raises:
+        TextEnvError: They are no whole numbers.
+    """
     ids, mask = np.asarray(obs["input_ids"]), np.asarray(obs["attention_mask"])
+    if ids.dtype.kind not in "iu" or mask.dtype.kind not in "iub":
+        raise TextEnvError(
+            f"Observations are token ids, and these are of type {ids.dtype} with a mask of type {mask.dtype}: expected "
+            "whole numbers, as the environment gives them. With Stable-Baselines3's VecNormalize use norm_obs=False."
+        )
     if ids.ndim == 1:
         ids, mask = ids[None], mask[None]
     return ids.astype(np.int64, copy=False), mask.sum(axis=1, dtype=np.int64)

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 
-from textenv.data.files import read_json, write_atomically, write_json
+from textenv.data.files import make_folder, read_json, write_atomically, write_json
+from textenv.data.values import as_conversation
 from textenv.models.causal_lm import CausalLM
-from textenv.models.loading import BUNDLED, quiet
+from textenv.models.loading import BUNDLED, find_device, quiet
 from textenv.types import Conversation, Message, TextEnvError
+from textenv.validation import Count, FilePath, NonNegative, shown, validated
 
 __all__ = ["Ensemble", "RewardModel", "bundled_reward_folder"]
 
@@ -48,7 +50,8 @@ class RewardModel(nn.Module):
         about: What its folder says beyond these: the settings and the report of its training.
     """
 
-    def __init__(self, lm: CausalLM, *, max_tokens: int | None = None) -> None:
+    @validated
+    def __init__(self, lm: CausalLM, *, max_tokens: Count | None = None) -> None:
         """Put a new head on a language model, which is not copied.
 
         The head's weights are normal with standard deviation ``1 / sqrt(hidden_size + 1)`` (Stiennon et al. 2020,
@@ -59,12 +62,15 @@ class RewardModel(nn.Module):
             max_tokens: Tokens to read of a text; None for as many as the model takes.
 
         Raises:
-            TextEnvError: ``max_tokens`` is below 1 or more than the model takes.
+            TextEnvError: ``lm`` is no model, or ``max_tokens`` is below 1 or more than it takes.
         """
+        given: Any = lm
+        if not isinstance(given, CausalLM):
+            raise TextEnvError(f"RewardModel(lm={shown(given)}): expected a CausalLM, or RewardModel.load of a folder.")
         super().__init__()
         longest = lm.max_positions
-        if max_tokens is not None and not 1 <= max_tokens <= (longest or max_tokens):
-            raise TextEnvError(f"max_tokens={max_tokens}: expected a whole number from 1 to {longest or 'any'}.")
+        if max_tokens is not None and longest is not None and max_tokens > longest:
+            raise TextEnvError(f"max_tokens={max_tokens}: expected a whole number from 1 to {longest}, for this model.")
         self.lm = lm
         self.model = lm.model  # registers the parameters
         self.head = nn.Linear(lm.hidden_size, 1, device=lm.device)
@@ -76,8 +82,9 @@ class RewardModel(nn.Module):
         self.about: dict[str, Any] = {}
 
     @classmethod
+    @validated
     def load(
-        cls, folder: str | Path = BUNDLED, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+        cls, folder: FilePath = BUNDLED, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
     ) -> RewardModel:
         """Read what ``save`` wrote.
 
@@ -90,15 +97,18 @@ class RewardModel(nn.Module):
             TextEnvError: It is not there or no reward model.
         """
         path = bundled_reward_folder() if str(folder) == BUNDLED else Path(folder)
+        find_device(device)  # before anything is read
         try:
             about = read_json(path / _ABOUT_FILE)
             tensors = safetensors.torch.load_file(path / _HEAD_FILE)
             numbers = {name: float(about[name]) for name in ("shift", "scale", "log_nu")}
             max_tokens = about["max_tokens"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            if not all(map(math.isfinite, numbers.values())) or numbers["scale"] <= 0:
+                raise ValueError(f"{_ABOUT_FILE} holds {numbers}")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise TextEnvError(
-                f"model={str(folder)!r} cannot be read as a reward model ({type(error).__name__}: {error}). Expected "
-                "'bundled', or a folder that textenv reward train wrote."
+                f"model={str(folder)!r} cannot be read as a reward model ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}). Expected 'bundled', or a folder that textenv reward train wrote."
             ) from error
         model = cls(CausalLM.from_pretrained(path, device=device, dtype=dtype), max_tokens=max_tokens)
         found, wanted = ({k: tuple(t.shape) for k, t in each.items()} for each in (tensors, model.head.state_dict()))
@@ -110,14 +120,18 @@ class RewardModel(nn.Module):
         model.about = {name: value for name, value in about.items() if name not in {*numbers, "max_tokens"}}
         return model
 
+    @validated
     def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Save trunk and tokenizer in Hugging Face format, the head as safetensors and the rest as JSON beside them.
 
         Args:
             folder: Where; made if it is missing.
             dtype: Data type of the saved trunk; None for its own.
+
+        Raises:
+            TextEnvError: There can be no such folder.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         model: Any = self.model
         cast: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay one
         state = {
@@ -148,8 +162,15 @@ class RewardModel(nn.Module):
             completions: A text, or a list of messages of the assistant, for each.
 
         Raises:
-            TextEnvError: There is a conversation and no chat template, or it refuses one.
+            TextEnvError: There is not one completion for each prompt; or a conversation and no chat template, or it
+                refuses one.
         """
+        lists = all(isinstance(given, Sequence) and not isinstance(given, str) for given in (prompts, completions))
+        if not lists or len(prompts) != len(completions):
+            raise TextEnvError(
+                f"prompts={shown(prompts)}, completions={shown(completions)}: expected two lists, a completion for "
+                "each prompt."
+            )
         found: list[tuple[int, ...]] = [()] * len(prompts)
         plain: dict[int, str] = {}
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -216,22 +237,20 @@ class Ensemble:
         penalty: That factor.
     """
 
+    @validated
     def __init__(
         self,
         members: Sequence[RewardModel],
         combine: Literal["mean", "min", "variance"] = "mean",
-        penalty: float = 0.5,
+        penalty: NonNegative = 0.5,
     ) -> None:
         """Put models together.
 
         Raises:
             TextEnvError: There are none, or the way to combine them is unknown.
         """
-        if not members or combine not in ("mean", "min", "variance") or not 0 <= penalty < math.inf:
-            raise TextEnvError(
-                f"{len(members)} members, combine={combine!r}, penalty={penalty}: expected at least one, 'mean', 'min' "
-                "or 'variance', and a finite number of at least 0."
-            )
+        if not members or not all(isinstance(member, RewardModel) for member in members):
+            raise TextEnvError(f"Ensemble(members={shown(members)}): expected at least one RewardModel.")
         self.members, self.combine, self.penalty = list(members), combine, penalty
 
     def member_scores(self, prompts: Sequence[str | Conversation], completions: Sequence[Any]) -> NDArray[np.float32]:
@@ -257,7 +276,7 @@ def padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> tupl
 
 
 def _messages(said: str | Conversation | Sequence[Message], role: str) -> tuple[Message, ...]:
-    return ({"role": role, "content": said},) if isinstance(said, str) else tuple(said)
+    return ({"role": role, "content": said},) if isinstance(said, str) else as_conversation(said, role)
 
 
 def _parts(order: Sequence[int], ids: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from textenv.env.kl import AdaptiveKL
@@ -19,8 +19,17 @@ from textenv.models.policy import TextPolicy
 from textenv.rollouts.distributed import ALONE, World
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
 from textenv.types import Episode, IntArray, Observation, TextEnvError
+from textenv.validation import Count, NonNegativeInt, shown, validated
 
-__all__ = ["ActionMask", "Rollout", "collect", "sample_episodes", "text_env", "vectorize"]
+__all__ = [
+    "ActionMask",
+    "Rollout",
+    "collect",
+    "refuse_single_rows",
+    "sample_episodes",
+    "text_env",
+    "vectorize",
+]
 
 
 class ActionMask(Protocol):
@@ -45,10 +54,11 @@ def vectorize(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> VectorEnv[An
     """Return a vector environment whose finished rows wait for a reset; a single environment becomes one of one row.
 
     Raises:
-        TextEnvError: It resets its rows by itself.
+        TextEnvError: It is no environment, resets its rows by itself, or its rows are environments of their own.
     """
     if isinstance(env, gym.Env):
         return SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.DISABLED)
+    refuse_single_rows(env)
     mode = env.metadata.get("autoreset_mode")
     if mode is not AutoresetMode.DISABLED:
         raise TextEnvError(
@@ -58,27 +68,66 @@ def vectorize(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> VectorEnv[An
     return env
 
 
-def text_env(envs: VectorEnv[Any, Any, Any]) -> TextVectorEnv:
-    """Return the text environment inside wrappers.
+def refuse_single_rows(envs: Any) -> None:
+    """Refuse what is no vector environment, and one that steps single text environments one by one.
+
+    Raises:
+        TextEnvError: It is either.
+    """
+    if isinstance(envs, gym.Env):
+        raise TextEnvError(
+            f"{shown(envs)} is a single environment; expected a vector one: gymnasium.make_vec(..., num_envs=8)."
+        )
+    if not isinstance(envs, VectorEnv):
+        raise TextEnvError(
+            f"{shown(envs)} is no environment; expected what gymnasium.make or gymnasium.make_vec returns for an id "
+            "such as 'textenv/MovieReview-v0'."
+        )
+    base = envs.unwrapped
+    space = base.single_observation_space
+    of_texts = isinstance(space, gym.spaces.Dict) and "input_ids" in space.spaces
+    if of_texts and (isinstance(base, AsyncVectorEnv) or (isinstance(base, SyncVectorEnv) and len(base.envs) > 1)):
+        spec = base.spec
+        id = "my/Env-v0" if spec is None else spec.id
+        what_to_do = (
+            f"Register {id!r} with a vector_entry_point, which makes a TextVectorEnv of the same settings: "
+            f"textenv.register({id!r}, entry_point=..., vector_entry_point=...)."
+            if spec is None or spec.vector_entry_point is None
+            else "Leave vectorization_mode out of gymnasium.make_vec."
+        )
+        raise TextEnvError(
+            f"{type(base).__name__} steps {base.num_envs} single environments one by one, each with a model of its "
+            f"own, and no policy writes in them together. {what_to_do} Or give one environment alone: "
+            f"gymnasium.make({id!r})."
+        )
+
+
+def text_env(envs: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> TextVectorEnv:
+    """Return the text environment inside wrappers; of a single one, the vector environment of its one row.
 
     Raises:
         TextEnvError: There is none.
     """
-    base = envs.unwrapped
+    base: Any = getattr(envs, "unwrapped", envs)
     if isinstance(base, SyncVectorEnv) and len(base.envs) == 1:
-        base = getattr(base.envs[0].unwrapped, "batch", base)
+        base = base.envs[0].unwrapped
+    base = getattr(base, "batch", base)
     if not isinstance(base, TextVectorEnv):
-        raise TextEnvError(f"{envs} is no text environment; expected one made from an id that starts with 'textenv/'.")
+        raise TextEnvError(
+            f"{shown(envs)} is no text environment; expected one made from an id that starts with 'textenv/', or from "
+            "a TextEnv or TextVectorEnv of your own."
+        )
     return base
 
 
+@validated
 def collect(
-    envs: VectorEnv[Any, Any, Any],
+    envs: gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
     policy: TextPolicy,
     generator: torch.Generator | None,
     *,
-    episodes: int | None = None,
-    seed: int | None = None,
+    episodes: Count | None = None,
+    seed: NonNegativeInt | None = None,
     options: dict[str, Any] | None = None,
     world: World = ALONE,
     mask: ActionMask | None = None,
@@ -90,7 +139,8 @@ def collect(
     episodes than rows, one process would hand them out in another order.)
 
     Args:
-        envs: From ``vectorize``; the policy is attached to it while it writes, and afterwards whatever was before.
+        envs: A text environment: single, or vectorized with ``AutoresetMode.DISABLED``. The policy is attached to it
+            while it writes, and afterwards whatever was before.
         policy: Acts; its caches are emptied first, and so are those of the reference and the mask, so that not even the
             last bits of the numbers depend on what was written before.
         generator: Source of randomness, in the same state in every process; None for the likeliest tokens.
@@ -105,9 +155,15 @@ def collect(
         The episodes of all processes, in the order of their ranks, and of their prompts.
 
     Raises:
-        TextEnvError: There are fewer episodes than rows, or a wrapper changed rewards that are paid in a lump, or kept
-            them from being paid.
+        TextEnvError: An argument is not what is expected, there are fewer episodes than rows, or a wrapper changed
+            rewards that are paid in a lump, or kept them from being paid.
     """
+    given: Any = policy
+    if not isinstance(given, TextPolicy):
+        raise TextEnvError(f"policy={shown(given)}: expected a TextPolicy, such as an agent's policy.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TextEnvError(f"generator={shown(generator)}: expected a torch.Generator, or None.")
+    envs = vectorize(envs)
     base = text_env(envs)
     policy.forget()
     base.reference.forget()
@@ -220,7 +276,13 @@ def sample_episodes(
 
     One process begins a prompt whenever rows are free; several take as many as they have rows, group by group.
     A prompt is whatever ``reset(options={"prompt": ...})`` takes for a row.
+
+    Raises:
+        TextEnvError: ``prompts`` is no list, or ``collect`` refuses something.
     """
+    envs = vectorize(envs)
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise TextEnvError(f"prompts={shown(prompts)}: expected a list of prompts.")
     episodes: list[Episode] = []
     size = envs.num_envs * world.size
     step = len(prompts) if world.size == 1 else size

@@ -2,6 +2,7 @@
 
 ``POST /score`` takes a batch and returns its scores, ``GET /health`` tells which reward answers. The format is that of
 the reward named ``http``, whose help describes it; ``/openapi.json`` of the server itself has its schema.
+``POST /get_reward`` takes the requests of OpenRLHF's ``--remote_rm_url`` and answers them in that form.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias, TypeVar
 
+from textenv.data.values import as_prompt
 from textenv.env.scoring import reward_name, score, signature_mismatch
 from textenv.types import Reward, TextEnvError
 
 try:
     from fastapi import FastAPI, HTTPException, Request
     from fastapi.concurrency import run_in_threadpool
-    from pydantic import BaseModel, ConfigDict, ValidationError
+    from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, WithJsonSchema
     from starlette.requests import ClientDisconnect
 except ModuleNotFoundError as error:
     raise TextEnvError(
@@ -28,21 +30,43 @@ except ModuleNotFoundError as error:
 from textenv.web import server as web_server
 from textenv.web.guard import Guard, is_media_type, known_hosts
 
-__all__ = ["Batch", "Health", "Scores", "make_app", "serve"]
+__all__ = ["Batch", "Health", "Queries", "Rewards", "Scores", "make_app", "serve"]
 
 _RESERVED = {"prompts", "completions", "completion_ids"}
 _NOBODY_LISTENS = 499  # nginx's status for a client that has gone; nobody reads it
 _MOST_BYTES = 8_000_000
 _log = logging.getLogger(__name__)
+_Model = TypeVar("_Model", bound="BaseModel")
+
+
+def _as_said(value: Any) -> str | list[dict[str, Any]]:
+    said = as_prompt(value, "the value")
+    return said if isinstance(said, str) else [dict(message) for message in said]
+
+
+_MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+    "required": ["role", "content"],
+}
+Said: TypeAlias = Annotated[
+    Any,
+    AfterValidator(_as_said),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _MESSAGE, "minItems": 1}]}),
+]
+"""A text, or a list of messages."""
 
 
 class Batch(BaseModel):
-    """Texts to score: ``n`` of each; ``columns`` holds the prompts' other columns."""
+    """Texts to score, ``n`` of each; of a conversation, prompt and completion are both lists of messages.
+
+    ``columns`` holds the prompts' other columns.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompts: list[str]
-    completions: list[str]
+    prompts: list[Said]
+    completions: list[Said]
     completion_ids: list[list[int]]
     columns: dict[str, list[Any]] = {}
 
@@ -51,6 +75,25 @@ class Scores(BaseModel):
     """``n`` finite numbers, in the order of the texts."""
 
     scores: list[float]
+
+
+class Queries(BaseModel):
+    """A request of OpenRLHF: ``n`` texts, each a prompt with its completion, the prompts, and their labels.
+
+    Further keys are ignored.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    query: list[str]
+    prompts: list[str]
+    labels: list[Any] | None = None
+
+
+class Rewards(BaseModel):
+    """``n`` finite numbers, in the order of the texts, as OpenRLHF reads them."""
+
+    rewards: list[float]
 
 
 class Health(BaseModel):
@@ -74,20 +117,14 @@ def make_app(reward: Reward, *, max_bytes: int = _MOST_BYTES, hosts: Sequence[st
     app = FastAPI(title="textenv reward", summary=reward_name(reward), docs_url=None, redoc_url=None)
     app.add_middleware(Guard, hosts=known_hosts(hosts))
     turn = asyncio.Lock()
-    body = {"required": True, "content": {"application/json": {"schema": Batch.model_json_schema()}}}
 
-    @app.get("/health")
-    async def health() -> Health:
-        return Health(reward=reward_name(reward))
-
-    # The body is read by hand: as a parameter it would be read whole, whatever its size.
-    @app.post("/score", openapi_extra={"requestBody": body})
-    async def score_batch(request: Request) -> Scores:
+    async def scores_of(request: Request, batch_of: Callable[[bytes], Batch]) -> list[float]:
+        """Return the scores of what a request holds."""
         if not is_media_type(request.headers.get("content-type", ""), "application/json"):
             raise HTTPException(415, "Expected JSON: a header Content-Type: application/json.")
         try:
             # In a thread, as the scoring: a large body takes long, and others ask too.
-            batch = await run_in_threadpool(_parsed, await _read(request, max_bytes), reward)
+            batch = await run_in_threadpool(_checked, batch_of, await _read(request, max_bytes), reward)
             async with turn:
                 if await request.is_disconnected():  # it gave up while others had their turn, and may have come again
                     raise ClientDisconnect
@@ -104,9 +141,27 @@ def make_app(reward: Reward, *, max_bytes: int = _MOST_BYTES, hosts: Sequence[st
         except TextEnvError as error:
             _log.exception("The reward failed.")
             raise HTTPException(500, str(error)) from error
-        return Scores(scores=scores.tolist())
+        return [float(value) for value in scores]
+
+    @app.get("/health")
+    async def health() -> Health:
+        return Health(reward=reward_name(reward))
+
+    # The bodies are read by hand: as parameters they would be read whole, whatever their size.
+    @app.post("/score", openapi_extra=_body_of(Batch))
+    async def score_batch(request: Request) -> Scores:
+        return Scores(scores=await scores_of(request, _batch))
+
+    @app.post("/get_reward", openapi_extra=_body_of(Queries))
+    async def get_reward(request: Request) -> Rewards:
+        return Rewards(rewards=await scores_of(request, _batch_of_queries))
 
     return app
+
+
+def _body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what the server's schema says of a request."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
 def serve(
@@ -146,14 +201,55 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _parsed(body: bytes, reward: Reward) -> Batch:
+def _parsed(model: type[_Model], body: bytes) -> _Model:
+    """Return the body of a request as a model.
+
+    Raises:
+        HTTPException: It is of another shape.
+    """
     try:
-        batch = Batch.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
-        reasons = [": ".join((".".join(map(str, one["loc"])), one["msg"])).removeprefix(": ") for one in found[:3]]
+        reasons = [
+            ": ".join((".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, "))).removeprefix(": ")
+            for one in found[:3]
+        ]
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         raise HTTPException(422, f"{'; '.join(reasons)}{more}. /openapi.json has the schema.") from error
+
+
+def _batch(body: bytes) -> Batch:
+    return _parsed(Batch, body)
+
+
+def _batch_of_queries(body: bytes) -> Batch:
+    """Return the batch of an OpenRLHF request; without token ids, which it does not have."""
+    queries = _parsed(Queries, body)
+    if len(queries.query) != len(queries.prompts):
+        raise HTTPException(
+            422,
+            f"Expected a prompt for each query; found {len(queries.query)} queries, {len(queries.prompts)} prompts.",
+        )
+    for place, (query, prompt) in enumerate(zip(queries.query, queries.prompts, strict=True)):
+        if not query.startswith(prompt):
+            raise HTTPException(422, f"query.{place} does not begin with prompts.{place}, which it is to continue.")
+    labels = queries.labels or []
+    return Batch(
+        prompts=queries.prompts,
+        completions=[query[len(prompt) :] for query, prompt in zip(queries.query, queries.prompts, strict=True)],
+        completion_ids=[[] for _ in queries.query],
+        columns={"labels": labels} if any(label is not None for label in labels) else {},
+    )
+
+
+def _checked(batch_of: Callable[[bytes], Batch], body: bytes, reward: Reward) -> Batch:
+    """Return the batch of a request, checked.
+
+    Raises:
+        HTTPException: It is of another shape, or the reward cannot be called with it.
+    """
+    batch = batch_of(body)
     lengths = {
         "prompts": len(batch.prompts),
         "completions": len(batch.completions),
@@ -162,6 +258,11 @@ def _parsed(body: bytes, reward: Reward) -> Batch:
     }
     if len(set(lengths.values())) > 1:
         raise HTTPException(422, f"Expected as many values of each, one for each text; found {lengths}.")
+    for place, (prompt, completion) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
+        if isinstance(prompt, str) is not isinstance(completion, str):
+            raise HTTPException(
+                422, f"prompts.{place} and completions.{place}: expected two texts, or two lists of messages."
+            )
     if clashing := sorted(_RESERVED & batch.columns.keys()):
         raise HTTPException(422, f"columns holds {clashing}, which are not columns; rename them.")
     if mismatch := signature_mismatch(reward, batch.columns):

@@ -42,7 +42,11 @@ def movie_review_vector(
 
 def _with_openings(split: Literal["train", "heldout"], settings: dict[str, Any]) -> dict[str, Any]:
     from textenv.data.openings import movie_openings  # noqa: PLC0415
+    from textenv.types import TextEnvError  # noqa: PLC0415
 
+    given: object = split
+    if not isinstance(given, str):
+        raise TextEnvError(f"split={given!r}: expected 'train' or 'heldout'.")
     return {"prompts": list(movie_openings(split)), **settings}
 
 
