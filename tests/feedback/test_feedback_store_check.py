@@ -108,6 +108,7 @@ CHANGED = {
     "seconds without end": ("UPDATE judgements SET seconds = 9e999", "judgements: seconds is 'inf'"),
     "a time that is a text": ("UPDATE tasks SET created = 'today'", "tasks: created is 'today'"),
     "an unknown verdict": ("UPDATE judgements SET verdict = 'maybe' WHERE id = 5", ""),
+    "a text that counts": ("UPDATE annotators SET details = '{\"signed_out\": \"x\"}'", "signed out so many times"),
     "an unknown kind of annotator": ("UPDATE annotators SET kind = 'cat'", ""),
     "an unknown kind of item": ("UPDATE items SET kind = 'poem' WHERE kind = 'clip'", ""),
     "a task that nobody is to judge": ("UPDATE tasks SET judgements = 0", ""),

@@ -82,6 +82,8 @@ _CHECKS = {
     "a confidence is from 1 to 5": "SELECT 'judgement', id FROM judgements WHERE confidence NOT BETWEEN 1 AND 5",
     "an annotator has a name, and is a person or a program": """SELECT 'annotator', id FROM annotators
       WHERE trim(name) = '' OR kind NOT IN ('person', 'program')""",
+    "an annotator has signed out so many times": """SELECT 'annotator', id FROM annotators
+      WHERE json_type(details, '$.signed_out') <> 'integer'""",
     "an item is a completion or a clip": "SELECT 'item', id FROM items WHERE kind NOT IN ('completion', 'clip')",
 }
 
@@ -106,18 +108,10 @@ def _damaged_rows(connection: sqlite3.Connection) -> Iterator[str]:
             yield " ".join(str(text).split())
     for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
         yield f"{table}, row {row}: there is no such row in {parent}"
-    for table, columns in _types().items():
-        for column, (declared, json_types) in columns.items():
-            stored = ", ".join(f"'{each}'" for each in (*_STORED_AS[declared], "null"))
-            wrong = [f"typeof({column}) NOT IN ({stored})"]
-            if declared == "REAL":
-                wrong.append(f"abs({column}) = 9e999")  # infinite
-            if json_types:
-                expected = ", ".join(f"'{each}'" for each in json_types)
-                wrong.append(f"NOT json_valid({column}) OR json_type({column}) NOT IN ({expected})")
-            query = f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL AND ({' OR '.join(wrong)}) LIMIT 1"
-            for (value,) in connection.execute(query):
-                yield f"{table}: {column} is {str(value)[:80]!r}"
+    for table, query in _value_queries().items():
+        for place, *row in connection.execute(query):
+            column = _expected()[table][place].partition(" ")[0]
+            yield f"{table}: {column} is {str(row[place])[:80]!r}"
         for _ in connection.execute(f"SELECT * FROM {table}"):
             pass  # an error if a text is no UTF-8
     for rule, query in _CHECKS.items():
@@ -148,12 +142,31 @@ def _expected() -> Mapping[str, tuple[str, ...]]:
         connection.close()
 
 
-def _types() -> dict[str, dict[str, tuple[str, tuple[str, ...]]]]:
-    """Return of each column of each table what it is declared as, and the types of its JSON, if it holds JSON."""
-    found = {}
+@functools.cache
+def _value_queries() -> Mapping[str, str]:
+    """Return a query for each table that finds a value of another type than its column's, or of another type of JSON.
+
+    It returns the place of the column and the row.
+    """
+    queries = {}
     for table, columns in _expected().items():
-        split = [column.rpartition(" ") for column in columns]
         if columns[0] in ("trigger", "index") or table == "effective":
             continue
-        found[table] = {name: (declared, _JSON.get(table, {}).get(name, ())) for name, _, declared in split}
-    return found
+        cases = [
+            f"WHEN {_wrong_value(name, declared, _JSON.get(table, {}).get(name, ()))} THEN {place}"
+            for place, (name, _, declared) in enumerate(column.partition(" ") for column in columns)
+        ]
+        queries[table] = f"SELECT CASE {' '.join(cases)} END AS place, * FROM {table} WHERE place IS NOT NULL LIMIT 1"
+    return queries
+
+
+def _wrong_value(column: str, declared: str, json_types: tuple[str, ...]) -> str:
+    """Return the SQL condition that a column's value is there, and of another type."""
+    stored = ", ".join(f"'{each}'" for each in (*_STORED_AS[declared], "null"))
+    wrong = [f"typeof({column}) NOT IN ({stored})"]
+    if declared == "REAL":
+        wrong.append(f"abs({column}) = 9e999")  # infinite
+    if json_types:
+        expected = ", ".join(f"'{each}'" for each in json_types)
+        wrong.append(f"NOT json_valid({column}) OR json_type({column}) NOT IN ({expected})")
+    return f"{column} IS NOT NULL AND ({' OR '.join(wrong)})"
