@@ -91,6 +91,17 @@ def test_every_command_takes_the_same_files(reader: str, name: str, data: bytes,
     assert read(reader, tmp_path / name) == TAKEN[reader]
 
 
+def parquet_with_other_bytes() -> bytes:
+    """Return a file whose error has several lines."""
+    import pyarrow
+    from pyarrow import parquet
+
+    file = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "a"}] * 50), file)
+    data = bytes(file.getvalue())
+    return data[:4] + b"\xff" * 30 + data[34:]
+
+
 DEEP = "[" * 100_000 + "]" * 100_000
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "an unknown kind": ("x.xml", LINE, ".jsonl, .json, .csv, .parquet"),
@@ -120,6 +131,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "a heading twice": ("x.csv", b"prompt,prompt\na,b\n", "line 1: the headings ['prompt'] come more than once"),
     "a cell too many": ("x.csv", b'prompt\n"a\nb"\n\nc,d\n', "line 5: 2 cells under 1 headings"),
     "no parquet": ("x.parquet", b"PAR1", "not a parquet file"),
+    "parquet with other bytes in it": ("x.parquet", parquet_with_other_bytes(), "not a parquet file"),
 }  # fmt: skip
 
 
@@ -255,7 +267,12 @@ def test_what_cannot_be_written(kind: str, rows: list[dict[str, Any]], part: str
     ("name", "rows", "part"),
     [
         ("x.txt", [{"a": "b"}], "expected a file of kind .jsonl, .json, .csv, .parquet"),
-        ("x.jsonl", [{"a": float("nan")}], "cannot be written"),
+        ("x.jsonl", [{"a": float("nan")}], r"x.jsonl, record 1: it\['a'\] is nan"),
+        ("x.parquet", [{"a": "b"}, {"a": [{"b": float("inf")}]}], r"record 2: it\['a'\]\[0\]\['b'\] is inf"),
+        ("x.json", [{"a": json.loads("[" * 99 + "]" * 99)}], "record 1: it.* nested more than 100 deep"),
+        ("x.jsonl", [{"a": object()}], "cannot be written"),
+        ("x.jsonl", [{"a": 10**5000}], "cannot be written"),
+        ("x.parquet", [{"a": 2**70}], "do not make a table"),
         ("x.csv", [{"a": "b"}, {"a": "b", "c": "d"}], "record 2: columns \\['a', 'c'\\], but the first has \\['a'\\]"),
         ("x.parquet", [{"a": "b"}, {"c": "d"}], "record 2: columns \\['c'\\]"),
         ("x.csv", [{"a": 1}], "a=1: CSV has texts"),

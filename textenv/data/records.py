@@ -155,22 +155,24 @@ def write_records(path: Path, rows: Sequence[Row], *, json_columns: Collection[s
             texts.
 
     Raises:
-        TextEnvError: There is no record, or the kind cannot hold one; nothing was written then.
+        TextEnvError: There is no record, one could not be read again, or the kind cannot hold it; nothing was written
+            then.
     """
     kind = kind_of(path, RECORD_KINDS)
     if not rows:
         raise TextEnvError(f"{path}: no records to write; expected at least one.")
-    if kind in (".csv", ".parquet"):
-        for number, row in enumerate(rows, start=1):
-            if row.keys() != rows[0].keys():
-                raise TextEnvError(
-                    f"{path}, record {number}: columns {sorted(row)}, but the first has {sorted(rows[0])}; expected "
-                    "the same in every record."
-                )
+    for number, row in enumerate(rows, start=1):
+        if kind in (".csv", ".parquet") and row.keys() != rows[0].keys():
+            raise TextEnvError(
+                f"{path}, record {number}: columns {sorted(row)}, but the first has {sorted(rows[0])}; expected "
+                "the same in every record."
+            )
+        try:
+            check_cell(row, "it", deepest=DEEPEST - 1)  # a list of all records is around it
+        except TextEnvError as error:
+            raise TextEnvError(f"{path}, record {number}: {error}") from error
     try:
         write_atomically(path, _serialized(path, rows, kind, json_columns))
-    except UnicodeEncodeError as error:
-        raise TextEnvError(f"{path}: a text holds half of a surrogate pair, which is no Unicode ({error}).") from error
     except (OSError, TypeError, ValueError) as error:
         raise TextEnvError(f"{path}: cannot be written ({error})") from error
 
@@ -383,7 +385,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     except TextEnvError:
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise TextEnvError(f"{path}: not a parquet file ({error}).") from error
+        reason = " ".join(str(error).split())  # of several lines
+        raise TextEnvError(f"{path}: not a parquet file ({reason}).") from error
     for number, row in enumerate(rows, start=1):
         try:
             for name, cell in row.items():
@@ -435,7 +438,7 @@ def _parquet(path: Path, rows: Sequence[Row]) -> bytes:
     pyarrow, parquet = _pyarrow(path)
     try:
         table = pyarrow.Table.from_pylist([dict(row) for row in rows])
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise TextEnvError(
             f"The records do not make a table ({error}). Are some prompts texts and some conversations? Use .jsonl."
         ) from error
