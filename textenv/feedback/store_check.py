@@ -18,7 +18,7 @@ __all__ = ["find_damage"]
 _STORED_AS = {"INTEGER": ("integer",), "REAL": ("real", "integer"), "TEXT": ("text",)}
 """By the type of a column, how SQLite may have stored a value: it keeps a text in a column of numbers as it is."""
 
-_JSON = {
+_JSON: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "policies": {"details": ("object",)},
     "prompts": {"prompt": ("text", "array"), "columns": ("object",)},
     "items": {"details": ("object",)},

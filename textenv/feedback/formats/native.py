@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from textenv.feedback.formats.shared import Format, Row, plain_prompt
+from textenv.feedback.formats.shared import Format, Row, extras, plain_prompt
 from textenv.types import Ranking
 
 __all__ = ["FORMAT"]
@@ -13,7 +13,7 @@ __all__ = ["FORMAT"]
 
 def read(row: Row) -> list[Ranking]:
     """Read the fields of ``Ranking``: prompt, completions, ranks, annotator, margin; the last two may be missing."""
-    return [Ranking(row["prompt"], row["completions"], row["ranks"], row.get("annotator"), row.get("margin"))]
+    return [Ranking(row["prompt"], row["completions"], row["ranks"], **extras(row))]
 
 
 def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
