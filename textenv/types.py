@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MOST_COMPLETIONS",
     "ActionLogProb",
     "Conversation",
     "Episode",
@@ -33,7 +34,16 @@ __all__ = [
     "StatefulReward",
     "StopReason",
     "TextEnvError",
+    "as_annotator",
+    "as_completions",
+    "as_conversation",
+    "as_margin",
+    "as_number",
+    "as_prompt",
+    "as_ranks",
+    "as_text",
     "is_stateful",
+    "short",
 ]
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -45,6 +55,11 @@ KLMode: TypeAlias = Literal["dense", "lump"]
 Message: TypeAlias = Mapping[str, Any]
 """``role`` and ``content``, both texts, and whatever else a chat template reads."""
 Conversation: TypeAlias = tuple[Message, ...]
+MOST_COMPLETIONS = 9
+"""Completions that one ranking may hold: each has a digit key on the page where people rank them."""
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_EXAMPLE = "[{'role': 'user', 'content': 'Hello'}]"
 
 
 class TextEnvError(ValueError):
@@ -128,12 +143,15 @@ class Episode:
 class Ranking:
     """One judgment of several completions of a prompt: what a reward model learns from. A comparison ranks two.
 
+    The values are checked by the functions at the end of this module, wherever they come from: files, a store of
+    feedback or Python. Lists become tuples.
+
     Attributes:
         prompt: A text, or a conversation.
-        completions: Two or more texts; of a conversation, what the assistant says.
+        completions: Two to nine texts; of a conversation, what the assistant says. They may be empty, and equal.
         ranks: Rank of each completion, 0 being the best; equal ranks are ties. None for one that is below all that
             have a rank, in no known order: in a choice of the best of four, one has rank 0 and three have None.
-        annotator: Who judged.
+        annotator: Who judged, ``""`` where nobody is named.
         margin: How much better the best is than the worst, in units of score; None where nobody said.
     """
 
@@ -147,25 +165,18 @@ class Ranking:
         """Check it.
 
         Raises:
-            TextEnvError: There are not two completions, or not one rank for each, a rank is no whole number below the
-                number of completions, none of them is the best, or the margin is no finite number.
+            TextEnvError: A value is not what is expected.
         """
-        if len(self.completions) < 2 or len(self.ranks) != len(self.completions):
-            raise TextEnvError(
-                f"A ranking of {len(self.completions)} completions has the ranks {list(self.ranks)}: expected at least "
-                "two completions, and one rank for each."
-            )
-        known = [rank for rank in self.ranks if rank is not None]
-        whole = all(isinstance(rank, Integral) and not isinstance(rank, bool) for rank in known)
-        if not whole or min(known, default=-1) != 0 or max(known) >= len(self.ranks):
-            raise TextEnvError(
-                f"ranks={list(self.ranks)}: expected whole numbers from 0, which is the best, to "
-                f"{len(self.ranks) - 1}, or None; one of them 0."
-            )
-        if self.margin is not None and (
-            not isinstance(self.margin, Real) or isinstance(self.margin, bool) or not math.isfinite(self.margin)
-        ):
-            raise TextEnvError(f"margin={self.margin!r}: expected a finite number, or None.")
+        completions = as_completions(self.completions)
+        checked = {
+            "prompt": as_prompt(self.prompt),
+            "completions": completions,
+            "ranks": as_ranks(self.ranks, len(completions)),
+            "annotator": as_annotator(self.annotator),
+            "margin": as_margin(self.margin),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def pairs(self) -> list[tuple[int, int, bool]]:
         """Return ``(better, worse, tied)``, indices of completions, for each pair whose order is known."""
@@ -244,3 +255,159 @@ class FullDistribution(ActionLogProb, Protocol):
     def action_log_probs(self) -> NDArray[Any]:
         """Return ``log pi(.|s)`` in nats, shape ``(num_envs, vocab_size)``, at the state it has just acted in."""
         ...
+
+
+# What the values of a ranking and of a prompt may be
+
+
+def as_text(value: Any, name: str) -> str:
+    """Return a text, which may be empty: a policy may end its text at once.
+
+    Raises:
+        TextEnvError: It is none, or holds half of a surrogate pair, which no file and no tokenizer can take.
+    """
+    if not isinstance(value, str):
+        raise TextEnvError(f"{name} is {short(value)}; expected a text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise TextEnvError(
+            f"{name} is {short(value)}; character {error.start} is half of a surrogate pair, which is no Unicode. "
+            "Write the whole character, or remove it."
+        ) from error
+    return value
+
+
+def as_conversation(value: Any, name: str = "prompt") -> Conversation:
+    """Return a list of messages, not empty; keys of a message without a value are left out.
+
+    Raises:
+        TextEnvError: It is none or empty, or a message lacks a known role or a text as content.
+    """
+    messages = _as_list(value)
+    if not messages:
+        raise TextEnvError(f"{name} is {short(value)}; expected a list of messages such as {_EXAMPLE}.")
+    return tuple(_as_message(message, place, messages, name) for place, message in enumerate(messages))
+
+
+def as_prompt(value: Any, name: str = "prompt") -> str | Conversation:
+    """Return a text or a conversation.
+
+    Raises:
+        TextEnvError: It is neither.
+    """
+    if isinstance(value, str):
+        return as_text(value, name)
+    if _as_list(value):
+        return as_conversation(value, name)
+    raise TextEnvError(f"{name} is {short(value)}; expected a text, or a list of messages such as {_EXAMPLE}.")
+
+
+def as_completions(value: Any, name: str = "completions") -> tuple[str, ...]:
+    """Return two to nine texts, which may be equal: policies do write the same.
+
+    Raises:
+        TextEnvError: It is no list, one of them is no text, or there are fewer or more.
+    """
+    texts = _as_list(value)
+    if texts is None:
+        raise TextEnvError(f"{name} is {short(value)}; expected a list of texts.")
+    if not 2 <= len(texts) <= MOST_COMPLETIONS:
+        raise TextEnvError(f"{name} has {len(texts)} texts; expected 2 to {MOST_COMPLETIONS}. Split a ranking of more.")
+    return tuple(as_text(text, f"{name}[{place}]") for place, text in enumerate(texts))
+
+
+def as_ranks(value: Any, count: int, name: str = "ranks") -> tuple[int | None, ...]:
+    """Return one rank for each of ``count`` completions: whole numbers from 0, which is the best, or None.
+
+    Raises:
+        TextEnvError: It is no list of so many, one of them is neither None nor a whole number from 0 below ``count``,
+            or none is 0; true and false are no numbers.
+    """
+    ranks = _as_list(value)
+    if ranks is None or len(ranks) != count:
+        raise TextEnvError(f"{name} is {short(value)}; expected a list of {count} ranks, one for each completion.")
+    known = [rank for rank in ranks if rank is not None]
+    if not all(_is_whole(rank) and 0 <= rank < count for rank in known) or 0 not in known:
+        raise TextEnvError(
+            f"{name} is {short(value)}; expected whole numbers from 0, which is the best, to {count - 1}, or null; one "
+            "of them 0."
+        )
+    return tuple(None if rank is None else int(rank) for rank in ranks)
+
+
+def as_annotator(value: Any, name: str = "annotator") -> str:
+    """Return who judged, ``""`` where nobody is named: for None, and for a text that is blank.
+
+    Raises:
+        TextEnvError: It is neither a text nor a whole number, such as the id of a user.
+    """
+    if value is None:
+        return ""
+    if _is_whole(value) and abs(value) < 2**63:
+        return str(int(value))
+    if not isinstance(value, str):
+        raise TextEnvError(f"{name} is {short(value)}; expected a name: a text, or a whole number, the id of a user.")
+    return as_text(value, name) if value.strip() else ""
+
+
+def as_margin(value: Any, name: str = "margin") -> float | None:
+    """Return a margin, in units of score, or None.
+
+    Raises:
+        TextEnvError: It is no finite number.
+    """
+    return None if value is None else as_number(value, name)
+
+
+def as_number(value: Any, name: str) -> float:
+    """Return a finite number.
+
+    Raises:
+        TextEnvError: It is none; a text of digits and true and false are none either.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
+        raise TextEnvError(f"{name} is {short(value)}; expected a finite number.")
+    return float(value)
+
+
+def short(value: object) -> str:
+    """Return how a value is shown in a message: its ``repr`` on one line, cut after 80 characters."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except (ValueError, RecursionError):  # numbers of thousands of digits, and lists nested as deep
+        text = f"a value of type {type(value).__name__} that is too long to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _as_message(message: Any, place: int, messages: Sequence[Any], name: str) -> Message:
+    where = f"{name} is {short(messages)}; message {place}"
+    if not isinstance(message, Mapping):
+        raise TextEnvError(f"{where} is {short(message)}, expected a mapping with 'role' and 'content'.")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise TextEnvError(f"{where} has the role {short(role)}, expected one of {list(_ROLES)}.")
+    as_text(message.get("content"), f"the content of message {place} of {name}")
+    for key, item in message.items():
+        as_text(key, f"a key of message {place} of {name}")
+        if isinstance(item, str):
+            as_text(item, f"{short(key)} in message {place} of {name}")
+    # Tables give every message every key that one of them has.
+    return {key: item for key, item in message.items() if item is not None}
+
+
+def _as_list(value: Any) -> Sequence[Any] | None:
+    """Return a value that is a list, or None; pandas reads lists in parquet as arrays."""
+    value = value.tolist() if isinstance(value, np.ndarray) and value.ndim else value
+    return value if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)) else None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above every float
+        return False

@@ -1,5 +1,6 @@
 """The command line, run as people run it, on the bundled model with tiny budgets."""
 
+import io
 import json
 import os
 import re
@@ -161,6 +162,16 @@ def test_sample_continues_prompts(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert page.read_text().count("<article>") == 4
     assert "score" not in out + page.read_text()  # nobody asked for one
     assert "&#10;reward" not in page.read_text()
+
+
+def test_sample_takes_prompts_in_utf_8_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert main(["sample", str(run)]) == 1
+    assert "error: What was typed is not utf-8" in capsys.readouterr().out
+    assert main(["sample", str(run), "--prompt", "The film", "\udcff"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("error: prompt is '\\udcff'; character 0 is half")
 
 
 @pytest.mark.parametrize("reward", ["run", "vader", '{"name": "length", "target": 3}'])

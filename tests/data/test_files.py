@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,42 @@ def test_the_file_has_the_mode_of_any_other(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
     write_atomically(tmp_path / "file", "x")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_symbolic_link_stays_and_the_file_that_it_leads_to_is_written(old: str | None, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "file"
+    if old is not None:
+        target.write_text(old)
+    (tmp_path / "link").symlink_to("elsewhere/file")
+    (tmp_path / "link to link").symlink_to("link")
+    write_atomically(tmp_path / "link to link", "new")
+    assert target.read_text() == "new"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link to link").is_symlink()
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.symlink_to(path), "symbolic links"),
+        (lambda path: path.symlink_to("none/file"), "No such file"),
+        (lambda path: path.mkdir(), "directory"),
+        (os.mkfifo, "Not a regular file"),
+        (lambda path: path.symlink_to("/dev/full"), "Not a regular file"),
+    ],
+)
+def test_what_is_no_file_is_neither_written_nor_replaced(
+    make: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "x")
+    before = (tmp_path / "x").lstat()
+    with pytest.raises(OSError, match=reason):
+        write_atomically(tmp_path / "x", "new")
+    assert (tmp_path / "x").lstat() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_json_round_trips(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from textenv.data.records import RECORD_KINDS, json_cells, read_records, read_rows, write_records
-from textenv.data.values import as_annotator, as_conversation, as_margin, as_prompt, as_ranks, as_text
+from textenv.data.values import DEEPEST, as_annotator, as_conversation, as_prompt, as_text
 from textenv.env.prompts import read_prompts
 from textenv.feedback.exchange import read_questions
-from textenv.feedback.formats import read_rankings
+from textenv.feedback.formats import read_rankings, write_rankings
 from textenv.training.reward_bench import reward_bench
 from textenv.training.texts import read_pairs, read_texts
 from textenv.types import Ranking, TextEnvError
@@ -91,6 +91,17 @@ def test_every_command_takes_the_same_files(reader: str, name: str, data: bytes,
     assert read(reader, tmp_path / name) == TAKEN[reader]
 
 
+def parquet_with_other_bytes() -> bytes:
+    """Return a file whose error has several lines."""
+    import pyarrow
+    from pyarrow import parquet
+
+    file = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "a"}] * 50), file)
+    data = bytes(file.getvalue())
+    return data[:4] + b"\xff" * 30 + data[34:]
+
+
 DEEP = "[" * 100_000 + "]" * 100_000
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "an unknown kind": ("x.xml", LINE, ".jsonl, .json, .csv, .parquet"),
@@ -109,8 +120,8 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "minus infinity": ("x.jsonl", extra("[-Infinity]"), "line 1: -Infinity is no number of JSON"),
     "a float above all": ("x.jsonl", extra("1e999"), "line 1: the number '1e999' is too large"),
     "a number of 5,000 digits": ("x.jsonl", extra("1" * 5000), "line 1: a number of 5,000 digits is too long"),
-    "deep nesting": ("x.jsonl", extra(DEEP), "line 1: its lists and objects are nested too deeply"),
-    "deep nesting in .json": ("x.json", extra(DEEP), "line 1: its lists and objects are nested too deeply"),
+    "deep nesting": ("x.jsonl", extra(DEEP), "line 1: its lists and objects are nested more than 100 deep"),
+    "deep nesting in .json": ("x.json", extra(DEEP), "line 1: its lists and objects are nested more than 100 deep"),
     "a key twice": ("x.jsonl", extra('1, "prompt": "b"'), "line 1: the keys ['prompt'] come more than once"),
     "half a surrogate pair": ("x.jsonl", extra(r'"a \ud83d"'), "line 1: a text holds '\\ud83d', half of a surrogate"),
     "half a pair as a key": ("x.jsonl", extra(r'{"\uDE00": 1}'), "line 1: a text holds '\\ude00', half of a surrogate"),
@@ -120,6 +131,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "a heading twice": ("x.csv", b"prompt,prompt\na,b\n", "line 1: the headings ['prompt'] come more than once"),
     "a cell too many": ("x.csv", b'prompt\n"a\nb"\n\nc,d\n', "line 5: 2 cells under 1 headings"),
     "no parquet": ("x.parquet", b"PAR1", "not a parquet file"),
+    "parquet with other bytes in it": ("x.parquet", parquet_with_other_bytes(), "not a parquet file"),
 }  # fmt: skip
 
 
@@ -255,7 +267,12 @@ def test_what_cannot_be_written(kind: str, rows: list[dict[str, Any]], part: str
     ("name", "rows", "part"),
     [
         ("x.txt", [{"a": "b"}], "expected a file of kind .jsonl, .json, .csv, .parquet"),
-        ("x.jsonl", [{"a": float("nan")}], "cannot be written"),
+        ("x.jsonl", [{"a": float("nan")}], r"x.jsonl, record 1: it\['a'\] is nan"),
+        ("x.parquet", [{"a": "b"}, {"a": [{"b": float("inf")}]}], r"record 2: it\['a'\]\[0\]\['b'\] is inf"),
+        ("x.json", [{"a": json.loads("[" * 99 + "]" * 99)}], "record 1: it.* nested more than 100 deep"),
+        ("x.jsonl", [{"a": object()}], "cannot be written"),
+        ("x.jsonl", [{"a": 10**5000}], "cannot be written"),
+        ("x.parquet", [{"a": 2**70}], "do not make a table"),
         ("x.csv", [{"a": "b"}, {"a": "b", "c": "d"}], "record 2: columns \\['a', 'c'\\], but the first has \\['a'\\]"),
         ("x.parquet", [{"a": "b"}, {"c": "d"}], "record 2: columns \\['c'\\]"),
         ("x.csv", [{"a": 1}], "a=1: CSV has texts"),
@@ -363,19 +380,81 @@ def test_half_a_surrogate_pair_from_python(check: Callable[[str], Any]) -> None:
         check("The film \ud83d")
 
 
+HALF = "\ud83d"
+HUGE = 10**5000  # which Python does not even write out
+
+
 @pytest.mark.parametrize(
-    ("ranks", "margin"),
+    ("change", "part"),
     [
-        ((False, True), None),
-        ((0, 2), None),
-        ((0, 10**20), None),
-        ((0, 1.0), None),
-        ((0, 1), float("nan")),
-        ((0, 1), "1"),
+        ({"prompt": HALF}, "prompt is '\\ud83d'; character 0 is half of a surrogate pair"),
+        ({"prompt": ({"role": "user", "content": HALF},)}, "the content of message 0 of prompt is"),
+        ({"prompt": ({"role": "user", "content": "a", "name": HALF},)}, "'name' in message 0 of prompt is"),
+        ({"prompt": None}, "prompt is None; expected a text"),
+        ({"prompt": ["a"]}, "prompt is ['a']; message 0 is 'a'"),
+        ({"completions": ("a", HALF)}, "completions[1] is '\\ud83d'; character 0"),
+        ({"completions": "ab"}, "completions is 'ab'; expected a list of texts"),
+        ({"completions": ("a", None)}, "completions[1] is None; expected a text"),
+        ({"completions": tuple("abcdefghij"), "ranks": tuple(range(10))}, "completions has 10 texts; expected 2 to 9"),
+        ({"completions": ("a",), "ranks": (0,)}, "completions has 1 texts"),
+        ({"ranks": (False, True)}, "ranks is (False, True); expected whole numbers from 0, which is the best, to 1"),
+        ({"ranks": (0, 2)}, "ranks is (0, 2)"),
+        ({"ranks": (0, 10**20)}, "ranks is (0, 100000000000000000000)"),
+        ({"ranks": (0, HUGE)}, "ranks is a value of type tuple that is too long to show"),
+        ({"ranks": (0, 1.0)}, "ranks is (0, 1.0)"),
+        ({"ranks": (1, 1)}, "one of them 0"),
+        ({"ranks": (0, 1, 1)}, "expected a list of 2 ranks"),
+        ({"ranks": {0, 1}}, "expected a list of 2 ranks"),
+        ({"ranks": "01"}, "ranks is '01'; expected a list of 2 ranks"),
+        ({"annotator": HALF}, "annotator is '\\ud83d'; character 0"),
+        ({"annotator": True}, "annotator is True; expected a name"),
+        ({"annotator": HUGE}, "annotator is a value of type int that is too long to show"),
+        ({"margin": float("nan")}, "margin is nan; expected a finite number"),
+        ({"margin": "1"}, "margin is '1'; expected a finite number"),
+        ({"margin": HUGE}, "margin is a value of type int that is too long to show"),
+    ],
+)  # fmt: skip
+def test_rankings_made_in_python_are_held_to_the_same(change: dict[str, Any], part: str) -> None:
+    with pytest.raises(TextEnvError) as caught:
+        Ranking(**{"prompt": "p", "completions": ("a", "b"), "ranks": (0, 1), **change})
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_lists_and_arrays_become_a_ranking_that_can_be_written(kind: str, tmp_path: Path) -> None:
+    messages: Any = [{"role": "user", "content": "a", "name": None}]
+    made = Ranking(messages, np.array(["b", "c"], object), np.array([1, 0]), 7, np.float32(0.5))  # type: ignore[arg-type]
+    assert made == Ranking(({"role": "user", "content": "a"},), ("b", "c"), (1, 0), "7", 0.5)
+    write_rankings(tmp_path / f"x{kind}", [made])
+    assert read_rankings(tmp_path / f"x{kind}", "native") == [made]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        (float("nan"), "weight is nan; expected a finite number, or null where there is none"),
+        ([{"a": [0.0, float("-inf")]}], "weight[0]['a'][1] is -inf"),
     ],
 )
-def test_rankings_made_in_python_are_held_to_the_same(ranks: Any, margin: Any) -> None:
-    with pytest.raises(TextEnvError, match=r"(ranks|margin)="):
-        Ranking("p", ("a", "b"), ranks, margin=margin)
-    with pytest.raises(TextEnvError, match=r"(ranks|margin) is "):
-        assert as_ranks(ranks, 2) and as_margin(margin) is None  # noqa: PT018 (one of them is refused)
+def test_parquet_holds_no_numbers_that_are_none(reader: str, value: Any, part: str, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    record = {key: cell for key, cell in RECORD.items() if reader != "prompts" or key != "completions"}
+    rows = [record | {"weight": None}, record | {"weight": value}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    with pytest.raises(TextEnvError) as caught:
+        read(reader, tmp_path / "x.parquet")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.parquet'}, row 2: {part}")
+
+
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+def test_how_deep_a_value_may_be_nested(begin: str, end: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / f"deep{kind}").write_text('{"a": 1}\n{"a": ' + begin * (DEEPEST - 1) + "1" + end * (DEEPEST - 1) + "}")
+    assert len(list(read_rows(tmp_path / f"deep{kind}"))) == 2
+    (tmp_path / f"deeper{kind}").write_text('{"a": 1}\n{"a": ' + begin * DEEPEST + "1" + end * DEEPEST + "}")
+    with pytest.raises(TextEnvError, match="line 2: its lists and objects are nested more than 100 deep"):
+        list(read_rows(tmp_path / f"deeper{kind}"))

@@ -20,6 +20,7 @@ from textenv import CausalLM, Handle, TextEnv, TextEnvError
 from textenv.env.handle import unwrap
 from textenv.models.policy import TextPolicy
 from textenv.testing import EnvironmentContract
+from textenv.types import Prompt
 
 PROMPTS = ["the film", "a plot that was thin", "it"]
 EOS, PAD = 0, 1
@@ -569,6 +570,16 @@ def cases() -> Iterator[Any]:
     yield {"prompt": "x", "prompt_index": 0}, "not both"
     yield {"prompt": 5}, "a text"
     yield {"prompt": ["a", "b"]}, "a text"
+    yield {"prompt": "the \ud83d"}, "character 4 is half of a surrogate pair"
+    yield {"prompt": [{"role": "user", "content": "\ud83d"}]}, "half of a surrogate pair"
+    yield {"prompt": {"role": "user", "content": "x"}}, "a text or a list of messages"
+    yield {"prompt": b"x"}, "a text"
+    yield {"prompt": 10**5000}, "too long to show"
+    yield {"prompt": Prompt("x\ud83d", (70,))}, "half of a surrogate pair"
+    yield {"prompt": Prompt("x", ("y",))}, "token ids from 0"  # type: ignore[arg-type]
+    yield {"prompt": Prompt("x", (10**5000,))}, "token ids from 0"
+    yield {"prompt_index": True}, "a number"
+    yield {"prompt_index": 10**5000}, "from 0 to 2"
     yield {"prompt_index": 3}, "from 0 to 2"
     yield {"prompt_index": "0"}, "a number"
     yield {"prompt": "word " * 30}, "max_prompt_tokens"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from textenv.data.openings import movie_openings
@@ -77,6 +78,10 @@ def write(name: str, content: str | bytes) -> Callable[[Path], Path]:
     return make
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 1
+
+
 def frame(folder: Path) -> Any:
     pandas = pytest.importorskip("pandas")  # comes with datasets
 
@@ -93,6 +98,13 @@ def frame(folder: Path) -> Any:
         (lambda folder: folder / "none.txt", "no such file"),
         (lambda folder: [], "at least one"),
         (lambda folder: ["a", 5], "row 1: prompt is 5; expected a text"),
+        (lambda folder: [10**5000], "row 0: prompt is a value of type int that is too long to show"),
+        (lambda folder: 10**5000, "prompts=a value of type int that is too long to show"),
+        (lambda folder: [{"prompt": "a", "w": float("nan")}], "row 0: w is nan; expected a finite number, or null"),
+        (lambda folder: [{"prompt": "a", "w": [{"x": np.float32("inf")}]}], r"row 0: w\[0\]\['x'\] is inf"),
+        (lambda folder: [{"prompt": "a", "w": ["\ud83d"]}], r"row 0: w\[0\] is .* half of a surrogate pair"),
+        (lambda folder: [{"prompt": "a", "w": nested(101)}], "nested more than 100 deep"),
+        (lambda folder: [{"prompt": "a", "\ud83d": 1}], "a column's name is .* half of a surrogate pair"),
         (lambda folder: [{"text": "a"}], "row 0: {'text': 'a'}; expected a text, a list of messages"),
         (lambda folder: [{"prompt": None}], "row 0: prompt is None"),
         (lambda folder: ["The film \ud83d"], "row 0: prompt is .*; character 9 is half of a surrogate pair"),

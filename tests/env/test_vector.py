@@ -634,3 +634,20 @@ class TextVectorMachine(RuleBasedStateMachine):
 
 TestTextVectorMachine = TextVectorMachine.TestCase
 TestTextVectorMachine.settings = settings(max_examples=25, stateful_step_count=20)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"role": "user", "content": "the film"},  # a mapping of two keys is not two prompts
+        b"it",
+        {"the film", "it"},
+        ["the film", "\ud83d"],
+        ["the film", 5],
+        ["the film", "it", "the"],
+    ],
+)
+def test_what_are_no_prompts_for_two_rows(tiny_lm: CausalLM, prompt: object) -> None:
+    envs = TextVectorEnv(2, **keywords(tiny_lm))
+    with pytest.raises(TextEnvError, match=r"a text or a list of messages|half of a surrogate pair"):
+        envs.reset(options={"prompt": prompt})

@@ -501,7 +501,6 @@ CHAT = Ranking(ASKED, TWO, (0, 1))
         ([replace(PAIR, margin=None), CHAT], "trl", ".jsonl", "use two files"),
         ([PAIR, CHAT], "native", ".parquet", "Use .jsonl"),
         ([CHAT], "native", ".csv", "CSV has texts"),
-        ([replace(PAIR, prompt="\ud800")], "native", ".jsonl", "surrogate"),
         ([PAIR], "arena", ".csv", "files of kind .jsonl, .json, .parquet"),
         ([PAIR], "argilla", ".parquet", "files of kind .jsonl, .json"),
         ([PAIR], "trl", ".txt", "files of kind .jsonl, .json, .csv, .parquet"),
@@ -543,11 +542,22 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
         ("ultrafeedback_binarized", {"prompt": "Else?"}, "do not begin with the prompt 'Else?'"),
         ("ultrafeedback_binarized", {"score_chosen": 5}, "which is better?"),
         ("SHP", {"labels": 2}, "expected 1 (A is preferred)"),
+        ("SHP", {"labels": 1.0}, "labels=1.0; expected 1 (A is preferred)"),
+        ("SHP", {"labels": True}, "labels=True; expected 1 (A is preferred)"),
         ("SHP", {"labels": 1}, "lower score"),
         ("summarize-from-feedback, Reddit", {"choice": 2}, "below 2"),
         ("summarize-from-feedback, Reddit", {"summaries": [{"text": "a"}]}, "expected two"),
         ("summarize-from-feedback, Reddit", {"info": "x"}, "expected an object"),
         ("lm-human-preferences", {"best": 4}, "below 4"),
+        *(
+            ("lm-human-preferences", {name: ids}, f"{name} is {ids}; expected token ids, whole numbers from 0")
+            for name, ids in (("query", [-5]), ("sample0", [-1]), ("sample1", [True]), ("sample2", [None]))
+        ),
+        *(
+            ("lm-human-preferences", {"sample3": ids}, "expected token ids, whole numbers from 0")
+            for ids in (["a"], [[1]], [1.5])
+        ),
+        ("lm-human-preferences", {f"sample{place}": "" for place in range(10)}, "has 10 texts; expected 2 to 9"),
         ("chatbot_arena_conversations", {"winner": "a"}, "'tie (bothbad)'"),
         (
             "chatbot_arena_conversations",
@@ -558,7 +568,7 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
         ("argilla 1", {"responses": [3]}, "expected an object"),
         ("argilla 2", {"fields": {"a": "1", "b": "2", "first": "x", "second": "y", "third": "z"}}, "is the prompt?"),
         ("label studio pairwise", {"data": {"prompt": "p", "left": "a"}}, "not plain which two"),
-        ("label studio pairwise", {"annotations": [{"id": 5, "result": []}]}, "annotation 5 has 0"),
+        ("label studio pairwise", {"annotations": [{"id": 5, "result": []}]}, "annotation 5: it has 0 pairwise"),
         ("label studio ranker", {"data": {"prompt": "p"}}, "0 lists of items"),
         (
             "label studio ranker",
@@ -581,7 +591,45 @@ def test_a_bad_record_is_named(name: str, change: dict[str, Any], part: str, tmp
     assert part in str(caught.value)
     refusals: list[TextEnvError] = []
     assert read_rankings(file, format, decode=decode, refused=refusals.append) == expected * 2
+    assert str(refusals[0]) == str(caught.value)
+    assert all(str(error).startswith(f"{file}, line 2: ") for error in refusals)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "part"),
+    [
+        ("label studio pairwise", {"id": 7, "result": []}, "annotation 7: it has 0 pairwise or ranker results"),
+        ("label studio pairwise", {"id": 7, "result": None}, "annotation 7: it has 0 pairwise or ranker results"),
+        ("label studio pairwise", {"id": "b", "result": 3}, "annotation 'b': result is 3; expected a list of objects"),
+        ("label studio pairwise", None, "annotation None: it has 0"),
+        (
+            "label studio pairwise",
+            {"id": 7, "result": [{"type": "pairwise", "value": {"selected": "up"}}]},
+            "annotation 7: selected='up'",
+        ),
+        ("label studio ranker", {"id": 7, "result": [{"type": "ranker", "value": {}}]}, "annotation 7: ranker=None"),
+        ("argilla 1", {"rank": "1"}, "the answer of 'u': rank is '1'; expected a whole number"),
+        ("argilla 1", {"user_id": ["u"]}, "the answer of ['u']: annotator is ['u']; expected a name"),
+    ],
+)
+def test_a_judgment_that_cannot_be_read_is_left_out_by_itself(name: str, wrong: Any, part: str, tmp_path: Path) -> None:
+    format, record, expected = GOLDEN[name]
+    record = json.loads(json.dumps(record))
+    if format == "argilla":
+        (first, *_) = record["responses"]
+        one = json.loads(json.dumps(first)) | {"user_id": wrong.get("user_id", "u")}
+        (question,) = one["values"].values()
+        question["value"][0]["rank"] = wrong.get("rank", question["value"][0]["rank"])
+        record["responses"].append(one)
+    else:
+        record["annotations"].insert(0, wrong)
+    (tmp_path / "x.json").write_text(json.dumps([record, GOLDEN[name][1]]))
+    refusals: list[TextEnvError] = []
+    assert read_rankings(tmp_path / "x.json", refused=refusals.append) == expected * 2
+    with pytest.raises(TextEnvError) as caught:
+        read_rankings(tmp_path / "x.json")
     assert [str(error) for error in refusals] == [str(caught.value)]
+    assert str(caught.value).startswith(f"{tmp_path / 'x.json'}, item 1: {part}")
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,9 @@ def test_undo_goes_back_step_by_step(store: FeedbackStore) -> None:
     assert [row.verdict for row in store.judgements(effective=False)] == ["ranked", "ranked", "undone", "undone"]
     store.judge(further.id, [1, 0])
     assert len(store.judgements()) == 1
-    with pytest.raises(sqlite3.IntegrityError, match="never deleted"), store.transaction() as connection:
+    with pytest.raises(TextEnvError, match="never deleted"), store.transaction() as connection:
         connection.execute("DELETE FROM judgements")
-    with pytest.raises(sqlite3.IntegrityError, match="never changed"), store.transaction() as connection:
+    with pytest.raises(TextEnvError, match="never changed"), store.transaction() as connection:
         connection.execute("UPDATE judgements SET note = 'x'")
 
 
@@ -604,7 +604,7 @@ def test_reading_needs_no_folder_that_can_be_written(tmp_path: Path, in_use: boo
     with FeedbackStore(store.path, read_only=True) as reader:
         assert reader.progress().done == 1
         assert [ranking.ranks for _, ranking in reader.rankings()] == [(0, 1)]
-        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        with pytest.raises(TextEnvError, match="readonly"):
             reader.add_prompt("more")
     (tmp_path / "shared").chmod(0o755)
     after = listed(tmp_path / "shared")

@@ -681,7 +681,7 @@ def test_what_the_command_needs(tmp_path: Path, store: FeedbackStore, capsys: py
     assert "textenv feedback" in capsys.readouterr().out
     assert not (tmp_path / "none.sqlite").exists()
     (tmp_path / "latin").write_bytes(b"\xff")
-    for name in ("latin", "nowhere"):
+    for name in ("latin", "nowhere", "no\0where", "."):
         assert main(["label", str(store.path), "--guidelines", str(tmp_path / name)]) == 1
         assert "expected a file of text" in capsys.readouterr().out.replace("\n", " ")
 

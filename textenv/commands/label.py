@@ -10,6 +10,7 @@ import tyro
 
 from textenv.commands.base import Command
 from textenv.commands.console import tell
+from textenv.data.records import read_text
 from textenv.types import TextEnvError
 from textenv.validation import NonEmpty, Port, Seconds
 
@@ -91,6 +92,6 @@ class Label(Command):
 
 def _text_of(path: Path, flag: str) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextEnvError(f"{flag} {path}: expected a file of text ({error}).") from error
+        return read_text(path)
+    except TextEnvError as error:
+        raise TextEnvError(f"{flag}: expected a file of text; {error}") from error

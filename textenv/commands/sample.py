@@ -111,5 +111,7 @@ def _typed() -> Iterator[str]:
             line = input("prompt> ")
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise TextEnvError(f"What was typed is not {error.encoding} ({error}); type or pipe UTF-8.") from error
         if line.strip():
             yield line

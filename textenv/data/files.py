@@ -134,9 +134,13 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     """Write a file so that a reader, or a run killed in the middle, finds the old content or the new, never a part.
 
     Args:
-        path: The file; its folder exists.
+        path: The file, or a symbolic link to it, which stays; its folder exists.
         data: Its new content; text is written as UTF-8.
+
+    Raises:
+        OSError: It cannot be written; what was there is as it was.
     """
+    path = _target(path)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask, as of any other file
     try:
@@ -148,6 +152,18 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _target(path: Path) -> Path:
+    """Return the file that a path leads to: to rename a file to a symbolic link would replace the link."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if target.exists() and not target.is_file():  # a device, which would be replaced too
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return target
 
 
 @contextlib.contextmanager

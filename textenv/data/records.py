@@ -4,7 +4,8 @@ What the files of every command have in common is decided here:
 
 - Text is UTF-8; a byte-order mark at its beginning is left out. The kind of a file is its suffix, in any case.
 - JSON is strict: NaN, infinite numbers, a key that comes twice in an object, numbers of thousands of digits, half
-  surrogate pairs and nesting beyond what Python can follow are refused.
+  surrogate pairs and lists and objects nested more than 100 deep are refused.
+- So are NaN and infinite numbers in parquet: a number that is missing is null.
 - CSV has a row of headings, each once, and as many cells in every row; cells are texts of any length, kept as they are,
   with the ends of the lines in them. A quote that is not closed is refused.
 - A file without records is refused. Blank lines between records are none.
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from textenv.data.files import to_json, write_atomically
-from textenv.data.values import short
+from textenv.data.values import DEEPEST, check_cell, short
 from textenv.types import TextEnvError
 
 __all__ = [
@@ -154,22 +155,24 @@ def write_records(path: Path, rows: Sequence[Row], *, json_columns: Collection[s
             texts.
 
     Raises:
-        TextEnvError: There is no record, or the kind cannot hold one; nothing was written then.
+        TextEnvError: There is no record, one could not be read again, or the kind cannot hold it; nothing was written
+            then.
     """
     kind = kind_of(path, RECORD_KINDS)
     if not rows:
         raise TextEnvError(f"{path}: no records to write; expected at least one.")
-    if kind in (".csv", ".parquet"):
-        for number, row in enumerate(rows, start=1):
-            if row.keys() != rows[0].keys():
-                raise TextEnvError(
-                    f"{path}, record {number}: columns {sorted(row)}, but the first has {sorted(rows[0])}; expected "
-                    "the same in every record."
-                )
+    for number, row in enumerate(rows, start=1):
+        if kind in (".csv", ".parquet") and row.keys() != rows[0].keys():
+            raise TextEnvError(
+                f"{path}, record {number}: columns {sorted(row)}, but the first has {sorted(rows[0])}; expected "
+                "the same in every record."
+            )
+        try:
+            check_cell(row, "it", deepest=DEEPEST - 1)  # a list of all records is around it
+        except TextEnvError as error:
+            raise TextEnvError(f"{path}, record {number}: {error}") from error
     try:
         write_atomically(path, _serialized(path, rows, kind, json_columns))
-    except UnicodeEncodeError as error:
-        raise TextEnvError(f"{path}: a text holds half of a surrogate pair, which is no Unicode ({error}).") from error
     except (OSError, TypeError, ValueError) as error:
         raise TextEnvError(f"{path}: cannot be written ({error})") from error
 
@@ -206,6 +209,13 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 class _NotJSONError(ValueError):
     """What is wrong with a value that Python's reader of JSON would take."""
+
+
+class _TooDeepError(_NotJSONError):
+    """Lists and objects are nested so deeply that nothing that reads, copies or writes them could follow."""
+
+    def __init__(self) -> None:
+        super().__init__(f"its lists and objects are nested more than {DEEPEST} deep")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -251,15 +261,27 @@ def _parsed_at(text: str, start: int | None) -> tuple[Any, int]:
     """Return the value that begins at a place of a text, all of it for None, and where it ends."""
     try:
         found, end = (_decoder.decode(text), len(text)) if start is None else _decoder.raw_decode(text, start)
+        if text.count("[", start or 0, end) + text.count("{", start or 0, end) > DEEPEST:
+            _check_depth(found)
         if _HALF_PAIR.search(text, start or 0, end):
             json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError as error:
-        raise _NotJSONError("its lists and objects are nested too deeply") from error
+        raise _TooDeepError from error
     except UnicodeEncodeError as error:
         raise _NotJSONError(
             f"a text holds {error.object[error.start : error.end]!r}, half of a surrogate pair, which is no Unicode"
         ) from error
     return found, end
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
+        level = [item for items in inside for item in items]
+        if not level:
+            return
+    raise _TooDeepError
 
 
 def _read_json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -363,8 +385,15 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     except TextEnvError:
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise TextEnvError(f"{path}: not a parquet file ({error}).") from error
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+        reason = " ".join(str(error).split())  # of several lines
+        raise TextEnvError(f"{path}: not a parquet file ({reason}).") from error
+    for number, row in enumerate(rows, start=1):
+        try:
+            for name, cell in row.items():
+                check_cell(cell, name)
+        except TextEnvError as error:
+            raise TextEnvError(f"{path}, row {number}: {error}") from error
+        yield f"row {number}", row
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:
@@ -409,7 +438,7 @@ def _parquet(path: Path, rows: Sequence[Row]) -> bytes:
     pyarrow, parquet = _pyarrow(path)
     try:
         table = pyarrow.Table.from_pylist([dict(row) for row in rows])
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise TextEnvError(
             f"The records do not make a table ({error}). Are some prompts texts and some conversations? Use .jsonl."
         ) from error

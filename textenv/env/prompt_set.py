@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
-from textenv.data.values import as_prompt
+from textenv.data.values import as_prompt, as_text, short
 from textenv.env.prompts import PromptSource, read_prompts
 from textenv.models.causal_lm import CausalLM
 from textenv.types import Conversation, Prompt, TextEnvError
-from textenv.validation import shown
 
 __all__ = ["PromptSet"]
 
@@ -62,8 +61,10 @@ class PromptSet:
             prompts = self._given(options.pop("prompt"), n)
         elif "prompt_index" in options:
             indices = _one_each(options.pop("prompt_index"), n, (int, np.integer), "prompt_index", "a number")
-            if not all(not isinstance(index, bool) and 0 <= index < len(self.prompts) for index in indices):
-                raise TextEnvError(f"prompt_index={indices}: expected numbers from 0 to {len(self.prompts) - 1}.")
+            if not all(0 <= index < len(self.prompts) for index in indices):
+                raise TextEnvError(
+                    f"prompt_index={short(indices)}: expected numbers from 0 to {len(self.prompts) - 1}."
+                )
             prompts = [self.prompts[index] for index in indices]
         else:
             return None
@@ -119,11 +120,12 @@ class PromptSet:
 
     def _check(self, prompt: Prompt) -> None:
         vocab_size = self._model.vocab_size
+        as_text(prompt.text, "the prompt's text")
         whole = all(isinstance(token, (int, np.integer)) for token in prompt.ids)
         if not prompt.ids or not whole or not 0 <= min(prompt.ids) <= max(prompt.ids) < vocab_size:
             raise TextEnvError(
-                f"{prompt}: expected token ids from 0 to {vocab_size - 1}, at least one. It was made for another "
-                "model; give its text."
+                f"{short(prompt)}: expected token ids from 0 to {vocab_size - 1}, at least one. It was made for "
+                "another model; give its text."
             )
         if len(prompt.ids) > self.max_tokens:
             raise TextEnvError(
@@ -133,10 +135,10 @@ class PromptSet:
 
 
 def _one_each(value: Any, n: int, kind: Any, name: str, what: str) -> list[Any]:
-    one = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
+    one = isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Iterable)
     values = [value] * n if one else list(value)
-    if len(values) != n or not all(isinstance(item, kind) for item in values):
-        raise TextEnvError(f"options[{name!r}]={shown(value)}: expected {what}, or {n} of them.")
+    if len(values) != n or not all(isinstance(item, kind) and not isinstance(item, bool | bytes) for item in values):
+        raise TextEnvError(f"options[{name!r}]={short(value)}: expected {what}, or {n} of them.")
     return values
 
 

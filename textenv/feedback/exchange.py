@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import tyro
 from textenv.data.files import to_json
 from textenv.data.outputs import OutputFile
 from textenv.data.records import json_cells, read_records
-from textenv.data.values import MOST_COMPLETIONS, as_completions, as_prompt
+from textenv.data.values import as_completions, as_prompt
 from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_rankings
 from textenv.feedback.store import FeedbackStore, annotator_name
 from textenv.models.codec import TextCodec
@@ -52,7 +53,7 @@ class ImportFeedback:
         annotator: Name of the annotator of rankings that name nobody.
         tokenizer: Folder or Hugging Face id of the tokenizer of files with token ids, "gpt2" for Ziegler's labels.
         drop_margins: Leave margins out, which a store does not keep.
-        skip_unreadable: Skip records that cannot be read, and say how many there were.
+        skip_unreadable: Skip records and annotations that cannot be read, and say how many there were.
     """
 
     store: Annotated[OutputFile, tyro.conf.Positional]
@@ -110,7 +111,7 @@ def import_feedback(command: ImportFeedback) -> list[str]:
     with FeedbackStore(command.store) as store:
         added = add_rankings(store, rankings, annotator=command.annotator)
     lines = [f"{command.store}: {added} judgements added, {len(rankings) - added} were there already."]
-    return lines + [f"{len(refused)} records were left out, the first of them {refused[0]}" for _ in refused[:1]]
+    return lines + [f"{len(refused)} could not be read and were left out, the first: {refused[0]}" for _ in refused[:1]]
 
 
 def export_feedback(command: ExportFeedback) -> list[str]:
@@ -120,6 +121,8 @@ def export_feedback(command: ExportFeedback) -> list[str]:
         TextEnvError: There is no such store, nothing in it was ranked, or the format cannot hold a ranking.
     """
     validate(command)
+    if _same_file(command.file, command.store):
+        raise TextEnvError(f"{command.file} is the store itself; name another file to write to.")
     with FeedbackStore(command.store, read_only=True) as store:
         everything = store.judgements()
         rankings = [ranking for _, ranking in store.rankings(everything if command.all else None)]
@@ -147,7 +150,7 @@ def add_rankings(
 
     Args:
         store: The store.
-        rankings: Rankings without margins, of nine completions at most.
+        rankings: Rankings without margins.
         annotator: Name of the annotator of rankings that name nobody.
         gold: Add them as gold tasks, whose right answers they are.
         judgements: From how many annotators a judgement of each gold task is wanted.
@@ -156,15 +159,11 @@ def add_rankings(
         How many were added.
 
     Raises:
-        TextEnvError: A ranking has a margin, nobody's name, or too many completions; nothing was added then.
+        TextEnvError: A ranking has a margin or nobody's name; nothing was added then.
     """
     rankings = [replace(ranking, annotator=annotator_name(ranking.annotator or annotator)) for ranking in rankings]
     for ranking in rankings:
         about = f"The ranking of {_key(ranking.prompt)[:80]} by {ranking.annotator!r}"
-        if len(ranking.completions) > MOST_COMPLETIONS:
-            raise TextEnvError(
-                f"{about} has {len(ranking.completions)} completions; a task has {MOST_COMPLETIONS} at most."
-            )
         if ranking.margin is not None and not gold:
             raise TextEnvError(f"{about} has a margin, which a store does not keep. Drop margins (--drop-margins).")
         if not ranking.annotator and not gold:
@@ -249,8 +248,15 @@ class _Items:
         return found
 
 
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them is missing, or its path is none
+        return False
+
+
 def _refuse(error: TextEnvError) -> None:
-    raise TextEnvError(f"{error} Correct the record, or leave out those that cannot be read (--skip-unreadable).")
+    raise TextEnvError(f"{error} Correct it, or leave out what cannot be read (--skip-unreadable).")
 
 
 def _identity(ranking: Ranking) -> str:

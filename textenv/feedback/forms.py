@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
+from textenv.data.values import MOST_COMPLETIONS
 from textenv.feedback.store import Verdict
 from textenv.web.guard import is_media_type
 
@@ -61,8 +62,8 @@ def verdict_of(value: str) -> Verdict:
 
 def ranks_of(values: Sequence[str]) -> list[int | None]:
     """Return ranks from 0 without gaps; an item without a rank is ranked last if it is the only one."""
-    if not all(re.fullmatch("[1-9]?", value, re.ASCII) for value in values):
-        raise HTTPException(422, f"rank={list(values)}: expected numbers from 1 to 9, or nothing.")
+    if not all(re.fullmatch(f"[1-{MOST_COMPLETIONS}]?", value, re.ASCII) for value in values):
+        raise HTTPException(422, f"rank={list(values)}: expected numbers from 1 to {MOST_COMPLETIONS}, or nothing.")
     known = sorted({int(value) for value in values if value})
     ranks = [known.index(int(value)) if value else None for value in values]
     return [len(known) if rank is None else rank for rank in ranks] if ranks.count(None) == 1 else ranks

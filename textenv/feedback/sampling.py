@@ -16,6 +16,7 @@ from annotated_types import Interval
 from gymnasium.vector import AutoresetMode
 
 from textenv.data.outputs import OutputFile
+from textenv.data.values import MOST_COMPLETIONS
 from textenv.env.prompts import read_prompts
 from textenv.env.scoring import unscored
 from textenv.feedback.exchange import add_rankings
@@ -60,7 +61,7 @@ class AddTasks:
     policies: tuple[str, ...]
     max_prompts: Count | None = None
     samples: Count = 2
-    items: Annotated[int, Interval(ge=2, le=9)] = 2
+    items: Annotated[int, Interval(ge=2, le=MOST_COMPLETIONS)] = 2
     tasks: Count = 1
     pairing: Literal["across", "within", "any"] = "any"
     judgements: Count = 1

@@ -17,14 +17,14 @@ tasks and takes judgements.
 from __future__ import annotations
 
 import json
-import math
 import random
 import sqlite3
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from textenv.feedback.store_adding import StoreWriter, as_json, check_ranks
+from textenv.data.values import as_number, as_ranks, as_text, as_whole_number, short
+from textenv.feedback.store_adding import StoreWriter, as_json
 from textenv.feedback.store_reading import TAKEN, judgement_of
 from textenv.feedback.store_records import (
     Annotator,
@@ -119,6 +119,7 @@ class FeedbackStore(StoreWriter):
             The assignment; None if there is nothing left for this annotator.
         """
         self._known("annotators", annotator)
+        as_number(seconds, "seconds")
         now = self._clock()
         with self.transaction() as connection:
             number = self._open_assignment(annotator, now)
@@ -205,13 +206,12 @@ class FeedbackStore(StoreWriter):
             TextEnvError: A value is not such, the assignment was judged already in another way, or its lease ran out
                 and others have judged its task.
         """
-        _check_answer(verdict, confidence, seconds)
+        _check_answer(verdict, confidence, note, seconds)
         with self.transaction():
             given = self.assignment(assignment)
             stored: tuple[int | None, ...] = (None,) * len(given.items)
             if verdict == "ranked":
-                check_ranks(ranks, len(given.items))
-                stored = self._in_task_order(assignment, ranks)
+                stored = self._in_task_order(assignment, as_ranks(ranks, len(given.items)))
             last = self._last(assignment)
             if last is not None and last.verdict != "undone":
                 if (last.ranks, last.verdict, last.confidence, last.note) == (stored, verdict, confidence, note):
@@ -248,6 +248,7 @@ class FeedbackStore(StoreWriter):
         with self.transaction():
             self._known("tasks", task)
             self._known("annotators", annotator)
+            ranks = as_ranks(ranks, len(self._rows("SELECT item FROM task_items WHERE task = ?", task)))
             if self._one("SELECT id FROM assignments WHERE task = ? AND annotator = ?", task, annotator):
                 raise TextEnvError(f"Annotator {annotator} has been given task {task} already.")
             display, expires = as_json(list(range(len(ranks)))), self._clock() + 60.0
@@ -317,10 +318,11 @@ class FeedbackStore(StoreWriter):
             raise TextEnvError(f"Assignment {assignment} ran out, and others have judged its task since.")
 
 
-def _check_answer(verdict: str, confidence: int | None, seconds: float | None) -> None:
+def _check_answer(verdict: str, confidence: int | None, note: str, seconds: float | None) -> None:
     if verdict not in ("ranked", "both_bad", "cant_tell"):
-        raise TextEnvError(f"verdict={verdict!r}: expected 'ranked', 'both_bad' or 'cant_tell'.")
-    if confidence is not None and confidence not in range(1, 6):
+        raise TextEnvError(f"verdict={short(verdict)}: expected 'ranked', 'both_bad' or 'cant_tell'.")
+    if confidence is not None and as_whole_number(confidence, "confidence", 6) < 1:
         raise TextEnvError(f"confidence={confidence!r}: expected 1 to 5, or None.")
-    if seconds is not None and not 0 <= seconds < math.inf:
+    if seconds is not None and as_number(seconds, "seconds") < 0:
         raise TextEnvError(f"seconds={seconds!r}: expected a number of seconds, or None.")
+    as_text(note, "note")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from textenv.data.files import to_json
+from textenv.data.values import MOST_COMPLETIONS, as_number, as_prompt, as_ranks, as_text, as_whole_number, short
 from textenv.feedback.store_reading import StoreReader
-from textenv.types import Conversation, Ranking, TextEnvError
+from textenv.types import Conversation, TextEnvError
 
-__all__ = ["StoreWriter", "as_json", "check_ranks"]
+__all__ = ["StoreWriter", "as_json"]
 
 
 class StoreWriter(StoreReader):
@@ -38,6 +38,7 @@ class StoreWriter(StoreReader):
         Raises:
             TextEnvError: Another policy has the name.
         """
+        as_text(name, "name")
         with self.transaction():
             for known in self.policies():
                 if known.name == name:
@@ -55,6 +56,7 @@ class StoreWriter(StoreReader):
 
     def add_prompt(self, prompt: str | Conversation, *, columns: Mapping[str, Any] | None = None) -> int:
         """Add a prompt and return its number; the same prompt with the same columns is added once."""
+        prompt = as_prompt(prompt)
         given = as_json(prompt if isinstance(prompt, str) else [dict(message) for message in prompt])
         others = as_json(columns)
         with self.transaction():
@@ -66,7 +68,7 @@ class StoreWriter(StoreReader):
     ) -> int:
         """Add a completion of a prompt and return its number."""
         self._known("prompts", prompt)
-        return self._add_item("completion", policy, details, prompt=prompt, text=text)
+        return self._add_item("completion", policy, details, prompt=prompt, text=as_text(text, "text"))
 
     def add_clip(
         self, path: str | Path, *, task: str, policy: int | None = None, details: Mapping[str, Any] | None = None
@@ -79,7 +81,7 @@ class StoreWriter(StoreReader):
             policy: Number of the policy that acted in it.
             details: Further JSON values.
         """
-        return self._add_item("clip", policy, details, path=str(path), scene=task)
+        return self._add_item("clip", policy, details, path=str(path), scene=as_text(task, "task"))
 
     def _add_item(self, kind: str, policy: int | None, details: Mapping[str, Any] | None, **cells: Any) -> int:
         if policy is not None:
@@ -110,20 +112,20 @@ class StoreWriter(StoreReader):
         Raises:
             TextEnvError: The items cannot be compared, or a value is not what is expected.
         """
+        if not isinstance(items, Sequence) or isinstance(items, str):
+            raise TextEnvError(f"items={short(items)}: expected a list of the numbers of items.")
         with self.transaction() as connection:
             found = [self._item(item) for item in items]
-            if not 2 <= len(set(items)) == len(items) <= 9:
-                raise TextEnvError(f"items={list(items)}: expected two to nine different ones.")
+            if not 2 <= len(set(items)) == len(items) <= MOST_COMPLETIONS:
+                raise TextEnvError(f"items={list(items)}: expected 2 to {MOST_COMPLETIONS} different ones.")
             if {item.kind for item in found} != {kind} or len({(item.prompt, item.scene) for item in found}) > 1:
                 raise TextEnvError(f"items={list(items)}: expected items of kind {kind!r}, of the same prompt or task.")
             if gold is not None:
-                check_ranks(gold, len(items))
+                gold = as_ranks(gold, len(items))
             if repeat_of is not None:
                 self._known("tasks", repeat_of)
-            if judgements < 1 or not math.isfinite(priority):
-                raise TextEnvError(
-                    f"judgements={judgements}, priority={priority}: expected at least 1, and a finite number."
-                )
+            if as_whole_number(judgements, "judgements", 2**31) < 1:
+                raise TextEnvError(f"judgements={judgements}: expected at least 1.")
             task = self._insert(
                 "tasks",
                 kind=kind,
@@ -131,7 +133,7 @@ class StoreWriter(StoreReader):
                 gold=None if gold is None else as_json(list(gold)),
                 repeat_of=repeat_of,
                 judgements=judgements,
-                priority=priority,
+                priority=as_number(priority, "priority"),
             )
             rows = [(task, position, item) for position, item in enumerate(items)]
             connection.executemany("INSERT INTO task_items VALUES (?, ?, ?)", rows)
@@ -161,18 +163,13 @@ class StoreWriter(StoreReader):
             return number
 
 
-def check_ranks(ranks: Sequence[int | None], count: int) -> None:
-    """Check that these are ranks of ``count`` items, as in ``textenv.types.Ranking``.
+def as_json(value: Any) -> str:
+    """Return a value as the store writes it, None being an empty object; the same for equal values.
 
     Raises:
-        TextEnvError: They are not.
+        TextEnvError: It is no value of JSON.
     """
-    whole = all(rank is None or (isinstance(rank, int) and not isinstance(rank, bool)) for rank in ranks)
-    if not whole or len(ranks) != count:
-        raise TextEnvError(f"ranks={list(ranks)}: expected {count}, each a whole number from 0, or None.")
-    Ranking("", ("",) * count, tuple(ranks))  # checks the rest
-
-
-def as_json(value: Any) -> str:
-    """Return a value as the store writes it, None being an empty object; the same for equal values."""
-    return to_json({} if value is None else value, ensure_ascii=False, sort_keys=True)
+    try:
+        return to_json({} if value is None else value, ensure_ascii=False, sort_keys=True)
+    except (TypeError, RecursionError) as error:
+        raise TextEnvError(f"{short(value)}; expected JSON values ({error}).") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from textenv.data.values import short
+from textenv.feedback.store_check import find_damage
 from textenv.feedback.store_schema import APPLICATION_ID, SCHEMA, VERSION, statements
 from textenv.types import TextEnvError
 
 __all__ = ["StoreDatabase"]
 
+_MAGIC = b"SQLite format 3\0"
 _IDLE_CONNECTIONS = 8  # kept open for the next thread that needs one
 _LOCK_SECONDS = 60.0  # that a statement waits for another's transaction
 
@@ -76,37 +81,46 @@ class StoreDatabase:
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
-        if (read_only or not create) and not self.path.exists():
-            raise TextEnvError(
-                f"{self.path}: there is no such store. Make one with 'textenv feedback import' or 'textenv feedback "
-                "add', or check the name."
-            )
-        self._open()
+        try:
+            self._open(create=create and not read_only)
+        except BaseException:
+            self.close()
+            raise
 
-    def _open(self) -> None:
+    def _open(self, *, create: bool) -> None:
         """Check that the file is a store, or make it one.
 
         Raises:
             TextEnvError: It cannot be used as a store.
         """
         try:
+            if not _may_be_store(self.path) and not create:
+                raise TextEnvError(
+                    f"{self.path}: there is no such store. Make one with 'textenv feedback import' or 'textenv "
+                    "feedback add', or check the name."
+                )
+            if self._read_only and not self._is_made():
+                raise TextEnvError(f"{self.path} is empty, not a store of feedback that textenv made.")
             if not self._read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._prepare()
-            elif not self._is_made():
-                raise TextEnvError(f"{self.path} is empty, not a store of feedback that textenv made.")
+                self._make()
+            with self._connection() as connection:
+                damage = find_damage(connection)
         except (sqlite3.Error, OSError) as error:
-            self.close()
             expected = "." if self._read_only else ", or a new name in a folder that can be written."
             raise TextEnvError(
                 f"{self.path} cannot be used as a store of feedback ({error}); expected a file that textenv made"
                 + expected
             ) from error
-        except BaseException:
-            self.close()
-            raise
+        if damage is not None:
+            raise TextEnvError(
+                f"{self.path} is damaged, or was changed by hand ({damage}); expected a store as textenv made it. Go "
+                "back to a copy."
+            )
+        if not self._read_only:
+            self._set_clock()
 
-    def _prepare(self) -> None:
+    def _make(self) -> None:
         if not self._is_made():
             with self.transaction() as connection:
                 if not self._is_made():  # another process may have made it meanwhile
@@ -114,6 +128,8 @@ class StoreDatabase:
                         connection.execute(statement)
                     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                     connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _set_clock(self) -> None:
         for table in ("tasks", "annotators", "assignments", "judgements"):
             if newest := self._one(f"SELECT created FROM {table} ORDER BY id DESC LIMIT 1"):
                 self._clock.start_from(newest["created"])
@@ -126,10 +142,10 @@ class StoreDatabase:
         """
         with self._connection() as connection:
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if not tables:
-                return False
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if not (tables or application or version):
+            return False
         if application != APPLICATION_ID or version != VERSION:
             what = f"version {version}" if application == APPLICATION_ID else "some other database"
             raise TextEnvError(f"{self.path} is {what}, not a store of feedback of version {VERSION}.")
@@ -163,7 +179,8 @@ class StoreDatabase:
             The connection that this thread writes through.
 
         Raises:
-            TextEnvError: Another process has been writing for more than a minute.
+            TextEnvError: Another process has been writing for more than a minute, or the database refuses what is
+                written.
         """
         with self._connection() as connection:
             if connection.in_transaction:  # inside a transaction of the caller
@@ -173,16 +190,19 @@ class StoreDatabase:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
+                    raise self._failed(error) from error
                 raise TextEnvError(
                     f"{self.path}: another program has been writing for {_LOCK_SECONDS:g} seconds. Try again later."
                 ) from error
             try:
                 yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
+                connection.execute("COMMIT")
+            except BaseException as error:
+                if connection.in_transaction:  # a full disk may have ended it
+                    connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise self._failed(error) from error
                 raise
-            connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -232,13 +252,22 @@ class StoreDatabase:
         To read a write-ahead log, SQLite needs a file beside it, which it creates if it is missing; then the folder has
         to be writable. If there is no log, because no process has the store open, SQLite needs neither ("immutable").
         """
-        log = self.path.with_name(self.path.name + "-wal")
+        log = _log_of(self.path)
         log_is_left = log.exists() and log.stat().st_size > 0
         return f"{self.path.absolute().as_uri()}?{'mode=ro' if log_is_left else 'immutable=1'}"
 
+    def _failed(self, error: Exception) -> TextEnvError:
+        return TextEnvError(
+            f"{self.path} cannot be read or written ({error}); expected a store that textenv made, room on the disk, "
+            "and values that a database can hold."
+        )
+
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        with self._connection() as connection:
-            return connection.execute(query, values).fetchall()
+        try:
+            with self._connection() as connection:
+                return connection.execute(query, values).fetchall()
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:  # half a surrogate pair, 2**70
+            raise self._failed(error) from error
 
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
         return next(iter(self._rows(query, *values)), None)
@@ -246,13 +275,44 @@ class StoreDatabase:
     def _insert(self, table: str, **cells: Any) -> int:
         cells["created"] = self._clock()
         places = ", ".join("?" * len(cells))
-        with self.transaction() as connection:
-            cursor = connection.execute(
-                f"INSERT INTO {table} ({', '.join(cells)}) VALUES ({places})", tuple(cells.values())
-            )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        with self.transaction():
+            self._rows(f"INSERT INTO {table} ({', '.join(cells)}) VALUES ({places})", *cells.values())
+            (row,) = self._rows("SELECT last_insert_rowid() AS number")
+        return int(row["number"])
 
     def _known(self, table: str, number: int) -> None:
-        if self._one(f"SELECT id FROM {table} WHERE id = ?", number) is None:
-            raise TextEnvError(f"{table} has no number {number!r} in {self.path}.")
+        whole = isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63
+        if not whole or self._one(f"SELECT id FROM {table} WHERE id = ?", number) is None:
+            raise TextEnvError(f"{table} has no number {short(number)} in {self.path}.")
+
+
+def _log_of(path: Path) -> Path:
+    """Return the write-ahead log of a database: of a symbolic link, it is beside the file that the link leads to."""
+    return Path(f"{os.path.realpath(path)}-wal")
+
+
+def _may_be_store(path: Path) -> bool:
+    """Tell whether there is a file that may be a store, or become one: SQLite takes a file of one byte as empty.
+
+    Its header is read by itself, because a connection that writes changes the header of other programs' databases.
+
+    Raises:
+        OSError: It is something else.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    except ValueError as error:  # a NUL in the path
+        raise OSError(str(error)) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no file")
+    with path.open("rb") as file:
+        header = file.read(100)  # see https://www.sqlite.org/fileformat.html
+    if header and not header.startswith(_MAGIC):
+        raise OSError("it is no database")
+    pages, application = int.from_bytes(header[28:32]), int.from_bytes(header[68:72])
+    begun = pages <= 1 or _log_of(path).exists()  # another process is making it, or all of it is in the log yet
+    if application != APPLICATION_ID and (application or not begun):
+        raise OSError("it is some other database")
+    return True

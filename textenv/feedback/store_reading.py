@@ -74,7 +74,10 @@ class StoreReader(StoreDatabase):
             if judgement.verdict != "ranked" or task.kind != "completion" or task.prompt is None:
                 continue
             completions = tuple(texts[item] for item in task.items)
-            ranking = Ranking(prompts[task.prompt], completions, judgement.ranks, names[judgement.annotator])
+            try:
+                ranking = Ranking(prompts[task.prompt], completions, judgement.ranks, names[judgement.annotator])
+            except TextEnvError as error:
+                raise TextEnvError(f"{self.path}, judgement {judgement.id}: {error}") from error
             found.append((judgement, ranking))
         return found
 
@@ -205,9 +208,8 @@ class StoreReader(StoreDatabase):
         return None if row is None else int(row["id"])
 
     def _item(self, number: int) -> Item:
-        row = self._one("SELECT * FROM items WHERE id = ?", number)
-        if row is None:
-            raise TextEnvError(f"items has no number {number!r} in {self.path}.")
+        self._known("items", number)
+        (row,) = self._rows("SELECT * FROM items WHERE id = ?", number)
         return _item(row)
 
     def _last(self, assignment: int) -> Judgement | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from textenv.data.values import as_text
 from textenv.types import Conversation
 
 __all__ = [
@@ -185,5 +186,8 @@ def annotator_name(name: str) -> str:
     """Return an annotator's name in the form in which a store keeps it: NFC, with single spaces between its words.
 
     Keyboards differ in whether they send "é" as one character or as two; both are the same name.
+
+    Raises:
+        TextEnvError: It is no text, or no Unicode.
     """
-    return " ".join(unicodedata.normalize("NFC", name).split())
+    return " ".join(unicodedata.normalize("NFC", as_text(name, "annotator")).split())

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from textenv.data.records import RECORD_KINDS, json_cells, read_records, write_records
-from textenv.data.values import check_count
 from textenv.feedback.formats.shared import Format, Row, known_pairs
 from textenv.types import Ranking, TextEnvError
 
@@ -51,8 +50,8 @@ def read_rankings(
         format: One of ``FORMATS``, or ``"auto"`` for the one whose keys the first record has.
         decode: Turns token ids into a text, for Ziegler's published labels; they are GPT-2's, padded with 50259. A
             sample is decoded together with the query before it.
-        refused: Called with the reason for each record that cannot be read, and reading continues; None for an error at
-            the first such record.
+        refused: Called with the reason for each record, or judgment in a record of several, that cannot be read, and
+            reading continues; None for an error at the first.
 
     Raises:
         TextEnvError: There is no such file or format, the format cannot be recognized, or a record is not a ranking;
@@ -67,12 +66,15 @@ def read_rankings(
         try:
             found = _read(chosen, row, decode, in_csv=path.suffix.lower() == ".csv")
         except TextEnvError as error:
-            located = TextEnvError(f"{where}: {error}")
+            found = [error]
+        for each in found:
+            if isinstance(each, Ranking):
+                rankings.append(each)
+                continue
+            located = TextEnvError(f"{where}: {each}")
             if refused is None:
-                raise located from error
+                raise located from each
             refused(located)
-        else:
-            rankings += found
     return rankings
 
 
@@ -113,17 +115,16 @@ def write_rankings(
     return len(rows)
 
 
-def _read(chosen: Format, row: Row, decode: Callable[[list[int]], str] | None, *, in_csv: bool) -> list[Ranking]:
+def _read(
+    chosen: Format, row: Row, decode: Callable[[list[int]], str] | None, *, in_csv: bool
+) -> Sequence[Ranking | TextEnvError]:
     given = json_cells(row, chosen.cells or ()) if in_csv else row
     missing = [key for key in chosen.keys if key not in given]
     if missing:
         raise TextEnvError(f"{missing} missing; it has {sorted(map(str, given))}.")
     if decode is not None and chosen.decode_row is not None:
         given = chosen.decode_row(given, decode)
-    rankings = chosen.read(given)
-    for ranking in rankings:
-        check_count(len(ranking.completions))
-    return rankings
+    return chosen.read(given)
 
 
 def _known(format: str) -> Format:

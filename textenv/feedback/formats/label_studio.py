@@ -20,8 +20,8 @@ from textenv.types import Ranking, TextEnvError
 __all__ = ["FORMAT"]
 
 
-def read(row: Row) -> list[Ranking]:
-    """Read the annotations of a task of Label Studio, https://labelstud.io/guide/task_format.
+def read(row: Row) -> list[Ranking | TextEnvError]:
+    """Read the annotations of a task of Label Studio, https://labelstud.io/guide/task_format, each by itself.
 
     Results of type ``pairwise`` (https://labelstud.io/tags/pairwise) select ``left`` or ``right``, the two tags named
     in ``to_name``. Which of the task's ``data`` they show is in the project's configuration, not in the export, so the
@@ -31,41 +31,44 @@ def read(row: Row) -> list[Ranking]:
     ``title``. ``completed_by`` is the annotator. Cancelled annotations were skipped and are not judgements, nor are
     predictions.
     """
-    data, rankings = as_mapping(row["data"], "data"), []
+    data, found = as_mapping(row["data"], "data"), list[Ranking | TextEnvError]()
     for annotation in as_mappings(row["annotations"], "annotations"):
         if annotation.get("was_cancelled"):
             continue
-        results = [
-            result
-            for result in as_mappings(annotation.get("result"), "result")
-            if result.get("type") in ("pairwise", "ranker")
-        ]
-        if len(results) != 1:
-            raise TextEnvError(
-                f"annotation {annotation.get('id')} has {len(results)} pairwise or ranker results; expected one."
-            )
-        by = annotation.get("completed_by")
-        annotator = as_annotator((by.get("email") or by.get("id")) if isinstance(by, Mapping) else by)
-        value = as_mapping(results[0].get("value"), "value")
-        if results[0]["type"] == "pairwise":
-            names = _two_sides(data, str(results[0].get("to_name", "")))
-            selected = value.get("selected")
-            if selected not in ("left", "right"):
-                raise TextEnvError(f"selected={short(selected)}; expected 'left' or 'right'.")
-            texts = tuple(as_text(data[name], name) for name in names)
-            ranks: tuple[int | None, ...] = (0, 1) if selected == "left" else (1, 0)
-        else:
-            key, items = _ranked_items(data)
-            names, order = [key], _ranked_ids(value.get("ranker"))
-            ids = [str(item.get("id")) for item in items]
-            if not set(order) <= set(ids) or len(set(order)) < len(order):
-                raise TextEnvError(f"the ranker has {order}; expected ids of the items, each once: {ids}.")
-            texts = tuple(
-                as_text(item.get("title") if item.get("body") is None else item["body"], "body") for item in items
-            )
-            ranks = tuple(order.index(name) if name in order else None for name in ids)
-        rankings.append(Ranking(as_prompt(data[prompt_name(data, names)]), texts, ranks, annotator))
-    return rankings
+        try:
+            found.append(_annotated(data, annotation))
+        except TextEnvError as error:
+            found.append(TextEnvError(f"annotation {short(annotation.get('id'))}: {error}"))
+    return found
+
+
+def _annotated(data: Row, annotation: Row) -> Ranking:
+    """Return the ranking in an annotation of a task with these data."""
+    given = as_mappings(annotation.get("result"), "result")
+    results = [result for result in given if result.get("type") in ("pairwise", "ranker")]
+    if len(results) != 1:
+        raise TextEnvError(f"it has {len(results)} pairwise or ranker results; expected one.")
+    value = as_mapping(results[0].get("value"), "value")
+    if results[0]["type"] == "pairwise":
+        names = _two_sides(data, str(results[0].get("to_name", "")))
+        selected = value.get("selected")
+        if selected not in ("left", "right"):
+            raise TextEnvError(f"selected={short(selected)}; expected 'left' or 'right'.")
+        texts = tuple(as_text(data[name], name) for name in names)
+        ranks: tuple[int | None, ...] = (0, 1) if selected == "left" else (1, 0)
+    else:
+        key, items = _ranked_items(data)
+        names, order = [key], _ranked_ids(value.get("ranker"))
+        ids = [str(item.get("id")) for item in items]
+        if not set(order) <= set(ids) or len(set(order)) < len(order):
+            raise TextEnvError(f"the ranker has {order}; expected ids of the items, each once: {ids}.")
+        texts = tuple(
+            as_text(item.get("title") if item.get("body") is None else item["body"], "body") for item in items
+        )
+        ranks = tuple(order.index(name) if name in order else None for name in ids)
+    by = annotation.get("completed_by")
+    annotator = as_annotator((by.get("email") or by.get("id")) if isinstance(by, Mapping) else by)
+    return Ranking(as_prompt(data[prompt_name(data, names)]), texts, ranks, annotator)
 
 
 def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from textenv.data.values import as_completions, as_prompt, as_ranks
 from textenv.feedback.formats.shared import Format, Row, extras, plain_prompt
 from textenv.types import Ranking
 
@@ -14,8 +13,7 @@ __all__ = ["FORMAT"]
 
 def read(row: Row) -> list[Ranking]:
     """Read the fields of ``Ranking``: prompt, completions, ranks, annotator, margin; the last two may be missing."""
-    completions = as_completions(row["completions"])
-    return [Ranking(as_prompt(row["prompt"]), completions, as_ranks(row["ranks"], len(completions)), **extras(row))]
+    return [Ranking(row["prompt"], row["completions"], row["ranks"], **extras(row))]
 
 
 def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
             info = dict(zip(("subreddit", "title", "post"), found.groups(), strict=True))
         rows.append(
             {
-                "info": {"id": hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16], **info},
+                "info": {"id": hashlib.sha256(prompt.encode()).hexdigest()[:16], **info},
                 "summaries": [{"text": text, "policy": None, "note": None} for text in pair.completions],
                 "choice": 0 if pair.ranks[0] == 0 else 1,
                 "worker": pair.annotator,

@@ -41,7 +41,8 @@ class Format:
 
     Attributes:
         keys: Keys that every record has, by which a file is recognized.
-        read: Takes a record; returns the rankings in it.
+        read: Takes a record; returns the rankings in it. Of several judgments, one that cannot be read is the error
+            that says why, so that the others are kept where the caller leaves out what cannot be read.
         write: Takes all rankings; returns the records.
         cells: In CSV, the columns that hold JSON (numbers, lists); the others hold texts. None if CSV cannot hold it.
         table: Whether all records have the same columns, as parquet requires.
@@ -50,7 +51,7 @@ class Format:
     """
 
     keys: tuple[str, ...]
-    read: Callable[[Row], list[Ranking]]
+    read: Callable[[Row], Sequence[Ranking | TextEnvError]]
     write: Callable[[Sequence[Ranking]], list[dict[str, Any]]]
     cells: tuple[str, ...] | None = None
     table: bool = True

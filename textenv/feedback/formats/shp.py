@@ -19,7 +19,7 @@ def read(row: Row) -> list[Ranking]:
     margin is the difference of ``score_A`` and ``score_B``, in votes, if they are there.
     """
     label, margin = row["labels"], None
-    if label not in (0, 1) or isinstance(label, bool):
+    if not isinstance(label, int) or isinstance(label, bool) or label not in (0, 1):
         raise TextEnvError(f"labels={short(label)}; expected 1 (A is preferred) or 0 (B is).")
     if row.get("score_A") is not None or row.get("score_B") is not None:
         margin = as_number(row.get("score_A"), "score_A") - as_number(row.get("score_B"), "score_B")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from textenv.data.values import as_text, as_whole_number
+from textenv.data.values import as_text, as_whole_number, short
 from textenv.feedback.formats.shared import Decoder, Format, Row, extras, text_prompt, untied_pairs, without_empty
 from textenv.models.codec import shared_length
 from textenv.types import Ranking, TextEnvError
@@ -49,14 +49,20 @@ def write(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
 
 def decode_row(row: Row, decode: Decoder) -> Row:
     """Return a record with texts in place of token ids; a sample's text is what it adds to the decoded query."""
-    query = row["query"] if isinstance(row["query"], list) else []
+    ids = {name: _token_ids(value, name) for name, value in row.items() if isinstance(value, list)}
+    query = ids.pop("query", [])
     before = decode(query) if query else ""
     texts = {"query": before} if query else {}
-    for name, value in row.items():
-        if isinstance(value, list) and name not in texts:
-            whole = decode([*query, *value])
-            texts[name] = whole[shared_length(before, whole) :]
+    for name, value in ids.items():
+        whole = decode([*query, *value])
+        texts[name] = whole[shared_length(before, whole) :]
     return {**row, **texts}
+
+
+def _token_ids(value: list[Any], name: str) -> list[int]:
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value):
+        raise TextEnvError(f"{name} is {short(value)}; expected token ids, whole numbers from 0.")
+    return value
 
 
 FORMAT = Format(("query", "sample0", "sample1", "best"), read, write, ("best", "margin"), decode_row=decode_row)
