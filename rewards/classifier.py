@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from textenv.models.loading import find_device
+from textenv.models.loading import find_device, reading
 from textenv.models.positions import longest_input
 from textenv.rewards._texts import completion_texts
 from textenv.types import TextEnvError
@@ -149,18 +149,17 @@ def _load(name: str, dtype: str) -> tuple[Any, Any]:
     # Imported here because it takes seconds, and the other rewards do not need it.
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
+    expected = "Expected a folder or a hub id with a sequence classifier and its tokenizer, as save_pretrained writes."
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            name, truncation_side="left", padding_side="right", trust_remote_code=False
-        )
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise TextEnvError(
-            f"Classifier(model={name!r}) cannot be loaded ({error}). Expected a folder or a hub id with a sequence "
-            "classifier and its tokenizer, as save_pretrained writes them."
-        ) from error
+        with reading(name, expected) as source:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                source, truncation_side="left", padding_side="right", trust_remote_code=False
+            )
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
+            )
+    except TextEnvError as error:
+        raise TextEnvError(f"Classifier(model={name!r}) cannot be loaded: {error}") from error
     # from_pretrained initializes missing weights at random: a language model would become a classifier that guesses.
     if loading["missing_keys"]:
         raise TextEnvError(

@@ -255,10 +255,33 @@ def make_plan(command: Compare) -> Plan:
                 f"{kind}: {', '.join(sorted(twice))} come more than once; give each a 'label' of its own."
             )
     budget = Budget(**{each.name: values[each.name] for each in dataclasses.fields(Budget)})
-    plan = Plan(agents, tasks, values["seeds"], budget)
+    plan = Plan(agents, tuple(map(_with_absolute_paths, tasks)), values["seeds"], budget)
     for run in plan.runs[: len(agents) * len(tasks)]:
         run.agent_config()
     return plan
+
+
+def _with_absolute_paths(task: ComparedTask) -> ComparedTask:
+    """Return a task whose files and models are found from any folder: it is stored, and done by other processes.
+
+    Raises:
+        TextEnvError: There is no such model.
+    """
+    from textenv.models.loading import resolve_model, resolve_models_in  # noqa: PLC0415 (loads torch)
+
+    changes = {"model": resolve_model, "prompts": _absolute_file}
+    settings = {
+        name: changes[name](value) if name in changes and isinstance(value, str) else value
+        for name, value in task.settings.items()
+    }
+    if "reward" in settings:
+        settings["reward"] = resolve_models_in(settings["reward"])
+    eval_prompts = None if task.eval_prompts is None else _absolute_file(task.eval_prompts)
+    return dataclasses.replace(task, settings=settings, eval_prompts=eval_prompts)
+
+
+def _absolute_file(path: str) -> str:
+    return str(Path(path).resolve())
 
 
 def _read(path: Path) -> dict[str, Any]:

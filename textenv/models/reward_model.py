@@ -18,7 +18,7 @@ from torch import nn
 
 from textenv.data.files import write_atomically, write_json
 from textenv.models.causal_lm import CausalLM
-from textenv.models.loading import BUNDLED, quiet
+from textenv.models.loading import BUNDLED, load_pretrained, quiet, resolve_model
 from textenv.types import Conversation, Message, TextEnvError
 
 __all__ = ["Ensemble", "RewardModel", "bundled_reward_folder"]
@@ -90,21 +90,32 @@ class RewardModel(nn.Module):
         Raises:
             TextEnvError: It is not there or no reward model.
         """
-        path = bundled_reward_folder() if str(folder) == BUNDLED else Path(folder)
+        found = resolve_model(folder, hub=False)
+        path = bundled_reward_folder() if found == BUNDLED else Path(found)
+        if not (path / _ABOUT_FILE).is_file():
+            raise TextEnvError(
+                f"model={str(folder)!r} is no reward model: it has no {_ABOUT_FILE}. Expected 'bundled', or a folder "
+                "that textenv reward train wrote."
+            )
         try:
             about = json.loads((path / _ABOUT_FILE).read_text("utf-8"))
             tensors = safetensors.torch.load_file(path / _HEAD_FILE)
             numbers = {name: float(about[name]) for name in ("shift", "scale", "log_nu")}
             max_tokens = about["max_tokens"]
+            if not all(map(math.isfinite, numbers.values())) or not numbers["scale"] > 0:
+                raise ValueError(f"{numbers}: expected finite numbers, and a scale above 0")
+            if max_tokens is not None and not isinstance(max_tokens, int):
+                raise TypeError(f"max_tokens is {max_tokens!r}: expected a whole number, or null")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise TextEnvError(
                 f"model={str(folder)!r} cannot be read as a reward model ({type(error).__name__}: {error}). Expected "
                 "'bundled', or a folder that textenv reward train wrote."
             ) from error
-        model = cls(CausalLM.from_pretrained(path, device=device, dtype=dtype), max_tokens=max_tokens)
-        found, wanted = ({k: tuple(t.shape) for k, t in each.items()} for each in (tensors, model.head.state_dict()))
-        if found != wanted:
-            raise TextEnvError(f"{path / _HEAD_FILE} holds {found}, expected {wanted}.")
+        trunk = CausalLM(*load_pretrained(path, device=device, dtype=dtype, reward_model=True))
+        model = cls(trunk, max_tokens=max_tokens)
+        given, wanted = ({k: tuple(t.shape) for k, t in each.items()} for each in (tensors, model.head.state_dict()))
+        if given != wanted:
+            raise TextEnvError(f"{path / _HEAD_FILE} holds {given}, expected {wanted}.")
         model.head.load_state_dict(tensors)
         model.shift, model.scale = numbers["shift"], numbers["scale"]
         model.log_nu.data.fill_(numbers["log_nu"])
