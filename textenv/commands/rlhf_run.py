@@ -10,6 +10,7 @@ people, goes on with the stage that is missing when the same command is given ag
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -22,21 +23,22 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.commands.console import console
 from textenv.commands.flags import TRAINING, make_keywords, parse_reward
 from textenv.commands.settings import RlhfSettings, TrainSettings
-from textenv.commands.training_run import held_out, made_with, plain_settings, train
+from textenv.commands.training_run import held_out, made_with, measured_on, plain_settings, train
 from textenv.data.files import locked, to_json, write_json
 from textenv.data.pictures import save_figure
 from textenv.env.scoring import resolve_reward, score, unscored
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
+from textenv.models.loading import resolve_model, resolve_models_in
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, described, figure_text, mean_and_error, summary
+from textenv.rollouts.tables import make_table
 from textenv.training.configs import RewardModelConfig, SftConfig
 from textenv.training.reward_models import train_reward_model
 from textenv.training.sft import sft
@@ -60,6 +62,9 @@ def rlhf(config: RlhfSettings) -> bool:
         TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
     """
     validate(config)
+    config = dataclasses.replace(config, model=resolve_model(config.model))
+    if config.gold is not None and config.gold.startswith("{"):
+        config = dataclasses.replace(config, gold=to_json(resolve_models_in(parse_reward(config.gold))))
     with locked(config.out):
         return _rlhf(config)
 
@@ -85,7 +90,7 @@ def _rlhf(config: RlhfSettings) -> bool:
         writers: list[_Writer] = [_Writer(start, None)]
         rows = [_measured(config, base, None, "null", out / "start.json")]
         for number in range(1, config.rounds + 1):
-            folder = config.round(number)
+            folder = config.round(number).resolve()
             _ask(config, store, base, writers[-2:], number)
             if not _judged(config, store, number):
                 return False
@@ -94,7 +99,7 @@ def _rlhf(config: RlhfSettings) -> bool:
             policy = _trained(config, base, reward, number)
             name = f"round {number}"
             writers.append(
-                _Writer(store.add_policy(name, folder=str(policy), parent=start, reward_model=model), policy)
+                _Writer(store.add_policy(name, folder=str(policy.resolve()), parent=start, reward_model=model), policy)
             )
             rows.append(_measured(config, base, policy, reward, folder / "figures.json"))
     _report(config, rows)
@@ -113,7 +118,7 @@ def _fine_tuned(config: RlhfSettings) -> str:
     """Return the model that all policies start from."""
     if not config.sft:
         return config.model
-    out = config.out / "sft"
+    out = (config.out / "sft").resolve()
     if (out / _LAST_FILE).exists():
         return str(out)
     console.rule("Supervised fine-tuning")
@@ -318,16 +323,18 @@ def _wins(new: Sequence[float], old: Sequence[float]) -> float:
 
 
 def _report(config: RlhfSettings, rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(title=f"{config.eval_episodes} fresh completions of held-out prompts")
-    for name in (
+    prompts = measured_on(_run(config, config.model, "", config.out))
+    table = make_table(
         "policy",
-        "rankings so far",
-        "reward model's score",
+        "rankings",
+        "its reward model",
         "gold score",
-        "beats the one before",
+        "beats last",
         "KL in nats",
-    ):
-        table.add_column(name, justify="left" if name == "policy" else "right")
+        title=f"{config.eval_episodes} fresh completions of {prompts}",
+        caption="rankings: given so far; beats last: share of the prompts on which its text has the better gold score "
+        "than that of the policy before",
+    )
     report = []
     for number, row in enumerate(rows):
         labels = sum(_share(config, each) for each in range(1, number + 1))
@@ -355,7 +362,8 @@ def _written(figure: Mapping[str, float | None] | None) -> str:
 def _draw(report: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw what each policy is worth over the rankings given so far."""
     panels = [(name, label) for name, label in _PANELS if any(row[name] for row in report)]
-    figure = Figure(figsize=(3.4 * len(panels), 3.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels), 3.5), dpi=130, layout="constrained")
+    figure.suptitle("The policy of each round, with 95 % intervals")
     for place, (name, label) in enumerate(panels):
         panel = figure.add_subplot(1, len(panels), place + 1)
         measured = [row for row in report if row[name]]

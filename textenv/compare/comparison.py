@@ -6,7 +6,6 @@ import os
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from textenv.compare.plan import Compare, Plan, make_plan
 from textenv.compare.plots import draw_overview
@@ -18,6 +17,7 @@ from textenv.compare.statistics import interquartile_mean, stratified_bootstrap
 from textenv.data.files import locked
 from textenv.data.pictures import save_figure
 from textenv.rollouts.runs import check_settings
+from textenv.rollouts.tables import make_table
 from textenv.types import TextEnvError
 
 __all__ = ["compare"]
@@ -86,7 +86,24 @@ def _compare(command: Compare, plan: Plan, console: Console) -> Results:
     return results
 
 
-_SHOWN = ("agent", "score − β·KL", "KL, nats", "regret, %", "normalized", "95 %", "tokens to 2 %", "price in nats")
+_SHOWN = {
+    "agent": "agent",
+    "score − β·KL": "value",
+    "KL, nats": "KL",
+    "regret, %": "regret",
+    "normalized": "norm.",
+    "95 %": "95 %",
+    "tokens to 2 %": "to 2 %",
+    "price in nats": "price",
+}
+"""The columns of a task's table that fit into a terminal, and their headings there; results.csv has all."""
+_MEANING = {
+    "score − β·KL": "value: score − β·KL",
+    "regret, %": "regret in %",
+    "normalized": "norm.: 0 is the reference, 1 the best known",
+    "tokens to 2 %": "to 2 %: tokens until the regret stays below",
+    "price in nats": "price in nats, see report.html",
+}
 
 
 def _tell(results: Results, console: Console) -> None:
@@ -95,13 +112,13 @@ def _tell(results: Results, console: Console) -> None:
             continue
         head, rows = task_table(results, task.label)
         shown = [place for place, name in enumerate(head) if name in _SHOWN]
-        table = Table(title=task.label)
-        for place in shown:
-            table.add_column(head[place], justify="right" if place else "left", no_wrap=True)
+        caption = "; ".join(_MEANING[head[place]] for place in shown if head[place] in _MEANING)
+        table = make_table(*(_SHOWN[head[place]] for place in shown), title=task.label, caption=caption)
         for row in rows:
             table.add_row(*(row[place] for place in shown))
         console.print(table)
-    table = Table("agent", "IQM", "95 %", title="All tasks; 0 is the reference, 1 the best known", title_justify="left")
+    table = make_table("agent", "IQM", "95 %", title="All tasks; 0 is the reference, 1 the best known")
+    table.title_justify = "left"  # it is wider than the table
     for agent in results.agents:
         if (aggregate := results.aggregate(agent)) is not None:
             low, high = stratified_bootstrap(interquartile_mean, aggregate.tokens)
