@@ -6,7 +6,7 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from textenv.data.pictures import figure_bytes, legend_label, save_figure
+from textenv.data.pictures import legend_label, save_figure
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
@@ -21,6 +21,5 @@ def test_a_name_is_no_formula(name: str, kind: str, tmp_path: Path) -> None:
     save_figure(figure, tmp_path / f"x.{kind}")
     assert [text.get_text().strip() for text in legend.get_texts()] == [name]
     assert any("10^" in label.get_text() for label in panel.get_xticklabels())  # powers of ten are still drawn as such
-    assert figure_bytes(figure, kind) == (tmp_path / f"x.{kind}").read_bytes()
     if kind == "png":
         assert matplotlib.image.imread(tmp_path / "x.png").shape[2] == 4

@@ -207,6 +207,12 @@ def test_tokens_that_spell_a_character_are_shown_as_one(
     assert "".join(tokens) in to_ansi(episode(*tokens), color=False)
 
 
+def test_a_character_that_is_being_written_is_not_shown_yet() -> None:
+    begun = episode("a", "", "\ufffd")
+    assert to_ansi(begun, color=False, finished=False).startswith("The <b>film\\x07a  [")
+    assert to_ansi(begun, color=False).startswith("The <b>film\\x07a\ufffd  [")  # it ended within a character
+
+
 @pytest.mark.slow
 def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -327,13 +327,13 @@ def _report(config: RlhfSettings, rows: Sequence[dict[str, Any]]) -> None:
     table = make_table(
         "policy",
         "rankings",
-        "its reward model",
+        "its reward",
         "gold score",
-        "beats last",
+        "wins",
         "KL in nats",
         title=f"{config.eval_episodes} fresh completions of {prompts}",
-        caption="rankings: given so far; beats last: share of the prompts on which its text has the better gold score "
-        "than that of the policy before",
+        caption="rankings: given so far; its reward: the score by the reward model that it was trained against; "
+        "wins: share of the prompts on which its text has a better gold score than the text of the policy before",
     )
     report = []
     for number, row in enumerate(rows):

@@ -32,6 +32,7 @@ __all__ = [
 
 _FULL_COLOR = 4.0  # nats at which a token's color is strongest
 _RESET = "\x1b[0m"
+_INCOMPLETE = "\ufffd"  # what decoders write for bytes that are no character, or not yet
 
 
 class Turn(NamedTuple):
@@ -80,6 +81,8 @@ def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True, scor
     """
     turns = [_line(turn) for turn in _turns_to_complete(episode.start)]
     pieces = [(visible(text), kl) for text, _, kl in _pieces(episode)]
+    if pieces and not finished:  # the rest of a character is still to be written
+        pieces[-1] = (pieces[-1][0].rstrip(_INCOMPLETE), pieces[-1][1])
     if color:
         turns = [f"\x1b[2m{turn}{_RESET}" for turn in turns]
         pieces = [(f"{_background(kl)}{text}{_RESET}", kl) for text, kl in pieces]
@@ -237,6 +240,7 @@ _PAGE = """<!doctype html>
   .turn h2 {{ font: 600 13px/1.6 system-ui, sans-serif; color: GrayText; margin: 0; }}
   .t {{ border-radius: 3px; padding: .08rem 0; }}
   .t:hover {{ outline: 2px solid var(--soft); }}
+  footer {{ display: flow-root; }}
   footer b {{ color: CanvasText; margin-right: .3em; }}
   footer b:not(:first-child) {{ margin-left: 1.2em; }}
   footer i {{ float: right; }}

@@ -259,10 +259,10 @@ def _table(rows: Sequence[Mapping[str, float | str]], columns: Sequence[str]) ->
 def _smooth(steps: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a smoothed curve, shape ``(n,)``, that does not lag behind: a line fitted around each point.
 
-    The points of a tenth of the curve on either side count, the less the farther they are away (local linear
+    The points of an eighth of the curve on either side count, the less the farther they are away (local linear
     regression). A moving average would be late wherever the curve rises, and off at both of its ends.
     """
-    reach = min(max(2, len(values) // 10), (len(values) - 1) // 2)
+    reach = min(max(3, len(values) // 8), (len(values) - 1) // 2)
     if reach < 1:
         return values
     weights = 1 - np.abs(np.arange(-reach, reach + 1)) / (reach + 1)
