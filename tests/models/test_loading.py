@@ -51,7 +51,7 @@ def test_a_folder_is_found_again_from_anywhere(here: Path, monkeypatch: pytest.M
     assert resolve_model("m") == str((here / "models" / "m").resolve())
 
 
-@pytest.mark.parametrize("name", ["bundled", "gpt2", "Qwen/Qwen3-0.6B", "a_b/c.d"])
+@pytest.mark.parametrize("name", ["bundled", "gpt2", "Qwen/Qwen3-0.6B", "a_b/c.d", "_", "a/" + "b" * 96])
 def test_what_can_be_an_id_stays(name: str) -> None:
     assert resolve_model(name) == name
 
@@ -59,7 +59,7 @@ def test_what_can_be_an_id_stays(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["none/", "./none", "../none", "/none", "a/b/c", "~/x", "", " ", ".", "a b", "..\\x", "x\0y", "x" * 300, "a--b",
-     "\ud83d", "基线", "x.git"],
+     "\ud83d", "基线", "x.git", "-a", "a-", ".a", "a/", "/a", "a/b/", "a\n", "a/" + "b" * 97],
     ids=ascii,
 )  # fmt: skip
 def test_what_can_be_no_id_is_no_folder(name: str, here: Path) -> None:
@@ -121,7 +121,10 @@ def without(*names: str) -> Callable[[Path], None]:
 
 
 def holding(name: str, data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(data) and None
+    def write(folder: Path) -> None:
+        (folder / name).write_bytes(data)
+
+    return write
 
 
 def config(**changes: Any) -> Callable[[Path], None]:

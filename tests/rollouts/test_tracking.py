@@ -215,7 +215,9 @@ def test_the_picture_has_a_title_and_a_legend(tmp_path: Path, monkeypatch: pytes
     assert one.get_suptitle() == "Training of a$\\frac$"
     for figure, labels in ((one, ["each iteration", "smoothed"]), (two, ["a$\\frac$", " _b"])):
         score, kl = figure.axes
-        assert [text.get_text() for text in score.get_legend().get_texts()] == labels
+        legend = score.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == labels
         assert (score.get_title(), kl.get_title()) == ("Score of the reward", "KL from the reference")
 
 

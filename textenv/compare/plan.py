@@ -269,11 +269,11 @@ def _with_absolute_paths(task: ComparedTask) -> ComparedTask:
     """
     from textenv.models.loading import resolve_model, resolve_models_in  # noqa: PLC0415 (loads torch)
 
-    changes = {"model": resolve_model, "prompts": _absolute_file}
-    settings = {
-        name: changes[name](value) if name in changes and isinstance(value, str) else value
-        for name, value in task.settings.items()
-    }
+    settings = dict(task.settings)
+    if isinstance(settings.get("model"), str):
+        settings["model"] = resolve_model(settings["model"])
+    if isinstance(settings.get("prompts"), str):
+        settings["prompts"] = _absolute_file(settings["prompts"])
     if "reward" in settings:
         settings["reward"] = resolve_models_in(settings["reward"])
     eval_prompts = None if task.eval_prompts is None else _absolute_file(task.eval_prompts)

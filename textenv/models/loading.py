@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -50,6 +49,9 @@ _EXPECTED = (
     f"Expected '{BUNDLED}', a folder with config.json, safetensors weights and a tokenizer, or the id of such a model "
     "on the Hugging Face hub."
 )
+_PART = r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]*[a-zA-Z0-9_])?"
+_HUB_ID = re.compile(rf"(?!.*(--|\.\.))(?!.*\.git$)({_PART}/)?(?=.{{1,96}}$){_PART}")
+"""What can be an id of the hub, by the rules of huggingface_hub."""
 _LONGEST_REASON = 300  # characters of another library's message
 _OTHER_TASK = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice|MaskedLM)$")  # of an architecture
 
@@ -117,18 +119,10 @@ def resolve_model(name: str | Path, *, hub: bool = True) -> str:
         return str(Path(text).resolve())
     if os.path.exists(text):
         raise TextEnvError(f"model={text!r} is a file; expected the folder of a model.")
-    try:
-        validate_repo_id(text)
-    except HFValidationError as error:
-        raise _no_folder(text, hub) from error
-    if not hub:
-        raise _no_folder(text, hub)
-    return text
-
-
-def _no_folder(text: str, hub: bool) -> TextEnvError:
+    if hub and _HUB_ID.fullmatch(text):
+        return text
     ids = ", or a Hugging Face id such as 'gpt2' or 'Qwen/Qwen3-0.6B'" if hub else ""
-    return TextEnvError(f"model={text!r}: no such folder. Expected '{BUNDLED}', the folder of a model{ids}.")
+    raise TextEnvError(f"model={text!r}: no such folder. Expected '{BUNDLED}', the folder of a model{ids}.")
 
 
 def resolve_models_in(reward: Any) -> Any:

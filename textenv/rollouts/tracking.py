@@ -275,4 +275,5 @@ def _smooth(steps: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[
     spread = n * around(x * x) - sum_x**2
     slope = (n * around(x * values) - sum_x * sum_y) / np.maximum(spread, np.finfo(np.float64).tiny)
     slope = np.where(spread > 1e-12, slope, 0.0)
-    return (sum_y - slope * sum_x) / n + slope * x
+    smoothed: NDArray[np.float64] = (sum_y - slope * sum_x) / n + slope * x
+    return smoothed

@@ -65,8 +65,8 @@ class Status(Command):
                 f"{verdicts.count('both_bad'):,}",
                 f"{seconds[len(seconds) // 2]:.1f}" if seconds else "",
             )
-        headings = ("policy", "strength in logits", "95 % interval", "comparisons")
-        best = make_table(*headings, title="Policies (Bradley-Terry)")
+        figures = ("strength in logits", "95 % interval", "comparisons")
+        best = make_table("policy", *figures, title="Policies (Bradley-Terry)")
         for name, strength in strengths:
             low, high = strength.interval
             best.add_row(name, f"{strength.strength:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{strength.comparisons:,}")
