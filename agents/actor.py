@@ -21,8 +21,8 @@ from textenv.agents.metrics import episode_metrics
 from textenv.data.files import make_folder, read_json, write_json
 from textenv.data.values import as_mapping, as_whole_number
 from textenv.lazy import lazy
-from textenv.types import Episode, IntArray, Observation, TextEnvError
-from textenv.validation import Count, FilePath, build, shown, validated
+from textenv.types import Episode, IntArray, Observation, TextEnvError, short
+from textenv.validation import Count, FilePath, build, validated
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -91,10 +91,10 @@ class Actor(ABC, Generic[ConfigT]):
         """
         given: Any = self.Config() if config is None else config
         if not isinstance(given, self.Config):
-            raise TextEnvError(f"{type(self).__name__} got config={shown(given)}; expected a {self.Config.__name__}.")
+            raise TextEnvError(f"{type(self).__name__} got config={short(given)}; expected a {self.Config.__name__}.")
         processes: Any = world
         if processes is not None and not isinstance(processes, distributed.World):
-            raise TextEnvError(f"{type(self).__name__} got world={shown(processes)}; expected a World, or None.")
+            raise TextEnvError(f"{type(self).__name__} got world={short(processes)}; expected a World, or None.")
         self.config = cast("ConfigT", given)
         self.envs = collecting.vectorize(env)
         self.world = distributed.connect() if world is None else world
@@ -147,7 +147,7 @@ class Actor(ABC, Generic[ConfigT]):
         """
         told: Any = progress
         if told is not None and not callable(told):
-            raise TextEnvError(f"progress={shown(told)}: expected a function of the tokens so far and the metrics.")
+            raise TextEnvError(f"progress={short(told)}: expected a function of the tokens so far and the metrics.")
         folder = None if checkpoints is None else Path(checkpoints)
         if folder is not None:
             make_folder(folder)

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, final
 from textenv.agents.actor import Actor
 from textenv.agents.config import AgentConfig
 from textenv.lazy import lazy
-from textenv.types import TextEnvError
-from textenv.validation import shown
+from textenv.types import TextEnvError, short
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -93,7 +92,7 @@ class Agent(Actor[ConfigT]):
         super().__init__(env, config, world=world)
         given: Any = policy
         if given is not None and not isinstance(given, policies.TextPolicy):
-            raise TextEnvError(f"{type(self).__name__} got policy={shown(given)}; expected a TextPolicy, or None.")
+            raise TextEnvError(f"{type(self).__name__} got policy={short(given)}; expected a TextPolicy, or None.")
         self.policy = new_policy(self.base, self.config) if policy is None else policy
         self.kept: dict[str, nn.Module] = {"policy": self.policy.learned}
         self._samples: int = getattr(self.config, "samples", 1)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from textenv.lazy import lazy
-from textenv.types import FloatArray, Observation, TextEnvError
-from textenv.validation import shown
+from textenv.types import FloatArray, Observation, TextEnvError, short
 
 if TYPE_CHECKING:
     from textenv.env import scoring
@@ -42,7 +41,7 @@ def as_observations(obs: Any, vocab_size: int) -> tuple[Observation, bool]:
     """
     if not isinstance(obs, Mapping) or not {"input_ids", "attention_mask"} <= set(obs):
         raise TextEnvError(
-            f"obs={shown(obs)}: expected an observation of a text environment, with 'input_ids' and 'attention_mask'."
+            f"obs={short(obs)}: expected an observation of a text environment, with 'input_ids' and 'attention_mask'."
         )
     try:
         ids, mask = np.asarray(obs["input_ids"]), np.asarray(obs["attention_mask"])

@@ -40,6 +40,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from textenv.models import acting
 from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import resolve_model
 from textenv.models.policy import TextPolicy, observation_arrays
 from textenv.rollouts.collect import refuse_single_rows, text_env
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
@@ -109,6 +110,7 @@ class TextActorCritic(BasePolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+        model = resolve_model(model)  # it is saved, and loaded from wherever
         self._own = {
             "model": model, "temperature": temperature, "embedding_rate": embedding_rate, "value_rate": value_rate
         }  # fmt: skip

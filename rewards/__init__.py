@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast, get_origin, get_type_hints
 
 from textenv import plugins
-from textenv.types import Reward, TextEnvError
-from textenv.validation import did_you_mean, shown
+from textenv.types import Reward, TextEnvError, short
+from textenv.validation import did_you_mean
 
 if TYPE_CHECKING:  # for editors and type checkers; a reward is found without an entry here
     from textenv.rewards.bleu import Bleu as Bleu
@@ -57,7 +57,7 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | No
     if isinstance(spec, str):
         if spec.lstrip().startswith(("{", "[")):
             raise TextEnvError(
-                f"The reward {shown(spec)} is JSON; expected the object itself: json.loads of it, or a mapping such as "
+                f"The reward {short(spec)} is JSON; expected the object itself: json.loads of it, or a mapping such as "
                 "{'name': 'length', 'target': 20}."
             )
         return _build(spec, _find(spec), {}, device)
@@ -65,7 +65,7 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | No
         arguments = dict(spec)
         name = arguments.pop("name", None)
         if not isinstance(name, str):
-            raise TextEnvError(f"The reward {shown(dict(spec))} has no name; expected {{'name': 'vader', ...}}.")
+            raise TextEnvError(f"The reward {short(dict(spec))} has no name; expected {{'name': 'vader', ...}}.")
         return _build(name, _find(name), arguments, device)
     if isinstance(spec, type):
         return _build(repr(spec), spec, {}, device)
@@ -73,12 +73,12 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | No
         parameters = _parameters(spec)
         if parameters is not None and not _takes_completions(parameters):
             raise TextEnvError(
-                f"The reward {shown(spec)} takes {', '.join(parameters) or 'nothing'}; expected a function that takes "
+                f"The reward {short(spec)} takes {', '.join(parameters) or 'nothing'}; expected a function that takes "
                 "'prompts', 'completions' and 'completion_ids' by keyword, or **kwargs (see textenv.types.Reward)."
             )
         return cast("Reward", spec)
     raise TextEnvError(
-        f"{shown(spec)} is no reward; expected a name such as 'vader', a mapping like {{'name': 'length', "
+        f"{short(spec)} is no reward; expected a name such as 'vader', a mapping like {{'name': 'length', "
         "'target': 20}, an import path 'package.module:attribute', or a callable."
     )
 
@@ -108,7 +108,7 @@ def _find(name: str) -> Any:
 def _build(name: str, found: Any, arguments: dict[str, Any], device: str | None) -> Reward:
     """Return ``found`` if it is a reward, otherwise what it returns when called with ``arguments``."""
     if not callable(found):
-        raise TextEnvError(f"The reward {name!r} is {shown(found)}; expected something to call.")
+        raise TextEnvError(f"The reward {name!r} is {short(found)}; expected something to call.")
     if _scores(found):
         if arguments:
             raise TextEnvError(
@@ -118,7 +118,7 @@ def _build(name: str, found: Any, arguments: dict[str, Any], device: str | None)
         return cast("Reward", found)
     if not (_makes_rewards(found) if isinstance(found, type) else _is_reward_type(_returned(found))):
         raise TextEnvError(
-            f"The reward {name!r} is {shown(found)}, which is no reward: it takes no 'completions', and nothing says "
+            f"The reward {name!r} is {short(found)}, which is no reward: it takes no 'completions', and nothing says "
             "that what it returns is one. Expected a reward (see textenv.types.Reward), a class of them, or a function "
             "annotated '-> Reward' that makes one."
         )
@@ -139,12 +139,12 @@ def _build(name: str, found: Any, arguments: dict[str, Any], device: str | None)
         raise
     except Exception as error:
         raise TextEnvError(
-            f"Making the reward {name!r} of {shown(arguments)} raised {type(error).__name__}: "
+            f"Making the reward {name!r} of {short(arguments)} raised {type(error).__name__}: "
             f"{' '.join(str(error).split())}"
         ) from error
     if not _scores(reward):
         raise TextEnvError(
-            f"Calling {name!r} returned {shown(reward)}; expected a reward, which is called with 'completions' and the "
+            f"Calling {name!r} returned {short(reward)}; expected a reward, which is called with 'completions' and the "
             "rest."
         )
     return cast("Reward", reward)

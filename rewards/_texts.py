@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from textenv.types import TextEnvError
-from textenv.validation import shown
+from textenv.types import TextEnvError, short
 
 
 def completion_texts(completions: Sequence[Any]) -> list[str]:
@@ -26,7 +25,7 @@ def is_conversation(prompt: Any, completion: Any) -> bool:
     """
     if isinstance(prompt, str) is not isinstance(completion, str):
         raise TextEnvError(
-            f"The prompt is {shown(prompt)} and the completion {shown(completion)}; expected two texts, or two lists "
+            f"The prompt is {short(prompt)} and the completion {short(completion)}; expected two texts, or two lists "
             "of messages."
         )
     return not isinstance(prompt, str)
@@ -38,5 +37,5 @@ def _said(completion: Any) -> str:
         return "".join(texts)
     except (TypeError, KeyError, IndexError) as error:
         raise TextEnvError(
-            f"The completion {shown(completion)} is neither a text nor a list of messages with a text as 'content'."
+            f"The completion {short(completion)} is neither a text nor a list of messages with a text as 'content'."
         ) from error

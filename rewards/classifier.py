@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from textenv.models.loading import find_device
+from textenv.models.loading import find_device, reading
 from textenv.models.positions import longest_input
 from textenv.rewards._texts import completion_texts, is_conversation
-from textenv.types import TextEnvError
-from textenv.validation import Count, NonEmpty, shown, validated
+from textenv.types import TextEnvError, short
+from textenv.validation import Count, NonEmpty, validated
 
 __all__ = ["Classifier"]
 
@@ -110,7 +110,7 @@ class Classifier:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
         except Exception as error:  # a template is a program, which can raise anything
             raise TextEnvError(
-                f"The chat template of Classifier({self.tokenizer.name_or_path!r}) refuses {shown(messages)}: "
+                f"The chat template of Classifier({self.tokenizer.name_or_path!r}) refuses {short(messages)}: "
                 f"{type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
 
@@ -151,18 +151,17 @@ def _load(name: str, dtype: str) -> tuple[Any, Any]:
     # Imported here because it takes seconds, and the other rewards do not need it.
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
+    expected = "Expected a folder or a hub id with a sequence classifier and its tokenizer, as save_pretrained writes."
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            name, truncation_side="left", padding_side="right", trust_remote_code=False
-        )
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
-        )
-    except Exception as error:  # of many kinds, as the files may hold anything
-        raise TextEnvError(
-            f"Classifier(model={name!r}) cannot be loaded ({' '.join(str(error).split())}). Expected a folder or a hub "
-            "id with a sequence classifier and its tokenizer, as save_pretrained writes them."
-        ) from error
+        with reading(name, expected) as source:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                source, truncation_side="left", padding_side="right", trust_remote_code=False
+            )
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
+            )
+    except TextEnvError as error:
+        raise TextEnvError(f"Classifier(model={name!r}) cannot be loaded: {error}") from error
     # from_pretrained initializes missing weights at random: a language model would become a classifier that guesses.
     if loading["missing_keys"]:
         raise TextEnvError(

@@ -11,7 +11,7 @@ from annotated_types import Gt, Interval, Le, Lt, MinLen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textenv.types import TextEnvError
+from textenv.types import TextEnvError, short
 from textenv.validation import (
     Count,
     NonNegative,
@@ -25,7 +25,6 @@ from textenv.validation import (
     Threads,
     build,
     did_you_mean,
-    shown,
     validate,
     validated,
 )
@@ -105,7 +104,7 @@ class Settings:
 def test_a_value_that_does_not_fit_is_one_clear_line(name: str, value: Any, expected: str) -> None:
     with pytest.raises(TextEnvError) as caught:
         Settings(**{name: value})
-    assert str(caught.value) == f"{name}={shown(value)}: expected {expected}."
+    assert str(caught.value) == f"{name}={short(value)}: expected {expected}."
 
 
 def test_values_become_what_is_annotated() -> None:
@@ -211,6 +210,6 @@ def test_a_call_of_another_form_is_the_error_that_python_has_for_it() -> None:
 
 
 def test_a_value_is_shown_on_one_short_line() -> None:
-    assert shown("a") == "'a'"
-    assert "\n" not in shown(np.zeros((20, 20)))
-    assert len(shown(np.zeros((20, 20)))) < 200
+    assert short("a") == "'a'"
+    assert "\n" not in short(np.zeros((20, 20)))
+    assert len(short(np.zeros((20, 20)))) < 200

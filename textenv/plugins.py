@@ -20,8 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from textenv.types import TextEnvError
-from textenv.validation import did_you_mean, shown
+from textenv.types import TextEnvError, short
+from textenv.validation import did_you_mean
 
 __all__ = ["agents", "built_in", "find", "import_module", "rewards"]
 
@@ -64,7 +64,7 @@ def find(kind: str, package: str, name: str, *, suffixes: tuple[str, ...] = ("",
     known = built_in(package, suffixes=suffixes)
     given: object = name
     if not isinstance(given, str):
-        raise TextEnvError(f"The name of the {kind} is {shown(given)}; expected a text: one of {', '.join(known)}.")
+        raise TextEnvError(f"The name of the {kind} is {short(given)}; expected a text: one of {', '.join(known)}.")
     if name in known:
         return getattr(importlib.import_module(f"{package}.{name}"), known[name])
     if ":" not in name:

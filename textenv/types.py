@@ -372,12 +372,14 @@ def as_number(value: Any, name: str) -> float:
 
 
 def short(value: object) -> str:
-    """Return how a value is shown in a message: its ``repr`` on one line, cut after 80 characters."""
+    """Return how a value is shown in a message: its ``repr`` on one line, cut in the middle where it is long."""
+    if isinstance(value, int) and not -(10**100) < value < 10**100:
+        return "a number of more than 100 digits"  # Python writes none of many thousands
     try:
-        text = repr(value).replace("\n", " ")
-    except (ValueError, RecursionError):  # numbers of thousands of digits, and lists nested as deep
-        text = f"a value of type {type(value).__name__} that is too long to show"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # of what holds such numbers, and of lists nested deep
+        return f"a value of type {type(value).__name__} that is too long to show"
+    return text if len(text) <= 120 else f"{text[:70]}…{text[-45:]}"
 
 
 def _as_message(message: Any, place: int, messages: Sequence[Any], name: str) -> Message:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 
-from textenv.types import TextEnvError
+from textenv.types import TextEnvError, short
 
 __all__ = [
     "Count",
@@ -39,7 +39,6 @@ __all__ = [
     "UnknownNameError",
     "build",
     "did_you_mean",
-    "shown",
     "unknown_name",
     "validate",
     "validated",
@@ -191,17 +190,9 @@ def _checked(owner: str | None, name: str, value: Any, hint: Any) -> Any:
         expected = _describe(hint)
         if isinstance(value, int) and not -(2**63) <= value < 2**63 and "whole number" in expected:
             expected += " (of 64 bits)"
-        given = f"{name}={shown(value)}"
+        given = f"{name}={short(value)}"
         raise TextEnvError(f"{f'{owner}({given})' if owner else given}: expected {expected}.")
     return converted
-
-
-def shown(value: object) -> str:
-    """Return the ``repr`` of a value on one line, cut in the middle where it is long."""
-    if isinstance(value, int) and not -(10**100) < value < 10**100:
-        return "a number of more than 100 digits"  # Python writes none of many thousands
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 200 else f"{text[:100]}…{text[-95:]}"
 
 
 @functools.cache

@@ -198,7 +198,11 @@ def test_conversations_are_trained_on_and_typed(tmp_path: Path, capsys: pytest.C
         assert main(["train", "--out", str(tmp_path / out), *common, *given]) == 0
     capsys.readouterr()
     assert main(["sample", str(tmp_path / "texts"), "--prompt", "why?", "--max-prompt-tokens", "40"]) == 0
-    assert capsys.readouterr().out.startswith("<|im_start|>user\\nwhy?<|im_end|>\\n<|im_start|>assistant\\n")
+    assert capsys.readouterr().out.startswith("user: why?\nassistant: ")
+    page, table = ((tmp_path / "messages" / name).read_text() for name in ("samples.html", "samples.md"))
+    assert "<h2>user</h2>" in page
+    assert "| **user:** the film? | " in table
+    assert "im_start" not in page + table
 
 
 def test_sample_reads_from_the_terminal(
@@ -219,12 +223,12 @@ def test_sample_reads_from_the_terminal(
 
 def test_sample_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(tmp_path)]) == 1
-    assert "no run of 'textenv train'" in capsys.readouterr().out.replace("\n", " ")
+    assert "has no config.json" in capsys.readouterr().out
 
 
 def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "[/a] textenv[web]"]) == 1
-    assert "[/a] textenv[web] is no run" in capsys.readouterr().out.replace("\n", " ")
+    assert "model='[/a] textenv[web]': no such folder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [[], ["--top-k", "50", "--temperature", "0.8"]])

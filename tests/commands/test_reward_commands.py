@@ -66,7 +66,7 @@ def test_a_finished_training_is_not_done_again(work: Path, capsys: pytest.Captur
     ("command", "message"),
     [
         (["train", "--files", "no.jsonl", "--out", "x"], "no.jsonl: no such file"),
-        (["eval", "--model", "nowhere", "--files", "{test}"], "expected 'bundled', or a folder"),
+        (["eval", "--model", "nowhere", "--files", "{test}"], "no such folder. Expected 'bundled'"),
         (["eval"], "nothing to measure on"),
         (["train", "--files", "{test}", "--out", "x", "--limit", "1000"], "--limit 1000"),
     ],

@@ -1,5 +1,6 @@
 """The whole loop, on a model of two layers and with a handful of rankings."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from textenv.commands.rlhf_run import rlhf
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.store import FeedbackStore
 from textenv.rollouts.collect import sample_episodes
+from textenv.rollouts.console import SafeConsole
 from textenv.types import TextEnvError
 
 
@@ -173,3 +175,27 @@ def test_others_write_while_it_samples(settings: Callable[..., Rlhf], monkeypatc
     assert {tasks for _, tasks in monitored} == {0}  # all tasks of a round come at once
     with FeedbackStore(config.store) as store:
         assert len(store.tasks()) == 70
+
+
+def test_the_table_of_rounds_fits_into_a_terminal(
+    settings: Callable[..., Rlhf], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    console = SafeConsole(file=io.StringIO(), width=80)
+    monkeypatch.setattr(textenv.commands.rlhf_run, "console", console)
+    monkeypatch.setattr(textenv.commands.rlhf_run, "_draw", lambda report, path: None)
+    config = settings()
+    config.out.mkdir()
+    figure = {"mean": 2.345, "stderr": 0.123}
+    rows = [{"proxy": None if number == 0 else figure, "gold": figure, "scores": [1.0, 2.0], "kl": figure, "length": 5}
+            for number in range(3)]  # fmt: skip
+    textenv.commands.rlhf_run._report(config, rows)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    table = shown[: shown.index("Picture")].splitlines()
+    assert "…" not in shown
+    assert max(map(len, table)) <= 80
+    assert "fresh completions of training prompts" in shown
+    (headings,) = [line for line in table if "policy " in line and "┃" in line]
+    assert [cell.strip() for cell in headings.strip("┃").split("┃")] == [
+        "policy", "rankings", "its reward", "gold score", "wins", "KL in nats",
+    ]  # fmt: skip
+    assert sum(line.count("2.345 ± 0.123") for line in table) == 8  # none is broken

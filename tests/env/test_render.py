@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from textenv.env.render import color_is_shown, save_html, to_ansi, to_html, visible
+from textenv.env.render import color_is_shown, prompt_lines, save_html, to_ansi, to_html, visible
 from textenv.rollouts.console import SafeConsole
+from textenv.rollouts.tracking import comparison_markdown
 from textenv.types import Episode, Prompt
 from textenv.web.markup import fill, join
 
@@ -127,6 +129,88 @@ def test_numbers_that_are_not_finite_are_shown() -> None:
     odd = dataclasses.replace(episode("a"), kl=(float("nan"),), token_rewards=(float("inf"),))
     assert "KL nan nats" in to_ansi(odd, color=False)
     assert "KL +nan nats" in to_html([odd])
+
+
+SYSTEM = {"role": "system", "content": "Be <b>brief</b>.\nAlways."}
+ASKED = {"role": "user", "content": "How is it?"}
+BEGUN = {"role": "assistant", "content": "It was"}
+
+
+def conversation(*messages: dict[str, str] | str) -> Episode:
+    given: Any = messages[0] if isinstance(messages[0], str) else messages
+    start = Prompt("<|im_start|>system and so on<|im_end|>", (1,), given=given)
+    return dataclasses.replace(episode(" good", "."), start=start)
+
+
+@pytest.mark.parametrize(
+    ("given", "lines", "roles"),
+    [
+        ((SYSTEM, ASKED), ["system: Be <b>brief</b>.\\nAlways.", "user: How is it?", "assistant:  good."],
+         ["system", "user", "assistant"]),
+        ((ASKED, BEGUN), ["user: How is it?", "assistant: It was good."], ["user", "assistant"]),
+        (("How is it?",), ["user: How is it?", "assistant:  good."], ["user", "assistant"]),
+    ],
+    ids=["two", "begun", "chat"],
+)  # fmt: skip
+def test_a_conversation_is_shown_by_its_roles(given: Any, lines: list[str], roles: list[str]) -> None:
+    shown = conversation(*given)
+    *before, last = to_ansi(shown, color=False).splitlines()
+    assert [*before, last.partition("  [")[0]] == lines
+    source = to_html([shown])
+    assert re.findall("<h2>(.*?)</h2>", source) == roles
+    assert not {"b", "script"} & {*read(source).tags[: read(source).tags.index("footer")]}
+    assert prompt_lines(shown.start).splitlines()[0] == lines[0]
+    for view in (source, to_ansi(shown), comparison_markdown([shown], [shown])):
+        assert "im_start" not in view
+
+
+def test_what_a_message_says_can_be_no_role() -> None:
+    said = {"role": "user", "content": "x\nassistant: yes"}
+    assert [line.partition(":")[0] for line in to_ansi(conversation(said), color=False).splitlines()] == [
+        "user",
+        "assistant",
+    ]
+
+
+def test_a_table_of_markdown_keeps_a_conversation_in_its_cell() -> None:
+    shown = conversation(SYSTEM, {"role": "user", "content": "a | b\n**c**"})
+    row = comparison_markdown([shown], [shown]).splitlines()[2]
+    assert row.startswith(r"| **system:** Be \<b\>brief\</b\>.\\nAlways.<br>**user:** a \| b\\n\*\*c\*\* | ")
+    assert len(re.findall(r"(?<!\\)\|", row)) == 7
+
+
+@pytest.mark.parametrize(
+    ("tokens", "spans", "kls"),
+    [
+        (("a", "", "é", "b"), ["a", "é", "b"], ["1.00", "-1.00 1.00", "-1.00"]),
+        (("", "", "", "😀"), ["😀"], ["1.00 -1.00 1.00 -1.00"]),
+        (("a", ""), ["a"], ["1.00 -1.00"]),
+        (("", ""), [""], ["1.00 -1.00"]),
+        (("", "é", "", "<end>"), ["é", "<end>"], ["1.00 -1.00", "1.00 -1.00"]),
+        ((), [], []),
+    ],
+    ids=str,
+)
+def test_tokens_that_spell_a_character_are_shown_as_one(
+    tokens: tuple[str, ...], spans: list[str], kls: list[str]
+) -> None:
+    source = to_html([episode(*tokens)])
+    found = re.findall('<span class="t" style="([^"]*)" title="([^"]*)">(.*?)</span>', source)
+    assert [html.unescape(text) for _, _, text in found] == spans
+    told = [" ".join(f"{float(kl):.2f}" for kl in re.findall("KL ([+-][0-9.]+) nats", title)) for _, title, _ in found]
+    assert told == kls  # each token's own figures
+    for style, title, _ in found:
+        total = sum(float(kl) for kl in re.findall("KL ([+-][0-9.]+) nats", title))
+        assert style.endswith(f"{0.7 * min(abs(total) / 4, 1):.2f})")  # the color is of all of them
+    colored = to_ansi(episode(*tokens))
+    assert colored.count("\x1b[38;2;0;0;0") == len(spans)
+    assert "".join(tokens) in to_ansi(episode(*tokens), color=False)
+
+
+def test_a_character_that_is_being_written_is_not_shown_yet() -> None:
+    begun = episode("a", "", "\ufffd")
+    assert to_ansi(begun, color=False, finished=False).startswith("The <b>film\\x07a  [")
+    assert to_ansi(begun, color=False).startswith("The <b>film\\x07a\ufffd  [")  # it ended within a character
 
 
 @pytest.mark.slow

@@ -327,13 +327,14 @@ def test_environments_of_conversations_pass_the_checker_and_are_json(tmp_path: P
     check_env(env.unwrapped)
 
 
-def test_conversations_are_shown_as_the_model_reads_them(lm: CausalLM) -> None:
+def test_conversations_are_shown_by_their_roles(lm: CausalLM) -> None:
     env = TextEnv(model=lm, prompts=[[USER]], reward=zeros, render_mode="ansi")
     env.reset()
     finish(env, " thin")
     frame = env.render()
     assert frame is not None
-    assert "<|im_start|>user\\nHow is the film?<|im_end|>" in frame
+    assert "user: How is the film?" in frame
+    assert "im_start" not in frame  # which the template wrote
     assert env.last_episode is not None
     assert env.last_episode.prompt == env.prompts[0].text
 

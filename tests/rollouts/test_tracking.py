@@ -10,16 +10,25 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
 from tests.env.test_render import episode
-from textenv.rollouts.tracking import RunLogger, comparison_markdown, comparison_table, plot_training, read_metrics
+from textenv.rollouts.tracking import (
+    RunLogger,
+    _smooth,
+    comparison_markdown,
+    comparison_table,
+    plot_training,
+    read_metrics,
+)
 from textenv.types import TextEnvError
 
 
@@ -196,6 +205,37 @@ def test_the_picture_shows_the_runs(tmp_path: Path, suffix: str) -> None:
         assert "<svg" in path.read_text()
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 60, 400])
+def test_the_smoothed_line_does_not_lag(size: int) -> None:
+    steps = np.cumsum(np.linspace(50.0, 100.0, size))
+    rising = 3.0 + 0.01 * steps
+    np.testing.assert_allclose(_smooth(steps, rising), rising, rtol=1e-9)  # a moving average would be late
+    noise = np.random.default_rng(0).normal(size=size)
+    if size > 10:
+        curve = rising + 2 * np.sin(steps / steps[-1] * np.pi)
+        off = _smooth(steps, curve + noise) - curve
+        assert np.abs(off).mean() < np.abs(noise).mean()
+        assert abs(off.mean()) < 0.25  # neither late nor early
+    assert (_smooth(np.full(size, 5.0), noise) <= noise.max() + 1e-9).all()  # all at one step: their mean
+
+
+def test_the_picture_has_a_title_and_a_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("textenv.rollouts.tracking.save_figure", lambda figure, path: drawn.append(figure))
+    for name in ("a$\\frac$", "_b"):
+        write(tmp_path / name, range(1, 40))
+    plot_training({"a$\\frac$": tmp_path / "a$\\frac$"}, tmp_path / "x.png")
+    plot_training({name: tmp_path / name for name in ("a$\\frac$", "_b")}, tmp_path / "x.png")
+    one, two = drawn
+    assert one.get_suptitle() == "Training of a$\\frac$"
+    for figure, labels in ((one, ["each iteration", "smoothed"]), (two, ["a$\\frac$", " _b"])):
+        score, kl = figure.axes
+        legend = score.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == labels
+        assert (score.get_title(), kl.get_title()) == ("Score of the reward", "KL from the reference")
+
+
 def test_there_must_be_something_to_draw(tmp_path: Path) -> None:
     with pytest.raises(TextEnvError, match="no metrics to draw"):
         plot_training({"a": tmp_path}, tmp_path / "x.png")
@@ -209,7 +249,7 @@ def test_the_tables_show_both_and_break_on_nothing() -> None:
     assert "bad \\| \\[red\\]\\\\n" in markdown
     assert "| +0.25 | 2.0 |" in markdown
     console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(comparison_table(before, after))
+    console.print(comparison_table(before, after, title="Completions"))
     console.file.close()
     text = console.export_text()
     assert "[red]" in text
@@ -221,7 +261,7 @@ def test_the_tables_show_both_and_break_on_nothing() -> None:
 )
 def test_a_completion_is_shown_as_it_is_written(text: str) -> None:
     pair = [episode("before")], [episode(text)]
-    for shown in (comparison_table(*pair), Markdown(comparison_markdown(*pair))):
+    for shown in (comparison_table(*pair, title="Completions"), Markdown(comparison_markdown(*pair))):
         console = Console(file=io.StringIO(), record=True, width=200)
         console.print(shown)
         assert text in console.export_text()

@@ -450,7 +450,7 @@ def test_sft_names_what_is_wrong(base: Path, pairs: Path, tmp_path: Path) -> Non
     empty.write_text("\n")
     long.write_text(json.dumps({"prompt": "film " * 100, "completion": "x"}))
     out = tmp_path / "out"
-    with pytest.raises(TextEnvError, match="could not be loaded"):
+    with pytest.raises(TextEnvError, match=r"has no config\.json"):
         sft(tuned(tmp_path, pairs, out))
     with pytest.raises(TextEnvError, match="no records in it"):
         sft(tuned(base, empty, out))

@@ -24,8 +24,7 @@ from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import text_env
-from textenv.types import IntArray, Observation, Prompt, TextEnvError
-from textenv.validation import shown
+from textenv.types import IntArray, Observation, Prompt, TextEnvError, short
 
 __all__ = ["LogProbs", "Outcome", "Policy", "States", "Table", "Tree", "model_log_probs"]
 
@@ -133,7 +132,7 @@ class Tree:
         """
         given: Any = self.kl_coef
         if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
-            raise TextEnvError(f"kl_coef={shown(given)}: expected a finite number of at least 0.")
+            raise TextEnvError(f"kl_coef={short(given)}: expected a finite number of at least 0.")
 
     @cached_property
     def _solution(self) -> tuple[Table, Table]:
@@ -203,7 +202,7 @@ class Tree:
         given: Any = policy
         table = isinstance(given, Sequence) and all(isinstance(part, Sequence) for part in given)
         if not table or isinstance(given, str) or [len(part) for part in given] != expected:
-            what = f"a table that has {[len(part) for part in given]} arrays" if table else shown(given)
+            what = f"a table that has {[len(part) for part in given]} arrays" if table else short(given)
             raise TextEnvError(
                 f"The policy is {what}; expected {expected} arrays in a table, for each prompt one for each number of "
                 "tokens written; or a TextPolicy, a CausalLM, or a function of token ids."
@@ -249,7 +248,7 @@ class Tree:
         """
         given: Any = n
         if isinstance(given, bool) or not isinstance(given, (int, float, np.number)) or not 1 <= given < math.inf:
-            raise TextEnvError(f"n={shown(given)}: expected a finite number of at least 1.")
+            raise TextEnvError(f"n={short(given)}: expected a finite number of at least 1.")
         score, kl = np.mean([_best_of_n(*_texts(levels), n) for levels in self.states], axis=0).tolist()
         return self._outcome(score, kl)
 
@@ -264,7 +263,7 @@ class Tree:
         """
         given = np.asarray(ids)
         if given.ndim != 2 or given.dtype.kind not in "iu" or given.shape[1] > self.width:
-            raise TextEnvError(f"ids={shown(ids)}: expected token ids of shape (n, length), at most {self.width} long.")
+            raise TextEnvError(f"ids={short(ids)}: expected token ids of shape (n, length), at most {self.width} long.")
         count, length = given.shape
         padded = np.full((count, self.width), self.pad_id, dtype=np.int64)
         padded[:, :length] = given
@@ -422,7 +421,7 @@ def _checked(values: Any, at: States) -> NDArray[np.float64]:
     try:
         log_probs = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TextEnvError(f"The policy returned {shown(values)}; expected log pi of every token.") from error
+        raise TextEnvError(f"The policy returned {short(values)}; expected log pi of every token.") from error
     if log_probs.shape != at.ref_log_probs.shape:
         raise TextEnvError(
             f"The policy returned shape {log_probs.shape} for token ids of shape {at.ids.shape}; expected log pi of "

@@ -196,10 +196,18 @@ def last_value(arguments: Sequence[str], flag: str, default: str) -> str:
 def make_keywords(
     settings: Mapping[str, Any], *, reward: str | None, model: str | None, prompts: Path | None
 ) -> dict[str, Any]:
-    """Return the keywords of ``gymnasium.make``: what was typed. The rest is the environment's own."""
+    """Return the keywords of ``gymnasium.make``: what was typed, models with their absolute paths.
+
+    The rest is the environment's own.
+
+    Raises:
+        TextEnvError: There is no such model, or the reward begins like a JSON object and is none.
+    """
+    from textenv.models.loading import resolve_model, resolve_models_in  # noqa: PLC0415 (loads torch)
+
     given = {
-        "reward": None if reward is None else parse_reward(reward),
-        "model": model,
+        "reward": None if reward is None else resolve_models_in(parse_reward(reward)),
+        "model": None if model is None else resolve_model(model),
         "prompts": None if prompts is None else str(prompts),
     }
     return {**settings, **{name: value for name, value in given.items() if value is not None}}

@@ -10,6 +10,7 @@ people, goes on with the stage that is missing when the same command is given ag
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +20,23 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.commands.console import console
 from textenv.commands.flags import TRAINING, make_keywords, parse_reward
 from textenv.commands.settings import RlhfSettings, TrainSettings
-from textenv.commands.training_run import held_out, made_with, plain_settings, train
+from textenv.commands.training_run import held_out, made_with, measured_on, plain_settings, train
 from textenv.data.files import locked, read_json, to_json, write_json
 from textenv.data.pictures import save_figure
 from textenv.env.registry import make_envs
 from textenv.env.scoring import resolve_reward, score, unscored
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
+from textenv.models.loading import resolve_model, resolve_models_in
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, described, figure_text, mean_and_error, summary
+from textenv.rollouts.tables import make_table
 from textenv.training.configs import RewardModelConfig, SftConfig
 from textenv.training.reward_models import train_reward_model
 from textenv.training.sft import sft
@@ -56,6 +58,9 @@ def rlhf(config: RlhfSettings) -> bool:
     Raises:
         TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
     """
+    config = dataclasses.replace(config, model=resolve_model(config.model))
+    if config.gold is not None and config.gold.startswith("{"):
+        config = dataclasses.replace(config, gold=to_json(resolve_models_in(parse_reward(config.gold))))
     with locked(config.out):
         return _rlhf(config)
 
@@ -81,7 +86,7 @@ def _rlhf(config: RlhfSettings) -> bool:
         writers: list[_Writer] = [_Writer(start, None)]
         rows = [_measured(config, base, None, "null", out / "start.json")]
         for number in range(1, config.rounds + 1):
-            folder = config.round(number)
+            folder = config.round(number).resolve()
             _ask(config, store, base, writers[-2:], number)
             if not _judged(config, store, number):
                 return False
@@ -90,7 +95,7 @@ def _rlhf(config: RlhfSettings) -> bool:
             policy = _trained(config, base, reward, number)
             name = f"round {number}"
             writers.append(
-                _Writer(store.add_policy(name, folder=str(policy), parent=start, reward_model=model), policy)
+                _Writer(store.add_policy(name, folder=str(policy.resolve()), parent=start, reward_model=model), policy)
             )
             rows.append(_measured(config, base, policy, reward, folder / "figures.json"))
     _report(config, rows)
@@ -109,7 +114,7 @@ def _fine_tuned(config: RlhfSettings) -> str:
     """Return the model that all policies start from."""
     if not config.sft:
         return config.model
-    out = config.out / "sft"
+    out = (config.out / "sft").resolve()
     if (out / _LAST_FILE).exists():
         return str(out)
     console.rule("Supervised fine-tuning")
@@ -312,12 +317,18 @@ def _wins(new: Sequence[float], old: Sequence[float]) -> float:
 
 
 def _report(config: RlhfSettings, rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(
-        title=f"{config.eval_episodes} fresh completions of held-out prompts",
-        caption="rankings: given so far; learned score: its reward model's; wins: share that beat the policy before",
+    prompts = measured_on(_run(config, config.model, "", config.out))
+    table = make_table(
+        "policy",
+        "rankings",
+        "its reward",
+        "gold score",
+        "wins",
+        "KL in nats",
+        title=f"{config.eval_episodes} fresh completions of {prompts}",
+        caption="rankings: given so far; its reward: the score by the reward model that it was trained against; "
+        "wins: share of the prompts on which its text has a better gold score than the text of the policy before",
     )
-    for name in ("policy", "rankings", "learned score", "gold score", "wins", "KL in nats"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
     report = []
     for number, row in enumerate(rows):
         labels = sum(_share(config, each) for each in range(1, number + 1))
@@ -345,7 +356,8 @@ def _written(figure: Mapping[str, float | None] | None) -> str:
 def _draw(report: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw what each policy is worth over the rankings given so far."""
     panels = [(name, label) for name, label in _PANELS if any(row[name] for row in report)]
-    figure = Figure(figsize=(3.4 * len(panels), 3.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels), 3.5), dpi=130, layout="constrained")
+    figure.suptitle("The policy of each round, with 95 % intervals")
     for place, (name, label) in enumerate(panels):
         panel = figure.add_subplot(1, len(panels), place + 1)
         measured = [row for row in report if row[name]]

@@ -12,12 +12,11 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
 import transformers
-from rich.table import Table
 
 import textenv
 from textenv.agents import config_of, find
@@ -31,10 +30,11 @@ from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.distributed import ALONE, World
 from textenv.rollouts.runs import check_settings, described, figure_text, summary
+from textenv.rollouts.tables import make_table
 from textenv.rollouts.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
 from textenv.types import Episode, Prompt, TextEnvError
 
-__all__ = ["agent_config", "held_out", "made_with", "plain_settings", "train"]
+__all__ = ["agent_config", "held_out", "made_with", "measured_on", "plain_settings", "train"]
 
 
 def made_with(envs: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +98,7 @@ def _train(command: TrainSettings, world: World) -> None:
     config = described(command, without=("out", "threads", "timeout", "agent_flags"))
     config |= {"settings": made_with(envs, typed), "agent_settings": plain_settings(own)}
     for name in ("reward", "model"):
-        if config[name] is None:
-            config[name] = _plain_or_none(getattr(text_env(envs).settings, name))
+        config[name] = _plain_or_none(typed.get(name, getattr(text_env(envs).settings, name)))
     check_settings(out, config)
     agent = find(command.agent)(envs, own, world=world)
     if world.size > 1:
@@ -133,7 +132,14 @@ def _train(command: TrainSettings, world: World) -> None:
     agent.save(out / "policy")
     after = agent.sample(fresh, prompts, generator=_generator(fresh))
     if world.first:
-        _report(out, before, after, {"seconds": seconds, "resumed": resumed, "steps": agent.steps})
+        about = {"seconds": seconds, "resumed": resumed, "steps": agent.steps}
+        _report(out, before, after, about, measured_on(command))
+
+
+def measured_on(command: TrainSettings) -> Literal["held-out prompts", "training prompts"]:
+    """Return what a run measures on: prompts that it does not train on, if any are given or its environment has any."""
+    own = command.prompts is None and record_of(command.env).held_out is not None
+    return "held-out prompts" if own or command.eval_prompts is not None else "training prompts"
 
 
 def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[Prompt]]:
@@ -147,11 +153,10 @@ def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> 
         rows: Episodes written side by side.
     """
     keywords = {**keywords, "kl_mode": "lump"}
-    held_out_prompts = record_of(command.env).held_out
     if command.eval_prompts is not None:
         keywords["prompts"] = str(command.eval_prompts)
-    elif command.prompts is None and held_out_prompts is not None:
-        keywords |= held_out_prompts
+    elif measured_on(command) == "held-out prompts":
+        keywords |= record_of(command.env).held_out or {}
     else:
         tell("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     envs: Any = make_envs(command.env, rows, **keywords)
@@ -163,7 +168,7 @@ def _generator(envs: Any) -> torch.Generator:
     return torch.Generator(text_env(envs).reference.device).manual_seed(20_260)
 
 
-def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[str, Any]) -> None:
+def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[str, Any], prompts: str) -> None:
     results = {
         **about,
         "before": summary(before),
@@ -177,14 +182,13 @@ def _report(out: Path, before: list[Episode], after: list[Episode], about: dict[
         },
     }
     pairs = [episode for pair in zip(before[:16], after[:16], strict=True) for episode in pair]
-    title = "Completions of held-out prompts, before and after training"
-    save_html(out / "samples.html", pairs, title=title, captions=["before", "after"] * (len(pairs) // 2))
+    title = f"Completions of {prompts}"
+    when = f"{title}, before and after training"
+    save_html(out / "samples.html", pairs, title=when, captions=["before", "after"] * (len(pairs) // 2))
     write_atomically(out / "samples.md", comparison_markdown(before[:16], after[:16]))
     plot_training({out.name: out}, out / "training.png")
-    console.print(comparison_table(before[:8], after[:8]))
-    table = Table(title=f"{len(after)} fresh completions of held-out prompts")
-    for name in ("", "score", "KL in nats", "tokens"):
-        table.add_column(name, justify="right" if name else "left")
+    console.print(comparison_table(before[:8], after[:8], title=title))
+    table = make_table("", "score", "KL in nats", "tokens", title=f"{len(after)} fresh completions of {prompts}")
     for name in ("before", "after"):
         row = results[name]
         table.add_row(name, *(figure_text(row[key]) for key in ("score", "kl", "length")))

@@ -6,7 +6,6 @@ import os
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from textenv.compare.plan import Compare, Plan, make_plan
 from textenv.compare.plots import draw_overview
@@ -18,6 +17,7 @@ from textenv.compare.statistics import interquartile_mean, stratified_bootstrap
 from textenv.data.files import locked
 from textenv.data.pictures import save_figure
 from textenv.rollouts.runs import check_settings
+from textenv.rollouts.tables import make_table
 from textenv.types import TextEnvError
 
 __all__ = ["compare"]
@@ -92,20 +92,24 @@ def _threads_wanted() -> int | None:
     return int(first) if first.isdecimal() and int(first) else None
 
 
-_SHOWN = {  # columns of ``task_table``, and what a terminal of 80 columns has room for
+_SHOWN = {
     "agent": "agent",
     "score − β·KL": "value",
     "KL, nats": "KL",
     "regret, %": "regret",
-    "normalized": "share",
+    "normalized": "norm.",
     "95 %": "95 %",
     "tokens to 2 %": "to 2 %",
     "price in nats": "price",
 }
-_ABOUT = (
-    "value: score − β·KL; KL and price in nats; regret in % of what the optimum gains, or the share of what is known "
-    "to be possible; 95 %: interval of either; to 2 %: tokens until the regret stays below. See report.html."
-)
+"""The columns of a task's table that fit into a terminal, and their headings there; results.csv has all."""
+_MEANING = {
+    "score − β·KL": "value: score − β·KL",
+    "regret, %": "regret in %",
+    "normalized": "norm.: 0 is the reference, 1 the best known",
+    "tokens to 2 %": "to 2 %: tokens until the regret stays below",
+    "price in nats": "price in nats, see report.html",
+}
 
 
 def _tell(results: Results, console: Console) -> None:
@@ -114,13 +118,13 @@ def _tell(results: Results, console: Console) -> None:
             continue
         head, rows = task_table(results, task.label)
         shown = [place for place, name in enumerate(head) if name in _SHOWN]
-        table = Table(title=task.label, caption=_ABOUT)
-        for place in shown:
-            table.add_column(_SHOWN[head[place]], justify="right" if place else "left", overflow="fold")
+        caption = "; ".join(_MEANING[head[place]] for place in shown if head[place] in _MEANING)
+        table = make_table(*(_SHOWN[head[place]] for place in shown), title=task.label, caption=caption)
         for row in rows:
             table.add_row(*(row[place] for place in shown))
         console.print(table)
-    table = Table("agent", "IQM", "95 %", title="All tasks; 0 is the reference, 1 the best known")
+    table = make_table("agent", "IQM", "95 %", title="All tasks; 0 is the reference, 1 the best known")
+    table.title_justify = "left"  # it is wider than the table
     for agent in results.agents:
         if (aggregate := results.aggregate(agent)) is not None:
             low, high = stratified_bootstrap(interquartile_mean, aggregate.tokens)

@@ -276,10 +276,33 @@ def make_plan(command: Compare) -> Plan:
                 f"{kind}: {', '.join(sorted(twice))} come more than once, or would in names of files. Give each a "
                 "'label' of its own that differs in letters or digits."
             )
-    plan = Plan(agents, tasks, values["seeds"], budget)
+    plan = Plan(agents, tuple(map(_with_absolute_paths, tasks)), values["seeds"], budget)
     for run in plan.runs[: len(agents) * len(tasks)]:
         run.agent_config()
     return plan
+
+
+def _with_absolute_paths(task: ComparedTask) -> ComparedTask:
+    """Return a task whose files and models are found from any folder: it is stored, and done by other processes.
+
+    Raises:
+        TextEnvError: There is no such model.
+    """
+    from textenv.models.loading import resolve_model, resolve_models_in  # noqa: PLC0415 (loads torch)
+
+    settings = dict(task.settings)
+    if isinstance(settings.get("model"), str):
+        settings["model"] = resolve_model(settings["model"])
+    if isinstance(settings.get("prompts"), str):
+        settings["prompts"] = _absolute_file(settings["prompts"])
+    if "reward" in settings:
+        settings["reward"] = resolve_models_in(settings["reward"])
+    eval_prompts = None if task.eval_prompts is None else _absolute_file(task.eval_prompts)
+    return dataclasses.replace(task, settings=settings, eval_prompts=eval_prompts)
+
+
+def _absolute_file(path: str) -> str:
+    return str(Path(path).resolve())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -161,4 +161,5 @@ def _profiles(panel: Any, results: Results) -> None:
         panel.plot(at, performance_profile(scores, at), label=agent, **style)
         low, high = stratified_bootstrap(lambda drawn: performance_profile(drawn, at), scores, resamples=500)
         panel.fill_between(at, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    panel.set_ylim(0, 1.02)  # a share, and the line at 1 is to be seen whole
     _finish(panel, title="performance profiles", xlabel="normalized score τ", ylabel="share of runs above τ")

@@ -39,7 +39,7 @@ th:first-child, td:first-child, .text td, .text th {{ text-align: left; }}
 thead th {{ border-bottom: 2px solid #aab4c0; }}
 .row {{ display: flex; flex-wrap: wrap; gap: 1rem; }} figure {{ margin: 0; }} img {{ max-width: 100%; height: auto; }}
 .soft {{ color: #556070; }} pre {{ background: #f4f6f9; padding: .8rem; overflow-x: auto; font-size: .85rem; }}
-.text td {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+.text td, .text th {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
 </style></head><body><main>
 <h1>Comparison of {agents} agents on {tasks} tasks</h1>
 {body}
@@ -248,7 +248,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, 
     lines = []
     for row in rows:
         cells = join(fill("<td>{cell}</td>", cell=visible(cell)) for cell in row[1:])
-        lines.append(fill('<tr><th scope="row">{name}</th>{cells}</tr>', name=visible(row[0]), cells=cells))
+        name = visible(row[0], keep="\n")  # the messages of a conversation
+        lines.append(fill('<tr><th scope="row">{name}</th>{cells}</tr>', name=name, cells=cells))
     return fill(
         '<div class="wide"><table class="{kind}">{caption}<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>'
         "</div>",

@@ -27,6 +27,7 @@ from textenv.compare.plan import Budget, ComparedTask, Run
 from textenv.data.files import read_json, to_json, write_atomically, write_json
 from textenv.data.values import as_mapping, as_number
 from textenv.env.registry import make_envs, record_of
+from textenv.env.render import prompt_lines
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, summary
@@ -294,8 +295,10 @@ def _generator(envs: Any) -> torch.Generator:
 
 def _shown(episodes: list[Episode]) -> list[dict[str, Any]]:
     """Return what the report shows of episodes."""
-    names = ("prompt", "completion", "score")
-    return [{name: getattr(episode, name) for name in names} for episode in episodes[:_SHOWN]]
+    return [
+        {"prompt": prompt_lines(episode.start), "completion": episode.completion, "score": episode.score}
+        for episode in episodes[:_SHOWN]
+    ]
 
 
 def _plain(value: Any) -> Any:

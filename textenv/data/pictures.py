@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +13,34 @@ from textenv.types import TextEnvError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["check_picture", "figure_bytes", "save_figure"]
+__all__ = ["check_picture", "figure_bytes", "legend_label", "save_figure"]
 
 _KINDS = ("png", "svg")
 
 
 def figure_bytes(figure: Figure, kind: str) -> bytes:
     """Return a figure as the bytes of a ``"png"`` or ``"svg"``, the same bytes every time."""
+    from matplotlib.text import Text  # noqa: PLC0415 (slow)
+
+    ticks = {
+        label
+        for panel in figure.axes
+        for axis in (panel.xaxis, panel.yaxis)
+        for label in (axis.offsetText, *axis.get_ticklabels(), *axis.get_ticklabels(minor=True))
+    }
+    for text in figure.findobj(Text):
+        if text not in ticks:  # which write powers of ten with it
+            text.set_parse_math(False)  # names of runs and agents are those of users, and may hold a dollar sign
     data = io.BytesIO()
-    figure.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn for it
+        figure.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return data.getvalue()
+
+
+def legend_label(name: str) -> str:
+    """Return a name as the label of a line: matplotlib leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from textenv.types import IntArray, TextEnvError
-from textenv.validation import shown
+from textenv.types import IntArray, TextEnvError, short
 
 __all__ = [
     "RenderMode",
@@ -40,7 +39,7 @@ def as_row_count(value: Any) -> int:
         TextEnvError: It is no whole number of at least 1.
     """
     if not _is_whole(value) or value < 1:
-        raise TextEnvError(f"num_envs={shown(value)}: expected a whole number of at least 1.")
+        raise TextEnvError(f"num_envs={short(value)}: expected a whole number of at least 1.")
     return int(value)
 
 
@@ -52,7 +51,7 @@ def as_render_mode(value: Any) -> RenderMode | None:
     """
     modes = get_args(RenderMode)
     if value not in (None, *modes) or not isinstance(value, str | None):
-        raise RenderModeError(f"render_mode={shown(value)}: expected {', '.join(map(repr, modes))} or None.")
+        raise RenderModeError(f"render_mode={short(value)}: expected {', '.join(map(repr, modes))} or None.")
     mode: RenderMode | None = value
     return mode
 
@@ -64,7 +63,7 @@ def as_options(value: Any) -> dict[str, Any]:
         TextEnvError: They are no mapping of names.
     """
     if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
-        raise TextEnvError(f"options={shown(value)}: expected a mapping such as {{'prompt': 'The film'}}, or None.")
+        raise TextEnvError(f"options={short(value)}: expected a mapping such as {{'prompt': 'The film'}}, or None.")
     return dict(value or {})
 
 
@@ -76,7 +75,7 @@ def as_autoreset_mode(value: AutoresetMode | str) -> AutoresetMode:
     """
     names = [mode.value for mode in AutoresetMode]
     if not isinstance(value, (AutoresetMode, str)) or value not in (*AutoresetMode, *names):
-        raise TextEnvError(f"autoreset_mode={shown(value)}: expected an AutoresetMode, or one of {names}.")
+        raise TextEnvError(f"autoreset_mode={short(value)}: expected an AutoresetMode, or one of {names}.")
     return AutoresetMode(value)
 
 
@@ -96,7 +95,7 @@ def as_token_ids(actions: Any, rows: IntArray, *, num_envs: int, vocab_size: int
         tokens = np.asarray(actions)
     except ValueError as error:  # lists of different lengths
         raise TextEnvError(
-            f"actions={shown(actions)}: expected integers, a token id for each of {num_envs} rows."
+            f"actions={short(actions)}: expected integers, a token id for each of {num_envs} rows."
         ) from error
     if tokens.shape != (num_envs,) or tokens.dtype.kind not in "iu":
         raise TextEnvError(
@@ -127,7 +126,7 @@ def as_seeds(seed: Any, num_envs: int) -> list[int | None]:
     seeds = list(values) if isinstance(values, Iterable) else []
     known = all(value is None or (_is_whole(value) and value >= 0) for value in seeds)
     if len(seeds) != num_envs or not known:
-        raise TextEnvError(f"seed={shown(seed)}: expected a whole number of at least 0, or {num_envs} of them.")
+        raise TextEnvError(f"seed={short(seed)}: expected a whole number of at least 0, or {num_envs} of them.")
     return [None if value is None else int(value) for value in seeds]
 
 

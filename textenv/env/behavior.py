@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from textenv.env.episodes import EpisodeBatch
 from textenv.env.settings import TextEnvSettings
 from textenv.models import acting
-from textenv.types import ActionLogProb, FullDistribution, IntArray, TextEnvError
-from textenv.validation import shown
+from textenv.types import ActionLogProb, FullDistribution, IntArray, TextEnvError, short
 
 __all__ = ["Behavior"]
 
@@ -84,7 +83,7 @@ class Behavior:
         try:
             given = np.asarray(returned, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise TextEnvError(f"{name}.action_log_prob returned {shown(returned)}; expected numbers.") from error
+            raise TextEnvError(f"{name}.action_log_prob returned {short(returned)}; expected numbers.") from error
         if given.shape != (self._num_envs,):
             raise TextEnvError(f"{name}.action_log_prob returned shape {given.shape}; expected ({self._num_envs},).")
         found: NDArray[np.float64] = given[rows]

@@ -12,8 +12,7 @@ from textenv.env.settings import TextEnvSettings
 from textenv.models.causal_lm import CausalLM
 from textenv.models.distributions import log_softmax
 from textenv.models.loading import find_device
-from textenv.types import IntArray, Observation, TextEnvError
-from textenv.validation import shown
+from textenv.types import IntArray, Observation, TextEnvError, short
 
 __all__ = ["NextTokens", "likeliest", "load_reference"]
 
@@ -29,7 +28,7 @@ def load_reference(settings: TextEnvSettings) -> CausalLM:
     if not isinstance(lm, CausalLM):
         if not isinstance(lm, (str, Path)) or not str(lm):
             raise TextEnvError(
-                f"model={shown(lm)}: expected 'bundled', a folder, a Hugging Face id, or a CausalLM, which holds a "
+                f"model={short(lm)}: expected 'bundled', a folder, a Hugging Face id, or a CausalLM, which holds a "
                 "model and its tokenizer."
             )
         lm = CausalLM.from_pretrained(lm, device=settings.device or "cpu", dtype=settings.torch_dtype or "float32")

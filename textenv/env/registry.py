@@ -15,8 +15,8 @@ from typing import Any
 import gymnasium
 
 from textenv import plugins
-from textenv.types import TextEnvError
-from textenv.validation import did_you_mean, shown
+from textenv.types import TextEnvError, short
+from textenv.validation import did_you_mean
 
 __all__ = ["EnvRecord", "make_envs", "record_of", "register", "register_all"]
 
@@ -63,9 +63,9 @@ def register(
     """
     given: object = record
     if given is not None and not isinstance(given, EnvRecord):
-        raise TextEnvError(f"record={shown(given)}: expected an EnvRecord, or None.")
+        raise TextEnvError(f"record={short(given)}: expected an EnvRecord, or None.")
     if not isinstance(id, str):
-        raise TextEnvError(f"id={shown(id)}: expected a text such as 'my/Env-v0'.")
+        raise TextEnvError(f"id={short(id)}: expected a text such as 'my/Env-v0'.")
     gymnasium.register(id=id, entry_point=entry_point, vector_entry_point=vector_entry_point, **keywords)
     _RECORDS[id] = record or EnvRecord()
 
@@ -82,7 +82,7 @@ def record_of(id: str) -> EnvRecord:
     """
     given: object = id
     if not isinstance(given, str):
-        raise TextEnvError(f"env={shown(given)}: expected the id of an environment, a text.")
+        raise TextEnvError(f"env={short(given)}: expected the id of an environment, a text.")
     module, _, name = id.rpartition(":")
     if module:
         _import(id, module)

@@ -1,7 +1,9 @@
 """An episode as colored tokens, in a terminal and as a page.
 
 Each token of the completion is colored by its KL penalty: red where the policy likes it better than the reference
-does, blue where it likes it less. What a token holds is never sent to the terminal or the page raw.
+does, blue where it likes it less. Tokens that spell one character together are shown as one. A conversation is shown
+message by message, with the roles, and not as the text that a chat template makes of it. What a token or a message
+holds is never sent to the terminal or the page raw.
 """
 
 from __future__ import annotations
@@ -11,20 +13,68 @@ import math
 import os
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from textenv.data.files import write_atomically
-from textenv.types import Episode
+from textenv.types import Conversation, Episode, Prompt
 
-__all__ = ["color_is_shown", "save_html", "to_ansi", "to_html", "total_kl", "visible"]
+__all__ = [
+    "Turn",
+    "color_is_shown",
+    "prompt_lines",
+    "prompt_turns",
+    "save_html",
+    "to_ansi",
+    "to_html",
+    "total_kl",
+    "turns_of",
+    "visible",
+]
 
 _FULL_COLOR = 4.0  # nats at which a token's color is strongest
 _RESET = "\x1b[0m"
+_INCOMPLETE = "\ufffd"  # what decoders write for bytes that are no character, or not yet
+
+
+class Turn(NamedTuple):
+    """A message as it is shown; a text that is no message has the role ``""``."""
+
+    role: str
+    text: str
+
+
+def turns_of(given: str | Conversation) -> tuple[Turn, ...]:
+    """Return what is shown of a prompt as it was given: its messages, or the text as one turn without a role."""
+    if isinstance(given, str):
+        return (Turn("", given),)
+    return tuple(Turn(str(message["role"]), str(message["content"])) for message in given)
+
+
+def prompt_turns(prompt: Prompt) -> tuple[Turn, ...]:
+    """Return what is shown of a prompt that a model has read.
+
+    With a chat template these are the messages that it was given, a text being a message of the user.
+    """
+    if isinstance(prompt.given, str):
+        return (Turn("user", prompt.given),)
+    return turns_of(prompt.text if prompt.given is None else prompt.given)
+
+
+def prompt_lines(prompt: Prompt) -> str:
+    """Return a prompt for a terminal, a line a message: ``"user: How is the film?"``; a text is one line."""
+    return "\n".join(map(_line, prompt_turns(prompt)))
+
+
+def _line(turn: Turn) -> str:
+    return f"{visible(turn.role)}: {visible(turn.text)}" if turn.role else visible(turn.text)
 
 
 def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True, scored: bool = True) -> str:
-    """Return an episode as a line for a terminal: the prompt, the colored tokens, and the figures.
+    """Return an episode for a terminal: the prompt, the colored tokens, and the figures.
+
+    It is one line; of a conversation, a line a message, each with its role.
 
     Args:
         episode: What to show.
@@ -32,12 +82,15 @@ def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True, scor
         finished: Whether the episode is over, so that it has a score.
         scored: Whether a reward scored it; without, no score is shown.
     """
-    prompt = visible(episode.prompt)
-    tokens = [visible(token) for token in episode.completion_tokens]
+    turns = [_line(turn) for turn in _turns_to_complete(episode.start)]
+    pieces = [(visible(text), kl) for text, _, kl in _pieces(episode)]
+    if pieces and not finished:  # the rest of a character is still to be written
+        pieces[-1] = (pieces[-1][0].rstrip(_INCOMPLETE), pieces[-1][1])
     if color:
-        prompt = f"\x1b[2m{prompt}{_RESET}"
-        tokens = [f"{_background(kl)}{token}{_RESET}" for token, kl in zip(tokens, episode.kl, strict=True)]
-    return f"{prompt}{''.join(tokens)}  [{_figures(episode, finished, scored)}]"
+        turns = [f"\x1b[2m{turn}{_RESET}" for turn in turns]
+        pieces = [(f"{_background(kl)}{text}{_RESET}", kl) for text, kl in pieces]
+    prompt, completion = "\n".join(turns), "".join(text for text, _ in pieces)
+    return f"{prompt}{completion}  [{_figures(episode, finished, scored)}]"
 
 
 def to_html(
@@ -103,6 +156,26 @@ def total_kl(episode: Episode) -> float:
     return round(math.fsum(episode.kl), 2) + 0.0
 
 
+def _turns_to_complete(prompt: Prompt) -> tuple[Turn, ...]:
+    """Return the turns of a prompt, the last of which is the one that the completion goes on with."""
+    turns = prompt_turns(prompt)
+    return turns if turns[-1].role in ("", "assistant") else (*turns, Turn("assistant", ""))
+
+
+def _pieces(episode: Episode) -> Iterator[tuple[str, range, float]]:
+    """Yield the texts that a completion is made of, each with the places and the KL of the tokens that spell it.
+
+    That is one token, or as many as spell a character together: the last of these has its text, the others none.
+    """
+    texts, begin = episode.completion_tokens, 0
+    last = max((place for place, text in enumerate(texts) if text), default=len(texts) - 1)
+    for place in range(len(texts)):
+        if (texts[place] and place < last) or place == len(texts) - 1:
+            places = range(begin, place + 1)
+            yield "".join(texts[begin : place + 1]), places, math.fsum(episode.kl[begin : place + 1])
+            begin = place + 1
+
+
 def _figures(episode: Episode, finished: bool, scored: bool) -> str:
     kl = f"KL {total_kl(episode):.2f} nats"
     if not finished:
@@ -128,21 +201,33 @@ def _style(kl: float) -> str:
 
 
 def _article(episode: Episode, caption: str, scored: bool) -> str:
-    tokens = "".join(
-        f'<span class="t" style="{_style(kl)}" title="token {token}&#10;KL {kl:+.3f} nats'
-        f'{f"&#10;reward {reward:+.4f}" if scored else ""}">'
-        f"{html.escape(visible(text))}</span>"
-        for token, text, kl, reward in zip(
-            episode.completion_ids, episode.completion_tokens, episode.kl, episode.token_rewards, strict=True
-        )
-    )
+    tokens = "".join(_piece(episode, *piece, scored) for piece in _pieces(episode))
+    *before, (role, begun) = _turns_to_complete(episode.start)
+    shown = [_turn(*turn, "") for turn in before] + [_turn(role, begun, tokens)]
     score = f"<b>{episode.score:+.3f}</b> score" if scored else ""
     return (
-        f'<article><p dir="ltr"><span class="prompt">{html.escape(visible(episode.prompt))}</span>{tokens}</p>'
+        f"<article>{''.join(shown)}"
         f"<footer>{score}<b>{total_kl(episode):.2f}</b> nats KL"
         f"<b>{len(episode.completion_ids)}</b> tokens<b>{html.escape(episode.stop_reason)}</b> ended it"
         f"<i>{html.escape(visible(caption))}</i></footer></article>"
     )
+
+
+def _piece(episode: Episode, text: str, places: range, kl: float, scored: bool) -> str:
+    told = "&#10;".join(_token(episode, place, scored) for place in places)
+    return f'<span class="t" style="{_style(kl)}" title="{told}">{html.escape(visible(text))}</span>'
+
+
+def _token(episode: Episode, place: int, scored: bool) -> str:
+    reward = f"&#10;reward {episode.token_rewards[place]:+.4f}" if scored else ""
+    return f"token {episode.completion_ids[place]}&#10;KL {episode.kl[place]:+.3f} nats{reward}"
+
+
+def _turn(role: str, text: str, tokens: str) -> str:
+    """Return a turn as HTML, and behind its text the tokens of a completion, which are HTML already."""
+    prompt = f'<span class="prompt">{html.escape(visible(text, keep=chr(10)))}</span>' if text else ""
+    paragraph = f'<p dir="ltr">{prompt}{tokens}</p>'
+    return f'<div class="turn"><h2>{html.escape(visible(role))}</h2>{paragraph}</div>' if role else paragraph
 
 
 _PAGE = """<!doctype html>
@@ -160,8 +245,11 @@ _PAGE = """<!doctype html>
   article {{ border-top: 1px solid var(--line); padding: .9rem 0; }}
   article p {{ margin: 0 0 .3rem; overflow-wrap: anywhere; white-space: pre-wrap; }}
   .prompt {{ color: GrayText; }}
+  .turn {{ border-inline-start: 3px solid var(--line); padding-inline-start: .8rem; margin: 0 0 .5rem; }}
+  .turn h2 {{ font: 600 13px/1.6 system-ui, sans-serif; color: GrayText; margin: 0; }}
   .t {{ border-radius: 3px; padding: .08rem 0; }}
   .t:hover {{ outline: 2px solid var(--soft); }}
+  footer {{ display: flow-root; }}
   footer b {{ color: CanvasText; margin-right: .3em; }}
   footer b:not(:first-child) {{ margin-left: 1.2em; }}
   footer i {{ float: right; }}

@@ -15,8 +15,8 @@ from textenv.env.arguments import RenderMode, as_seeds
 from textenv.env.handle import with_handles
 from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
-from textenv.types import ActionLogProb, Episode, Observation, Prompt, TextEnvError
-from textenv.validation import UnknownNameError, shown
+from textenv.types import ActionLogProb, Episode, Observation, Prompt, TextEnvError, short
+from textenv.validation import UnknownNameError
 
 __all__ = ["TextEnv"]
 
@@ -42,7 +42,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         for name in ("num_envs", "autoreset_mode"):
             if name in settings:
                 raise UnknownNameError(
-                    f"{name}={shown(settings[name])} is for a vector environment, and this is a single one. "
+                    f"{name}={short(settings[name])} is for a vector environment, and this is a single one. "
                     "gymnasium.make_vec makes single ones of an id without a vector_entry_point: register the id with "
                     "one (see textenv.register)."
                 )

@@ -34,8 +34,7 @@ from textenv.env.reference import load_reference
 from textenv.env.render import color_is_shown, to_ansi
 from textenv.env.scoring import Scorer
 from textenv.env.settings import TextEnvSettings
-from textenv.types import ActionLogProb, Episode, IntArray, Observation, Prompt, Reward, TextEnvError
-from textenv.validation import shown
+from textenv.types import ActionLogProb, Episode, IntArray, Observation, Prompt, Reward, TextEnvError, short
 
 __all__ = ["RenderMode", "TextVectorEnv"]
 
@@ -241,7 +240,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             TextEnvError: It is no such state, or comes from another number of rows, or from another reward.
         """
         if not isinstance(state, Mapping) or not {"generators", "kl_coef", "reward"} <= set(state):
-            raise TextEnvError(f"The state is {shown(state)}; expected what state_dict() returned.")
+            raise TextEnvError(f"The state is {short(state)}; expected what state_dict() returned.")
         if len(state["generators"]) != self.num_envs:
             raise TextEnvError(
                 f"The state is of {len(state['generators'])} rows, this environment has {self.num_envs}."
@@ -327,7 +326,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             mask = np.zeros(0, dtype=bool)
         if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
             raise TextEnvError(
-                f"reset_mask={shown(chosen)}: expected {self.num_envs} booleans, at least one of them True."
+                f"reset_mask={short(chosen)}: expected {self.num_envs} booleans, at least one of them True."
             )
         if not (mask | self._process.begun).all():
             raise TextEnvError("reset_mask leaves rows out that have never begun; reset all rows first.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from textenv.env.render import visible
+from textenv.env.render import turns_of, visible
 from textenv.feedback.store import Assignment
 
 __all__ = [
@@ -104,6 +104,7 @@ def make_templates() -> jinja2.Environment:
         auto_reload=False,
     )
     environment.filters["pieces"] = _pieces
+    environment.filters["turns"] = turns_of
     macros: Any = environment.get_template("macros.html").module
     environment.globals.update(
         {name: getattr(macros, name) for name in ("marked", "written", "prompt_of", "progress_of")}

@@ -272,9 +272,9 @@ def _mapping(value: Any) -> Any:
 
 
 def _decoder(name: str) -> Callable[[list[int]], str]:
-    from transformers import AutoTokenizer  # noqa: PLC0415 (slow to load, and the help needs this module)
+    from textenv.models.loading import load_tokenizer  # noqa: PLC0415 (slow to load, and the help needs this module)
 
     try:
-        return TextCodec(AutoTokenizer.from_pretrained(name, trust_remote_code=False)).decode
-    except (OSError, ValueError) as error:
-        raise TextEnvError(f"--tokenizer {name}: cannot be loaded ({error}).") from error
+        return TextCodec(load_tokenizer(name)).decode
+    except TextEnvError as error:
+        raise TextEnvError(f"--tokenizer {name}: {error}") from error

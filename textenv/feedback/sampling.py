@@ -212,12 +212,19 @@ def sample_completions(
 
 
 def _policies(given: Sequence[str]) -> dict[str, str]:
+    """Return where policies are by name: absolute paths, and ids.
+
+    Raises:
+        TextEnvError: One is not NAME=FOLDER, a name comes twice, or there is no such folder.
+    """
+    from textenv.models.loading import resolve_model  # noqa: PLC0415 (loads torch)
+
     policies: dict[str, str] = {}
     for each in given:
         name, equals, folder = each.partition("=")
         if not name or not equals or not folder or name in policies:
             raise TextEnvError(f"--policies {' '.join(given)}: expected NAME=FOLDER of each, and names that differ.")
-        policies[name] = folder
+        policies[name] = resolve_model(folder)
     return policies
 
 

@@ -436,15 +436,22 @@ class CausalLM:
             model.set_adapter(self.adapter)
 
     def _check_head(self) -> None:
-        """Refuse an architecture that does more between its trunk and its logits than ``head`` does."""
+        """Refuse an architecture that does more between its trunk and its logits than ``head`` does, or looks ahead."""
         with plain_mode(self.device):
-            ids = torch.arange(4, device=self.device)[None] % self.vocab_size
+            ids = torch.arange(4, device=self.device).repeat(2, 1)
+            ids[1, -1] += 1  # which no token before it may depend on
+            ids %= self.vocab_size
             theirs = self.model(input_ids=ids).logits.float()
             ours = self.head(trunk_of(self.model)(input_ids=ids).last_hidden_state)
         if not agree(ours, theirs, self.model.dtype):
             raise TextEnvError(
                 f"{type(self.model).__name__} computes its logits in a way of its own, not with its output embeddings "
                 "from its last hidden states; textenv cannot use it."
+            )
+        if not agree(theirs[0, :-1], theirs[1, :-1], self.model.dtype):
+            raise TextEnvError(
+                f"{type(self.model).__name__} reads a token together with those that follow it, as BERT does; expected "
+                "a causal language model."
             )
 
     @property

@@ -68,7 +68,9 @@ def add_adapter(lm: CausalLM, lora: Lora) -> CausalLM:
 def save_adapter(lm: CausalLM, folder: Path) -> None:
     """Save the adapter of a model in the format of peft."""
     lm.activate_adapter()
-    lm.model.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Could not find a config file in")  # where the base is an adapter itself
+        lm.model.save_pretrained(folder)
 
 
 def load_adapter(lm: CausalLM, folder: Path) -> None:

@@ -18,9 +18,9 @@ from torch import nn
 from textenv.data.files import make_folder, read_json, write_atomically, write_json
 from textenv.data.values import as_conversation
 from textenv.models.causal_lm import CausalLM
-from textenv.models.loading import BUNDLED, find_device, quiet
-from textenv.types import Conversation, Message, TextEnvError
-from textenv.validation import Count, FilePath, NonNegative, shown, validated
+from textenv.models.loading import BUNDLED, find_device, load_pretrained, quiet, resolve_model
+from textenv.types import Conversation, Message, TextEnvError, short
+from textenv.validation import Count, FilePath, NonNegative, validated
 
 __all__ = ["Ensemble", "RewardModel", "bundled_reward_folder"]
 
@@ -66,7 +66,7 @@ class RewardModel(nn.Module):
         """
         given: Any = lm
         if not isinstance(given, CausalLM):
-            raise TextEnvError(f"RewardModel(lm={shown(given)}): expected a CausalLM, or RewardModel.load of a folder.")
+            raise TextEnvError(f"RewardModel(lm={short(given)}): expected a CausalLM, or RewardModel.load of a folder.")
         super().__init__()
         longest = lm.max_positions
         if max_tokens is not None and longest is not None and max_tokens > longest:
@@ -96,24 +96,33 @@ class RewardModel(nn.Module):
         Raises:
             TextEnvError: It is not there or no reward model.
         """
-        path = bundled_reward_folder() if str(folder) == BUNDLED else Path(folder)
         find_device(device)  # before anything is read
+        found = resolve_model(folder, hub=False)
+        path = bundled_reward_folder() if found == BUNDLED else Path(found)
+        if not (path / _ABOUT_FILE).is_file():
+            raise TextEnvError(
+                f"model={str(folder)!r} is no reward model: it has no {_ABOUT_FILE}. Expected 'bundled', or a folder "
+                "that textenv reward train wrote."
+            )
         try:
             about = read_json(path / _ABOUT_FILE)
             tensors = safetensors.torch.load_file(path / _HEAD_FILE)
             numbers = {name: float(about[name]) for name in ("shift", "scale", "log_nu")}
             max_tokens = about["max_tokens"]
-            if not all(map(math.isfinite, numbers.values())) or numbers["scale"] <= 0:
-                raise ValueError(f"{_ABOUT_FILE} holds {numbers}")
+            if not all(map(math.isfinite, numbers.values())) or not numbers["scale"] > 0:
+                raise ValueError(f"{numbers}: expected finite numbers, and a scale above 0")
+            if max_tokens is not None and not isinstance(max_tokens, int):
+                raise TypeError(f"max_tokens is {max_tokens!r}: expected a whole number, or null")
         except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise TextEnvError(
                 f"model={str(folder)!r} cannot be read as a reward model ({type(error).__name__}: "
                 f"{' '.join(str(error).split())}). Expected 'bundled', or a folder that textenv reward train wrote."
             ) from error
-        model = cls(CausalLM.from_pretrained(path, device=device, dtype=dtype), max_tokens=max_tokens)
-        found, wanted = ({k: tuple(t.shape) for k, t in each.items()} for each in (tensors, model.head.state_dict()))
-        if found != wanted:
-            raise TextEnvError(f"{path / _HEAD_FILE} holds {found}, expected {wanted}.")
+        trunk = CausalLM(*load_pretrained(path, device=device, dtype=dtype, reward_model=True))
+        model = cls(trunk, max_tokens=max_tokens)
+        given, wanted = ({k: tuple(t.shape) for k, t in each.items()} for each in (tensors, model.head.state_dict()))
+        if given != wanted:
+            raise TextEnvError(f"{path / _HEAD_FILE} holds {given}, expected {wanted}.")
         model.head.load_state_dict(tensors)
         model.shift, model.scale = numbers["shift"], numbers["scale"]
         model.log_nu.data.fill_(numbers["log_nu"])
@@ -168,7 +177,7 @@ class RewardModel(nn.Module):
         lists = all(isinstance(given, Sequence) and not isinstance(given, str) for given in (prompts, completions))
         if not lists or len(prompts) != len(completions):
             raise TextEnvError(
-                f"prompts={shown(prompts)}, completions={shown(completions)}: expected two lists, a completion for "
+                f"prompts={short(prompts)}, completions={short(completions)}: expected two lists, a completion for "
                 "each prompt."
             )
         found: list[tuple[int, ...]] = [()] * len(prompts)
@@ -250,7 +259,7 @@ class Ensemble:
             TextEnvError: There are none, or the way to combine them is unknown.
         """
         if not members or not all(isinstance(member, RewardModel) for member in members):
-            raise TextEnvError(f"Ensemble(members={shown(members)}): expected at least one RewardModel.")
+            raise TextEnvError(f"Ensemble(members={short(members)}): expected at least one RewardModel.")
         self.members, self.combine, self.penalty = list(members), combine, penalty
 
     def member_scores(self, prompts: Sequence[str | Conversation], completions: Sequence[Any]) -> NDArray[np.float32]:

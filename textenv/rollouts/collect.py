@@ -18,8 +18,8 @@ from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.distributed import ALONE, World
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
-from textenv.types import Episode, IntArray, Observation, TextEnvError
-from textenv.validation import Count, NonNegativeInt, shown, validated
+from textenv.types import Episode, IntArray, Observation, TextEnvError, short
+from textenv.validation import Count, NonNegativeInt, validated
 
 __all__ = [
     "ActionMask",
@@ -76,11 +76,11 @@ def refuse_single_rows(envs: Any) -> None:
     """
     if isinstance(envs, gym.Env):
         raise TextEnvError(
-            f"{shown(envs)} is a single environment; expected a vector one: gymnasium.make_vec(..., num_envs=8)."
+            f"{short(envs)} is a single environment; expected a vector one: gymnasium.make_vec(..., num_envs=8)."
         )
     if not isinstance(envs, VectorEnv):
         raise TextEnvError(
-            f"{shown(envs)} is no environment; expected what gymnasium.make or gymnasium.make_vec returns for an id "
+            f"{short(envs)} is no environment; expected what gymnasium.make or gymnasium.make_vec returns for an id "
             "such as 'textenv/MovieReview-v0'."
         )
     base = envs.unwrapped
@@ -114,7 +114,7 @@ def text_env(envs: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> TextVectorEn
     base = getattr(base, "batch", base)
     if not isinstance(base, TextVectorEnv):
         raise TextEnvError(
-            f"{shown(envs)} is no text environment; expected one made from an id that starts with 'textenv/', or from "
+            f"{short(envs)} is no text environment; expected one made from an id that starts with 'textenv/', or from "
             "a TextEnv or TextVectorEnv of your own."
         )
     return base
@@ -160,9 +160,9 @@ def collect(
     """
     given: Any = policy
     if not isinstance(given, TextPolicy):
-        raise TextEnvError(f"policy={shown(given)}: expected a TextPolicy, such as an agent's policy.")
+        raise TextEnvError(f"policy={short(given)}: expected a TextPolicy, such as an agent's policy.")
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TextEnvError(f"generator={shown(generator)}: expected a torch.Generator, or None.")
+        raise TextEnvError(f"generator={short(generator)}: expected a torch.Generator, or None.")
     envs = vectorize(envs)
     base = text_env(envs)
     policy.forget()
@@ -282,7 +282,7 @@ def sample_episodes(
     """
     envs = vectorize(envs)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-        raise TextEnvError(f"prompts={shown(prompts)}: expected a list of prompts.")
+        raise TextEnvError(f"prompts={short(prompts)}: expected a list of prompts.")
     episodes: list[Episode] = []
     size = envs.num_envs * world.size
     step = len(prompts) if world.size == 1 else size

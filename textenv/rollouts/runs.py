@@ -18,9 +18,16 @@ __all__ = ["check_settings", "described", "differences", "figure_text", "mean_an
 
 
 def described(command: Any, without: Sequence[str] = ("out",)) -> dict[str, Any]:
-    """Return the settings of a command, a dataclass, as JSON values, for the ``config.json`` of its folder."""
-    values: dict[str, Any] = json.loads(to_json(dataclasses.asdict(command), default=str))
+    """Return the settings of a command, a dataclass, as JSON values, for the ``config.json`` of its folder.
+
+    Paths are absolute in it: whoever reads it may be in another folder.
+    """
+    values: dict[str, Any] = json.loads(to_json(dataclasses.asdict(command), default=_as_json))
     return {name: value for name, value in values.items() if name not in without}
+
+
+def _as_json(value: Any) -> str:
+    return str(value.resolve() if isinstance(value, Path) else value)
 
 
 def check_settings(out: Path, config: Mapping[str, Any]) -> None:

@@ -14,16 +14,18 @@ from types import TracebackType
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from textenv.data.files import parse_json, to_json, write_atomically
-from textenv.data.pictures import check_picture, save_figure
+from textenv.data.pictures import check_picture, legend_label, save_figure
 from textenv.data.values import as_mapping, as_number, as_whole_number
-from textenv.env.render import total_kl, visible
+from textenv.env.render import prompt_lines, prompt_turns, total_kl, visible
 from textenv.rollouts.console import SafeConsole
+from textenv.rollouts.tables import make_table
 from textenv.types import Episode, TextEnvError
 
 __all__ = ["RunLogger", "comparison_markdown", "comparison_table", "plot_training", "read_metrics"]
@@ -154,46 +156,56 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def plot_training(runs: Mapping[str, Path], path: Path) -> None:
-    """Draw score and KL over the tokens written, for one run or several, faintly as measured and smoothed.
+    """Draw score and KL over the tokens written, for one run or several: of each iteration, faintly, and smoothed.
 
     Args:
-        runs: Folders of runs, by the name in the legend.
+        runs: Folders of runs, by the name in the title or, of several, in the legend.
         path: ``.png`` or ``.svg`` to write.
 
     Raises:
         TextEnvError: A run has no metrics, or the picture's kind is another.
     """
     check_picture(path)
-    figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(9, 3.9), dpi=130, layout="constrained")
     panels = figure.subplots(1, 2)
+    alone = len(runs) == 1
+    figure.suptitle(f"Training of {next(iter(runs))}" if alone else "Training; faint: each iteration")
     for place, (name, folder) in enumerate(runs.items()):
         rows = read_metrics(folder)
         if not rows:
             raise TextEnvError(f"{folder} has no metrics to draw; expected a run of 'textenv train'.")
-        for panel, key, label in zip(
-            panels, ("objective/score", "objective/kl"), ("score", "KL in nats an episode"), strict=True
-        ):
-            steps = np.array([row["step"] for row in rows if key in row])
-            values = np.array([row[key] for row in rows if key in row], dtype=float)
-            finite = np.isfinite(values)  # one nan would take the smoothed line with it
-            steps, values = steps[finite], values[finite]
-            panel.plot(steps, values, color=f"C{place}", alpha=0.25, linewidth=1)
-            panel.plot(steps, _smooth(values), color=f"C{place}", linewidth=2, label=name)
-            panel.set(xlabel="tokens written", ylabel=label)
-            panel.grid(alpha=0.3)
-            panel.spines[["top", "right"]].set_visible(False)
-    if len(runs) > 1:
-        panels[0].legend(frameon=False)
+        for panel, key in zip(panels, _DRAWN, strict=True):
+            steps, values = _finite(rows, key)
+            labels = ("each iteration", "smoothed") if alone else ("", legend_label(name))
+            panel.plot(steps, values, color=f"C{place}", alpha=0.35, linewidth=1, label=labels[0])
+            panel.plot(steps, _smooth(steps, values), color=f"C{place}", linewidth=2, label=labels[1])
+    for panel, (title, label) in zip(panels, _DRAWN.values(), strict=True):
+        panel.set(title=title, xlabel="tokens written", ylabel=label)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
-def comparison_table(before: Sequence[Episode], after: Sequence[Episode]) -> Table:
+_DRAWN = {
+    "objective/score": ("Score of the reward", "score"),
+    "objective/kl": ("KL from the reference", "KL in nats an episode"),
+}
+"""Metrics in the picture of a training, with the title of their panel and the label of its axis."""
+
+
+def _finite(rows: Sequence[Mapping[str, float]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the steps and values of a metric, each ``(n,)``, where it is finite: one nan would spread by smoothing."""
+    found = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
+    steps, values = np.array(found, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def comparison_table(before: Sequence[Episode], after: Sequence[Episode], *, title: str) -> Table:
     """Return completions of the same prompts before and after training, side by side, for a terminal."""
-    table = Table(title="Completions of held-out prompts", show_lines=True)
-    for name in ("prompt", "before", "score", "after", "score", "KL"):
-        table.add_column(name, justify="right" if name in {"score", "KL"} else "left", no_wrap=name in {"score", "KL"})
+    table = make_table("prompt", "before", "score", "after", "score", "KL", title=title, texts=(0, 1, 3), lines=True)
     for old, new in zip(before, after, strict=True):
-        was = (visible(old.prompt), visible(old.completion), f"{old.score:+.2f}")
+        was = (prompt_lines(old.start), visible(old.completion), f"{old.score:+.2f}")
         now = (visible(new.completion), f"{new.score:+.2f}", f"{total_kl(new):.1f}")
         table.add_row(*map(Text, (*was, *now)))  # in plain strings, rich would read markup and emoji codes
     return table
@@ -203,11 +215,16 @@ def comparison_markdown(before: Sequence[Episode], after: Sequence[Episode]) -> 
     """Return the same as a Markdown table."""
     lines = ["| prompt | before | score | after | score | KL (nats) |", "|---|---|---:|---|---:|---:|"]
     for old, new in zip(before, after, strict=True):
-        texts = [_MARKDOWN.sub(r"\\\g<0>", visible(text)) for text in (old.prompt, old.completion, new.completion)]
-        lines.append(
-            f"| {texts[0]} | {texts[1]} | {old.score:+.2f} | {texts[2]} | {new.score:+.2f} | {total_kl(new):.1f} |"
-        )
+        turns = [(_escaped(role), _escaped(text)) for role, text in prompt_turns(old.start)]
+        prompt = "<br>".join(f"{f'**{role}:** ' if role else ''}{text}" for role, text in turns)
+        was, now = _escaped(old.completion), _escaped(new.completion)
+        lines.append(f"| {prompt} | {was} | {old.score:+.2f} | {now} | {new.score:+.2f} | {total_kl(new):.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Return text for a cell of a Markdown table."""
+    return _MARKDOWN.sub(r"\\\g<0>", visible(text))
 
 
 def _line(row: Mapping[str, float]) -> str:
@@ -253,10 +270,24 @@ def _table(rows: Sequence[Mapping[str, float | str]], columns: Sequence[str]) ->
     return text.getvalue()
 
 
-def _smooth(values: np.ndarray, weight: float = 0.8) -> np.ndarray:
-    """Return the exponential moving average, corrected for its start."""
-    average, total, smoothed = 0.0, 0.0, []
-    for value in values:
-        average, total = weight * average + (1 - weight) * value, weight * total + (1 - weight)
-        smoothed.append(average / total)
-    return np.array(smoothed)
+def _smooth(steps: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a smoothed curve, shape ``(n,)``, that does not lag behind: a line fitted around each point.
+
+    The points of an eighth of the curve on either side count, the less the farther they are away (local linear
+    regression). A moving average would be late wherever the curve rises, and off at both of its ends.
+    """
+    reach = min(max(3, len(values) // 8), (len(values) - 1) // 2)
+    if reach < 1:
+        return values
+    weights = 1 - np.abs(np.arange(-reach, reach + 1)) / (reach + 1)
+
+    def around(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.convolve(numbers, weights, mode="same")
+
+    x = (steps - steps.mean()) / (np.ptp(steps) or 1.0)
+    n, sum_x, sum_y = around(np.ones_like(x)), around(x), around(values)
+    spread = n * around(x * x) - sum_x**2
+    slope = (n * around(x * values) - sum_x * sum_y) / np.maximum(spread, np.finfo(np.float64).tiny)
+    slope = np.where(spread > 1e-12, slope, 0.0)
+    smoothed: NDArray[np.float64] = (sum_y - slope * sum_x) / n + slope * x
+    return smoothed

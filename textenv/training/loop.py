@@ -7,9 +7,7 @@ the number of the step alone, so that a run that was killed ends with the same w
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +20,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from textenv.data.files import read_json, to_json, write_json
+from textenv.data.files import read_json, write_json
 from textenv.models.loading import find_device
 from textenv.rollouts.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.rollouts.console import SafeConsole
+from textenv.rollouts.runs import described
 from textenv.types import IntArray, TextEnvError
 
 __all__ = ["compare_settings", "has_begun", "minimize", "permutation", "seeded", "settings_of"]
@@ -71,9 +70,8 @@ def has_begun(out: Path, config: TrainingConfig, name: str) -> bool:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """Return the settings of a dataclass as JSON values."""
-    settings: dict[str, Any] = json.loads(to_json(dataclasses.asdict(config), default=str))
-    return settings
+    """Return the settings of a training as JSON values: all but ``out``, the folder that it may be moved to."""
+    return described(config)
 
 
 def compare_settings(folder: Path, settings: dict[str, Any], before: dict[str, Any]) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from textenv.data.files import locked
-from textenv.models.loading import save_pretrained
+from textenv.models.loading import load_tokenizer, save_pretrained
 from textenv.training.configs import PretrainConfig
 from textenv.training.loop import has_begun, minimize, permutation, seeded
 from textenv.training.next_token import TokenBatch, step_losses
@@ -48,7 +48,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _pretrain(config: PretrainConfig, begun: bool) -> Path:
     if begun:
-        tokenizer: Any = AutoTokenizer.from_pretrained(config.out, trust_remote_code=False)
+        tokenizer: Any = load_tokenizer(config.out)
     else:
         tokenizer = train_tokenizer(read_texts(config.tokenizer_files or config.files), config.vocab_size)
     model = _new_model(config, tokenizer)

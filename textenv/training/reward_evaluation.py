@@ -223,20 +223,33 @@ def plot_evaluations(evaluations: Mapping[str, tuple[int, RewardEvaluation]], pa
     curve.plot(counts, majority, "o-", label="reward model, against the majority")
     curve.plot(counts, [one.accuracy for _, one in ordered], "o-", label="reward model, against a person")
     last = ordered[-1][1]
-    for level, color, what in ((last.person_majority, "C0", "the majority of the others"), (last.person, "C1", "one")):
+    for level, color, what in (
+        (last.person_majority, "C0", "the majority of the others"),
+        (last.person, "C1", "another"),
+    ):
         if level is not None:
             curve.axhline(level, color=color, linestyle="--", label=f"a person, against {what}")
     if min(counts) > 0:
         curve.set_xscale("log")
+    _end_at_one(curve)
     curve.set(xlabel="comparisons learned from", ylabel="accuracy", title="Accuracy")
     for name, (_, one) in evaluations.items():
         trust.plot(
             one.calibration.confidence, one.calibration.accuracy, "o-", label=f"{name}, ECE {one.calibration.ece:.3f}"
         )
-    trust.plot([0.5, 1], [0.5, 1], color="gray", linewidth=1)
-    trust.set(xlabel="confidence", ylabel="accuracy", title="Calibration")
+    trust.plot([0.5, 1], [0.5, 1], color="gray", linewidth=1, label="calibrated")
+    _end_at_one(trust)
+    trust.set(xlabel="confidence", ylabel="accuracy", title="Calibration", xlim=(0.5, 1))
     for panel in (curve, trust):
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize="small")
+        panel.legend(framealpha=0.8, edgecolor="none", fontsize="small")  # lines may go below it
     save_figure(figure, path)
+
+
+def _end_at_one(panel: Any) -> None:
+    """Let an axis of shares end at 1, where it would go further, and show the whole of a mark that is there."""
+    bottom, top = panel.get_ylim()
+    panel.set_ylim(bottom, min(top, 1.0))
+    for line in panel.get_lines():
+        line.set_clip_on(False)

@@ -16,6 +16,7 @@ import torch
 
 from textenv.data.files import locked, read_json
 from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import resolve_model
 from textenv.models.reward_model import RewardModel
 from textenv.training.configs import RewardModelConfig
 from textenv.training.loop import compare_settings, minimize, permutation, seeded, settings_of
@@ -83,6 +84,7 @@ def train_reward_model(
     """
     if not rankings:
         raise TextEnvError("There are no rankings to train a reward model on.")
+    config = dataclasses.replace(config, model=resolve_model(config.model))
     digest = hashlib.sha256(repr([dataclasses.astuple(ranking) for ranking in rankings]).encode()).hexdigest()
     data = {"command": "reward", "rankings_sha256": digest}
     path = out / "reward.json"

@@ -6,6 +6,7 @@ with the same settings it goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from textenv.data.files import locked
 from textenv.models.causal_lm import CausalLM
-from textenv.models.loading import save_pretrained
+from textenv.models.loading import resolve_model, save_pretrained
 from textenv.training.configs import SftConfig
 from textenv.training.loop import has_begun, minimize, permutation, seeded
 from textenv.training.next_token import IGNORED_LABEL, TokenBatch, mean_next_token_loss, step_losses
@@ -41,6 +42,7 @@ def sft(config: SftConfig) -> Path:
         TextEnvError: The model cannot be loaded, a file cannot be read or holds no pairs, a prompt leaves no room for
             its completion, or the folder holds a run with other settings.
     """
+    config = dataclasses.replace(config, model=resolve_model(config.model))
     with locked(config.out):
         has_begun(config.out, config, "sft")
         with seeded(config):

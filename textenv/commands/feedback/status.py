@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.table import Table
 
 from textenv.commands.base import Command
 from textenv.commands.console import console
@@ -33,12 +32,13 @@ class Status(Command):
         from textenv.feedback.agreement import measure_agreement  # noqa: PLC0415 (SciPy takes long to load)
         from textenv.feedback.bradley_terry import policy_strengths  # noqa: PLC0415
         from textenv.feedback.store import FeedbackStore  # noqa: PLC0415
+        from textenv.rollouts.tables import make_table  # noqa: PLC0415
 
         with FeedbackStore(self.store, read_only=True) as store:
             progress, agreement, strengths = store.progress(), measure_agreement(store), policy_strengths(store)
             judgements = store.judgements()
             people = {annotator.id: annotator for annotator in store.annotators()}
-        state = Table(title=str(self.store), show_header=False)
+        state = make_table("", "", title=str(self.store), texts=(0, 1))
         state.add_row("judgements", f"{progress.done:,} of {progress.wanted:,}, {progress.open} being made")
         alpha = "not known: no pair has two opinions"
         if agreement.alpha is not None and agreement.interval is not None:
@@ -51,7 +51,8 @@ class Status(Command):
             ("right on gold items", agreement.gold),
         ):
             state.add_row(name, _share_text(share))
-        who = Table("annotator", "kind", "judgements", "can't tell", "both bad", "median seconds", title="Annotators")
+        headings = ("annotator", "kind", "judgements", "can't tell", "both bad", "median seconds")
+        who = make_table(*headings, title="Annotators", texts=(0, 1))
         for number, annotator in people.items():
             mine = [judgement for judgement in judgements if judgement.annotator == number]
             seconds = sorted(judgement.seconds for judgement in mine if judgement.seconds is not None)
@@ -64,7 +65,8 @@ class Status(Command):
                 f"{verdicts.count('both_bad'):,}",
                 f"{seconds[len(seconds) // 2]:.1f}" if seconds else "",
             )
-        best = Table("policy", "strength in logits", "95 % interval", "comparisons", title="Policies (Bradley-Terry)")
+        figures = ("strength in logits", "95 % interval", "comparisons")
+        best = make_table("policy", *figures, title="Policies (Bradley-Terry)")
         for name, strength in strengths:
             low, high = strength.interval
             best.add_row(name, f"{strength.strength:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{strength.comparisons:,}")

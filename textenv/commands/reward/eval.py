@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
 
 from textenv.commands.base import Command
 from textenv.commands.console import console
@@ -46,6 +44,7 @@ class Eval(Command):
         """Print the figures, and write them."""
         from textenv.data.files import write_json  # noqa: PLC0415 (what takes long to load, here and below)
         from textenv.models.reward_model import RewardModel  # noqa: PLC0415
+        from textenv.rollouts.tables import make_table  # noqa: PLC0415
         from textenv.training.reward_bench import reward_bench  # noqa: PLC0415
         from textenv.training.reward_evaluation import evaluate, plot_evaluations  # noqa: PLC0415
 
@@ -66,7 +65,7 @@ class Eval(Command):
             if self.reward_bench is not None:
                 results[name]["reward_bench"] = reward_bench(model.scores, self.reward_bench)
         for title, rows in _figures(evaluations, results):
-            table = Table("", *(Path(name).name for name in self.model), title=title)
+            table = make_table("", *_labels(self.model), title=title)
             for name, cells in rows.items():
                 table.add_row(name, *cells)
             console.print(table)
@@ -76,6 +75,12 @@ class Eval(Command):
             if evaluations:
                 plot_evaluations(evaluations, self.out / "reward.png")
         return 0
+
+
+def _labels(models: Sequence[str]) -> list[str]:
+    """Return the last part of each model's path, or the whole where two would be the same."""
+    labels = [Path(name).name for name in models]
+    return [name if labels.count(label) > 1 else label for name, label in zip(models, labels, strict=True)]
 
 
 def _figures(
