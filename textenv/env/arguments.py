@@ -50,7 +50,7 @@ def as_render_mode(value: Any) -> RenderMode | None:
         RenderModeError: There is none of that name.
     """
     modes = get_args(RenderMode)
-    if value not in (None, *modes) or not isinstance(value, str | None):
+    if value is not None and value not in modes:
         raise RenderModeError(f"render_mode={short(value)}: expected {', '.join(map(repr, modes))} or None.")
     mode: RenderMode | None = value
     return mode
