@@ -169,7 +169,7 @@ def in_groups(command: type[C], groups: Mapping[str, Collection[str]]) -> Callab
             values |= {name: getattr(given[group], name) for name in groups[group]}
         return command(**values)
 
-    parameters = []
+    parameters: list[tuple[str, Any, Any]] = []
     for group, names in groups.items():
         attributes = "\n".join(f"    {name}: {help_texts[name]}" for name in names)
         part = dataclasses.make_dataclass(
@@ -180,7 +180,8 @@ def in_groups(command: type[C], groups: Mapping[str, Collection[str]]) -> Callab
         parameters.append((group, Annotated[part, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=group, help="")], ...))
     grouped = {name for names in groups.values() for name in names}
     parameters += [(name, hints[name], {}) for name in fields if name not in grouped]
-    return _described(made, parameters, command.__doc__)
+    described: Callable[..., C] = _described(made, parameters, command.__doc__)
+    return described
 
 
 def last_value(arguments: Sequence[str], flag: str, default: str) -> str:
