@@ -115,7 +115,7 @@ class Tree:
             kl_coef=base.kl_coef,
             temperature=base.settings.temperature,
             pad_id=base.reference.pad_id,
-            width=base.max_prompt_tokens + base.settings.max_new_tokens,
+            width=base.width,
         )
 
     @property
@@ -287,6 +287,8 @@ def _base(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> TextVectorEnv:
 
 def _check_settings(base: TextVectorEnv) -> None:
     settings = base.settings
+    if base.worlds is not None:
+        raise TextEnvError("A world answers in this environment, whose texts cannot be enumerated; leave it out.")
     for name in ("kl_target", "top_k", "top_p"):
         if getattr(settings, name) is not None:
             raise TextEnvError(f"{name}={getattr(settings, name)}: no optimum is known with it; leave it out.")
@@ -329,15 +331,16 @@ def _finished(base: TextVectorEnv, prompt: Prompt, ids: IntArray) -> tuple[NDArr
     written: list[list[int]] = ids[:, len(prompt.ids) :].tolist()
     sizes = np.full(len(ids), ids.shape[1] - len(prompt.ids))
     endings = base.endings
-    reasons = endings.reasons(
-        ids[:, -1], sizes, lambda: [endings.completion_text(prompt, tokens)[1] for tokens in written]
-    )
-    over = list(reasons)
+    ends = endings.ends(ids[:, -1], sizes, lambda: [endings.completion_text(prompt, tokens)[1] for tokens in written])
+    over = list(ends)
     completions = [endings.completion_text(prompt, written[place])[0] for place in over]
     ended, scores = np.zeros(len(ids), dtype=bool), np.zeros(len(ids))
     ended[over] = True
     scores[over] = base.scorer.score(
-        [prompt] * len(over), completions, [written[place] for place in over], list(reasons.values())
+        [prompt] * len(over),
+        completions,
+        [written[place] for place in over],
+        unfinished=[end == "length" for end in ends.values()],
     )
     return ended, scores
 

@@ -132,6 +132,25 @@ class TextCodec:
             found.append(part if fits else self._continuation(prompt, start, completion, whole, wanted))
         return found
 
+    def encode_behind(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of a text that follows another, whose tokens stay as they are.
+
+        Together with those before them they decode to both texts, as far as the tokenizer writes every text exactly.
+
+        Args:
+            text: Any.
+        """
+        (apart,) = self._encode([text])
+        if self._text_after(self._letter, apart) == text:
+            return apart
+        found = []
+        for anchor in _ANCHORS:
+            first, both = self._encode([anchor, anchor + text])
+            if both[: len(first)] == first:
+                found.append(both[len(first) :])
+        exact = [ids for ids in found if self._text_after(self._letter, ids) == text]
+        return (*exact, *found, apart)[0]
+
     def _continuation(
         self, prompt: str, start: tuple[int, ...], completion: str, whole: tuple[int, ...], wanted: str
     ) -> tuple[int, ...]:
