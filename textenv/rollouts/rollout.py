@@ -110,6 +110,12 @@ class Rollout:
         return (*found, masks)
 
     @property
+    def starts(self) -> IntArray:
+        """Number of tokens of each episode's prompt, ``(batch,)``."""
+        starts: IntArray = self.places[:, 0]
+        return starts
+
+    @property
     def longest(self) -> IntArray:
         """Number of tokens of the longest text of each episode, ``(batch,)``."""
         begins = np.cumsum(self.text_counts) - self.text_counts
