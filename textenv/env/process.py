@@ -182,9 +182,8 @@ class TextProcess:
         """Have worlds answer turns that have ended, and begin the next turns; return the rows whose episode is over."""
         places, episodes = rows.tolist(), self.episodes
         texts = [self._turn_text(row)[0] for row in places]
-        self.begun[rows] = False  # a world that raises leaves rows that neither go on nor are over
+        self.begun[rows], self._writing = False, None  # a world that raises leaves rows that neither go on nor are over
         answers = worlds.answer(places, texts, [len(episodes.turns[row]) + 1 for row in places])
-        self.begun[rows] = True
         over = []
         for row, text, end, answer in zip(places, texts, ends, answers, strict=True):
             reason, ids = self._what_follows(row, answer)
@@ -197,6 +196,7 @@ class TextProcess:
                 self._go_on(row, ids)
             if reason is not None:
                 over.append(row)
+        self.begun[rows] = True
         return np.array(over, dtype=np.int64)
 
     def _what_follows(self, row: int, answer: Answer) -> tuple[StopReason | None, tuple[int, ...]]:
