@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 __all__ = [
     "ActionLogProb",
     "Conversation",
+    "EnumerableWorld",
     "Episode",
     "FloatArray",
     "FullDistribution",
@@ -37,6 +38,7 @@ __all__ = [
     "Turn",
     "TurnEnd",
     "World",
+    "WorldAnswer",
     "is_stateful",
 ]
 
@@ -300,6 +302,43 @@ class World(Protocol):
 
     def step(self, action: Any, /) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Answer a turn of the agent; return the answer, what is paid, whether that ends or cuts it, and an info."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorldAnswer:
+    """One of the answers that a world may give.
+
+    Attributes:
+        chance: Its probability.
+        said: The answer.
+        reward: What is paid with it.
+        terminated: Whether the episode is then over.
+    """
+
+    chance: float
+    said: str
+    reward: float
+    terminated: bool
+
+
+@runtime_checkable
+class EnumerableWorld(World, Protocol):
+    """A world of texts that can say what it may answer, so that the best there is can be computed.
+
+    ``textenv.analysis.exact`` does so.
+    """
+
+    def beginnings(self) -> Sequence[tuple[float, str]]:
+        """Return the probability of each of its first observations, and the observation."""
+        ...
+
+    def outcomes(self, history: Sequence[str]) -> Sequence[WorldAnswer]:
+        """Return what it may answer, of probabilities that sum to 1.
+
+        Args:
+            history: What it and the agent have said in turn, from its first observation to the agent's last turn.
+        """
         ...
 
 

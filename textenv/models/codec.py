@@ -51,6 +51,7 @@ class TextCodec:
         self._known = len(tokenizer)
         self._names: dict[int, str] = {}  # of tokens that are no part of the text; "" for all others
         self._plain: dict[int, str] = {}  # what tokens add behind a letter
+        self._behind: dict[str, tuple[int, ...]] = {}  # token ids of texts that follow others
         self._fronts: dict[tuple[str, tuple[int, ...]], _Front] = {}
         self._letter = tuple(token for token in self._encode(["a"])[0] if not self._name(token))[-1:]
 
@@ -140,6 +141,14 @@ class TextCodec:
         Args:
             text: Any.
         """
+        ids = self._behind.get(text)
+        if ids is None:
+            if len(self._behind) >= _MAX_REMEMBERED:
+                self._behind.clear()
+            ids = self._behind[text] = self._encode_behind(text)
+        return ids
+
+    def _encode_behind(self, text: str) -> tuple[int, ...]:
         (apart,) = self._encode([text])
         if self._text_after(self._letter, apart) == text:
             return apart
