@@ -54,8 +54,9 @@ class A2C(Agent[A2CConfig]):
         mask, values = torch.from_numpy(rollout.mask), torch.from_numpy(rollout.values)
         rewards, bootstrap = torch.from_numpy(rollout.rewards), torch.from_numpy(rollout.bootstrap)
         advantages = losses.n_step_advantages(
-            rewards, values, mask, bootstrap, gamma=config.gamma, steps=config.n_steps
-        )
+            rewards, values, mask, bootstrap, gamma=config.gamma, steps=config.n_steps,
+            discounts=torch.from_numpy(rollout.discounts),
+        )  # fmt: skip
         returns = advantages + values
         if config.whiten_advantages:
             advantages = losses.masked_whiten(advantages, mask)

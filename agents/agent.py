@@ -46,6 +46,9 @@ __all__ = ["Agent", "new_policy"]
 ConfigT = TypeVar("ConfigT", bound=AgentConfig)
 
 
+_OF_ROWS = ("generators", "worlds")  # of an environment's state, what is a list with an item a row
+
+
 class Agent(Actor[ConfigT]):
     """Trains a policy in a text environment, an iteration at a time.
 
@@ -159,6 +162,11 @@ class Agent(Actor[ConfigT]):
             "time/update_seconds": time.perf_counter() - wrote,
         }
 
+    def _of_groups(self, count: int) -> list[int]:
+        """Draw a number below ``count`` for each group; return it for each of this process's episodes."""
+        drawn = torch.randint(count, (self.episodes // self._samples,), generator=self._shuffle)
+        return list(self.world.own(drawn.repeat_interleave(self._samples).tolist()))
+
     @final
     def collect(self) -> collecting.Rollout:
         """Write the episodes of an iteration, those of a group from the same prompt."""
@@ -167,9 +175,11 @@ class Agent(Actor[ConfigT]):
         self._seeded = True
         options = None
         if self._samples > 1:
-            groups = self.episodes // self._samples
-            drawn = torch.randint(len(self.base.prompts), (groups,), generator=self._shuffle)
-            options = {"prompt_index": list(self.world.own(drawn.repeat_interleave(self._samples).tolist()))}
+            options = {}
+            if self.base.prompts:
+                options["prompt_index"] = self._of_groups(len(self.base.prompts))
+            if self.base.worlds is not None:
+                options["world_seed"] = self._of_groups(2**31 - 1)
         with self.whole_weights():
             return collecting.collect(
                 self.envs,
@@ -266,7 +276,7 @@ class Agent(Actor[ConfigT]):
             batch = minibatches.Batch(packed, mask[part].to(lm.device), tokens, len(rows))
             with self.world.accumulate(network, last=number == len(parts)):
                 with self._precision():
-                    episodes = minibatches.episode_tensors(rollout, part, lm.device, lm.vocab_size)
+                    episodes = rollout.tensors(part.numpy(), lm.device, lm.vocab_size)
                     now: policies.Evaluation = network(*episodes, entropy=entropy, candidates=packed.get("candidates"))
                 total, metrics = loss(now, batch)
                 (total * self.world.size).backward()  # the processes' gradients are averaged, and are to be summed
@@ -311,7 +321,7 @@ class Agent(Actor[ConfigT]):
         """Write all that the rest of the run depends on, whatever the number of processes; each of them calls it."""
         self._ensure_learning()
         states = self.world.gather(self.base.state_dict())
-        rows = [generator for state in states for generator in state["generators"]]
+        rows = {name: [row for state in states for row in state[name]] for name in _OF_ROWS if name in states[0]}
         checkpointing.save_checkpoint(
             folder,
             self.steps,
@@ -322,7 +332,7 @@ class Agent(Actor[ConfigT]):
                 "iterations": self.iterations,
                 "total_steps": total_steps,
                 "config": optimizer.resolved_settings(self.config),
-                "env": {**states[0], "generators": rows},
+                "env": {**states[0], **rows},
             },
             write=self.world.first,
         )
@@ -361,7 +371,8 @@ class Agent(Actor[ConfigT]):
         rows = state["env"]["generators"]
         if len(rows) != (total := self.envs.num_envs * self.world.size):
             raise TextEnvError(f"{path} is of {len(rows)} rows, but this run has {total}; go on with as many.")
-        self.base.load_state_dict({**state["env"], "generators": list(self.world.own(rows))})
+        own = {name: list(self.world.own(state["env"][name])) for name in _OF_ROWS if name in state["env"]}
+        self.base.load_state_dict({**state["env"], **own})
         return True
 
     @final

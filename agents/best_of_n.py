@@ -16,7 +16,7 @@ import numpy as np
 
 from textenv.agents.actor import Actor
 from textenv.agents.config import ActorConfig
-from textenv.agents.environment import refuse_processes, refuse_unscored
+from textenv.agents.environment import refuse_processes, refuse_unscored, refuse_world
 from textenv.lazy import lazy
 from textenv.types import Episode, IntArray, Observation, Prompt
 from textenv.validation import Count
@@ -83,6 +83,7 @@ class BestOfN(Actor[BestOfNConfig]):
         refuse_processes(self.world, "Best-of-n")
         base = self.base
         refuse_unscored(base, "best_of_n")
+        refuse_world(base, "best_of_n")
         self.best_of = self.config.samples
         self.policy = policies.TextPolicy.of_reference(base)
         self._sampling_env = _make_alike(base, self.config.samples)

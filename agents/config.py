@@ -9,7 +9,7 @@ from annotated_types import Ge, MinLen
 
 from textenv.validation import Count, LearningRate, NonEmpty, NonNegative, Positive, Probability, Seed, validate
 
-__all__ = ["ActorConfig", "AgentConfig", "GroupConfig", "Schedule", "ValueConfig"]
+__all__ = ["ActorConfig", "AdvantageConfig", "AgentConfig", "GroupConfig", "Schedule", "ValueConfig"]
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -102,3 +102,15 @@ class GroupConfig(AgentConfig):
     """
 
     samples: Annotated[int, Ge(2)] = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageConfig(GroupConfig):
+    """Settings of an agent that compares returns within a group.
+
+    Attributes:
+        credit: What is compared: with ``"episode"`` what whole episodes earned, with ``"turn"`` what they earned from
+            each turn on, where a world answers.
+    """
+
+    credit: Literal["episode", "turn"] = "episode"

@@ -12,7 +12,7 @@ from torch import nn
 
 from textenv.env.vector import TextVectorEnv
 from textenv.rollouts.collect import Rollout
-from textenv.types import IntArray, Prompt, StopReason
+from textenv.types import IntArray, Prompt
 
 __all__ = ["Critic", "interpolation_weights", "score_next", "score_prefixes"]
 
@@ -127,12 +127,12 @@ def score_next(
     texts = [base.endings.completion_text(prompt, each) for prompt, each in zip(prompts, ids, strict=True)]
     last = np.array([each[-1] if each else 0 for each in ids], dtype=np.int64)
     sizes = np.array([len(each) for each in ids], dtype=np.int64)
-    ended = base.endings.reasons(last, sizes, lambda: [stopped for _, stopped in texts])
+    ended = base.endings.ends(last, sizes, lambda: [stopped for _, stopped in texts])
     over = np.zeros(len(ids), dtype=bool)
     over[list(ended)] = True
     # A completion that goes on is scored without the penalty for a missing end, as one that has ended by itself is.
-    reasons: list[StopReason] = [ended.get(place, "eos") for place in range(len(ids))]
-    return base.scorer.score(prompts, [text for text, _ in texts], ids, reasons), over
+    unfinished = [ended.get(place) == "length" for place in range(len(ids))]
+    return base.scorer.score(prompts, [text for text, _ in texts], ids, unfinished=unfinished), over
 
 
 _SCORE_KNOTS, _TIME_KNOTS = 9, 6

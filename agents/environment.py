@@ -25,6 +25,7 @@ __all__ = [
     "refuse_processes",
     "refuse_statistics",
     "refuse_unscored",
+    "refuse_world",
     "split_kl_penalty",
 ]
 
@@ -107,6 +108,19 @@ def refuse_processes(world: World, agent: str) -> None:
     """
     if world.size > 1:
         raise TextEnvError(f"{agent} trains no weights that {world.size} processes could share: start one.")
+
+
+def refuse_world(base: TextVectorEnv, agent: str) -> None:
+    """Refuse an environment with a world, for an agent that has texts scored which no episode has.
+
+    Raises:
+        TextEnvError: A world answers in it.
+    """
+    if base.worlds is not None:
+        raise TextEnvError(
+            f"{agent} has the reward score texts that it has not written, which no world can answer: leave the world "
+            "out, or take an agent that learns from its episodes, such as PPO."
+        )
 
 
 def refuse_unscored(base: TextVectorEnv, agent: str) -> None:

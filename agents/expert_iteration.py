@@ -14,6 +14,7 @@ import numpy as np
 
 from textenv.agents.agent import Agent
 from textenv.agents.config import AgentConfig, GroupConfig
+from textenv.agents.credit import refuse_turn_discount
 from textenv.lazy import lazy
 from textenv.validation import Count
 
@@ -48,6 +49,7 @@ class ExpertIteration(Agent[ExpertIterationConfig]):
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
+        refuse_turn_discount(rollout, "Expert iteration", "use an agent with values")
         returns = (rollout.rewards.sum(axis=1) + rollout.bootstrap).reshape(-1, self.config.samples)
         best = rollout.rows(np.arange(len(returns)) * self.config.samples + returns.argmax(axis=1))
         differ = torch.from_numpy(returns.max(axis=1) > returns.min(axis=1))  # else none of them is the best

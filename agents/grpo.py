@@ -8,10 +8,12 @@ as in every agent here, and not a term of the loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from textenv.agents.agent import Agent
-from textenv.agents.config import AgentConfig, GroupConfig
+from textenv.agents.config import AdvantageConfig, AgentConfig
+from textenv.agents.credit import group_advantages
 from textenv.lazy import lazy
 from textenv.validation import Count, Positive
 
@@ -29,7 +31,7 @@ __all__ = ["GRPO", "GRPOConfig"]
 
 
 @dataclass(frozen=True, slots=True)
-class GRPOConfig(GroupConfig):
+class GRPOConfig(AdvantageConfig):
     """Settings of GRPO.
 
     Attributes:
@@ -53,10 +55,11 @@ class GRPO(Agent[GRPOConfig]):
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
         config = self.config
-        returns = torch.from_numpy(rollout.rewards).sum(dim=1) + torch.from_numpy(rollout.bootstrap)
         scale = config.normalization == "grpo"
-        advantages = losses.group_relative(returns.view(-1, config.samples), scale=scale).view(-1, 1)
-        budget = self.base.settings.max_new_tokens
+        advantages = group_advantages(
+            rollout, config.samples, config.credit, partial(losses.group_relative, scale=scale)
+        )
+        budget = self.base.most_tokens
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             tokens = losses.clipped_policy_loss(now.log_probs, batch["log_probs"], batch["advantages"], config.clip)
@@ -65,5 +68,4 @@ class GRPO(Agent[GRPOConfig]):
             clipped = losses.clip_fraction(now.log_probs, batch["log_probs"], config.clip) * len(tokens) / batch.tokens
             return policy_loss, {"policy_loss": policy_loss, "clip_fraction": clipped}
 
-        columns = {"advantages": advantages.expand(rollout.mask.shape)}
-        return self.optimize(rollout, columns, loss, epochs=config.epochs)
+        return self.optimize(rollout, {"advantages": advantages}, loss, epochs=config.epochs)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from textenv.agents.actor import Actor
 from textenv.agents.config import ActorConfig
-from textenv.agents.environment import refuse_no_kl, refuse_processes, refuse_statistics, refuse_unscored
+from textenv.agents.environment import refuse_no_kl, refuse_processes, refuse_statistics, refuse_unscored, refuse_world
 from textenv.lazy import lazy
 from textenv.types import Episode, IntArray, Observation, TextEnvError
 from textenv.validation import Count
@@ -90,6 +90,7 @@ class Guided(Actor[GuidedConfig]):
         refuse_no_kl(base, "guided decoding")
         refuse_statistics(base)
         refuse_unscored(base, "guided")
+        refuse_world(base, "guided")
         embedding = cast("torch.nn.Embedding", base.reference.model.get_input_embeddings())
         weights = embedding.weight.detach().float().cpu().numpy()
         self.values = soft_values.SoftValues(base.settings.max_new_tokens, weights)

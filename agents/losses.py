@@ -19,6 +19,7 @@ __all__ = [
     "n_step_advantages",
     "policy_gradient_loss",
     "preference_loss",
+    "turn_returns",
 ]
 
 
@@ -30,6 +31,7 @@ def gae(
     *,
     gamma: float,
     lam: float,
+    discounts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016, equation 16) over episodes padded on the right.
 
@@ -43,6 +45,7 @@ def gae(
         bootstrap: Shape ``(batch,)``.
         gamma: Discount.
         lam: Bias-variance trade-off, 1 for Monte-Carlo returns.
+        discounts: A further discount of what comes after each step, shape ``(batch, time)``; None for none.
 
     Returns:
         Advantages, and returns (advantage plus value), both ``(batch, time)`` and 0 at padding.
@@ -55,9 +58,9 @@ def gae(
     carried = torch.zeros_like(bootstrap)
     next_value = bootstrap
     for t in reversed(range(rewards.shape[1])):
-        real = mask[:, t]
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        carried = torch.where(real, delta + gamma * lam * carried, carried)
+        real, share = mask[:, t], gamma if discounts is None else gamma * discounts[:, t]
+        delta = rewards[:, t] + share * next_value - values[:, t]
+        carried = torch.where(real, delta + share * lam * carried, carried)
         next_value = torch.where(real, values[:, t], next_value)
         advantages[:, t] = torch.where(real, carried, 0.0)
     return advantages, torch.where(mask, advantages + values, 0.0)
@@ -85,6 +88,7 @@ def n_step_advantages(
     *,
     gamma: float,
     steps: int | None,
+    discounts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Advantages by returns of ``steps`` steps (Mnih et al. 2016, section 4), over episodes padded on the right.
 
@@ -98,6 +102,7 @@ def n_step_advantages(
         bootstrap: ``V`` beyond the last step, 0 where the episode terminated, shape ``(batch,)``.
         gamma: Discount.
         steps: Rewards that are counted before a value stands in for the rest; None for all.
+        discounts: A further discount of what comes after each step, shape ``(batch, time)``; None for none.
 
     Returns:
         Shape ``(batch, time)``, 0 at padding.
@@ -106,14 +111,37 @@ def n_step_advantages(
     time = rewards.shape[1]
     last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
     following = torch.where(last, bootstrap[:, None], torch.nn.functional.pad(values[:, 1:], (0, 1)))
-    deltas = torch.where(mask, rewards + gamma * following - values, 0.0)  # their discounted sum telescopes
-    total = deltas
+    further = torch.ones_like(rewards) if discounts is None else discounts
+    deltas = torch.where(mask, rewards + gamma * further * following - values, 0.0)  # their discounted sum telescopes
+    total, share = deltas, torch.ones_like(rewards)
     for ahead in range(1, min(time, steps or time)):
-        total = total + gamma**ahead * torch.nn.functional.pad(deltas[:, ahead:], (0, ahead))
+        share = share * torch.nn.functional.pad(further[:, ahead - 1 :], (0, ahead - 1))
+        total = total + gamma**ahead * share * torch.nn.functional.pad(deltas[:, ahead:], (0, ahead))
     return torch.where(mask, total, 0.0)
 
 
-def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
+def turn_returns(rewards: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor, discount: float) -> torch.Tensor:
+    """What each token's turn and those after it earn: ``R_k = sum_{j >= k} discount^(j - k) * r_j``.
+
+    Args:
+        rewards: Shape ``(batch, time)``.
+        turns: The turn of each step, counted from 0, shape ``(batch, time)``.
+        mask: True at real steps, a prefix of each row, shape ``(batch, time)``.
+        discount: Share of the next turn's return that counts towards a turn.
+
+    Returns:
+        Shape ``(batch, time)``, the same at all steps of a turn, 0 at padding.
+    """
+    _same_shape(rewards=rewards, turns=turns, mask=mask)
+    count = int(torch.where(mask, turns, 0).max()) + 1
+    earned = rewards.new_zeros(len(rewards), count)
+    earned.scatter_add_(1, torch.where(mask, turns, 0), torch.where(mask, rewards, 0.0))
+    for turn in reversed(range(count - 1)):
+        earned[:, turn] += discount * earned[:, turn + 1]
+    return torch.where(mask, earned.gather(1, torch.where(mask, turns, 0)), 0.0)
+
+
+def leave_one_out(returns: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
     """Advantages of a group's completions over the mean return of the others (Kool et al. 2019; Ahmadian et al. 2024).
 
     ``A_i = R_i - 1/(k-1) * sum_{j != i} R_j``, RLOO's estimator, whose baseline does not depend on what it is taken
@@ -121,27 +149,46 @@ def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
 
     Args:
         returns: Shape ``(groups, k)``, ``k`` at least 2.
+        present: Which of them count, the same shape; None for all. One that counts alone has no advantage.
 
     Returns:
         The same shape.
     """
-    size = returns.shape[1]
-    return (returns - returns.mean(dim=1, keepdim=True)) * (size / (size - 1))
+    if present is None:
+        size = returns.shape[1]
+        return (returns - returns.mean(dim=1, keepdim=True)) * (size / (size - 1))
+    sizes = present.sum(dim=1, keepdim=True)
+    return _centered(returns, present) * sizes / (sizes - 1).clamp(min=1)
 
 
-def group_relative(returns: torch.Tensor, *, scale: bool, epsilon: float = 1e-4) -> torch.Tensor:
+def group_relative(
+    returns: torch.Tensor, present: torch.Tensor | None = None, *, scale: bool, epsilon: float = 1e-4
+) -> torch.Tensor:
     """Advantages of a group's completions over its mean return (Shao et al. 2024, section 4.1.2).
 
     Args:
         returns: Shape ``(groups, k)``.
+        present: Which of them count, the same shape; None for all.
         scale: Divide by the group's (population) standard deviation, as GRPO does and Dr. GRPO does not.
         epsilon: Added to the standard deviation.
 
     Returns:
         The same shape.
     """
-    centered = returns - returns.mean(dim=1, keepdim=True)
-    return centered / (returns.std(dim=1, keepdim=True, correction=0) + epsilon) if scale else centered
+    if present is None:
+        centered = returns - returns.mean(dim=1, keepdim=True)
+        return centered / (returns.std(dim=1, keepdim=True, correction=0) + epsilon) if scale else centered
+    centered = _centered(returns, present)
+    variance = (centered**2).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True).clamp(min=1)
+    return centered / (variance.sqrt() + epsilon) if scale else centered
+
+
+def _centered(returns: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Return what counts less its mean, ``(groups, k)``, and 0 elsewhere."""
+    _same_shape(returns=returns, present=present)
+    kept = torch.where(present, returns, 0.0)
+    means = kept.sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(present, returns - means, 0.0)
 
 
 def policy_gradient_loss(

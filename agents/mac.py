@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from textenv.agents.agent import Agent
 from textenv.agents.config import AgentConfig
-from textenv.agents.environment import refuse_statistics, split_kl_penalty
+from textenv.agents.environment import refuse_statistics, refuse_world, split_kl_penalty
 from textenv.lazy import lazy
 from textenv.types import IntArray
 from textenv.validation import Count, Positive, Probability
@@ -77,6 +77,7 @@ class MAC(Agent[MACConfig]):
         """
         super().start_learning()
         refuse_statistics(self.base)
+        refuse_world(self.base, "mac")
         self._critic = critic.Critic(self.config.replay * self.episodes, self.base.settings.max_new_tokens)
         self.kept["critic"] = self._critic
 
@@ -98,7 +99,7 @@ class MAC(Agent[MACConfig]):
         )
         gains = np.where(ended, scores, self._critic.predict(scores, written[..., None] + 1)) - unchanged[..., None]
 
-        chosen = tokens == rollout.input_ids[np.arange(len(kl))[:, None], self._places(rollout)][..., None]
+        chosen = tokens == rollout.input_ids[np.arange(len(kl))[:, None], rollout.places][..., None]
         q = unchanged + np.where(chosen.any(axis=2), (gains * chosen).sum(axis=2) - beta * kl, 0.0)
         mask, end = torch.from_numpy(rollout.mask), torch.zeros(len(kl))
         _, returns = losses.gae(
@@ -140,13 +141,10 @@ class MAC(Agent[MACConfig]):
         shape = (*rollout.mask.shape, min(self.config.candidates, policy.vocab_size))
         tokens, log_probs = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
         for rows in torch.arange(shape[0]).split(_ROWS):
-            ids, lengths, starts, masks = minibatches.episode_tensors(rollout, rows, device, policy.vocab_size)
-            places = torch.arange(ids.shape[1], device=device)[None, :]
-            acting = (places >= starts[:, None] - 1) & (places < lengths[:, None] - 1)
-            kept = acting.flatten().nonzero()[:, 0]
+            ids, lengths, places, masks = rollout.tensors(rows.numpy(), device, policy.vocab_size)
 
             def read(lm: CausalLM) -> torch.Tensor:
-                logits = lm.head(lm.hidden_states(ids, lengths, kept)) / base.settings.temperature  # noqa: B023
+                logits = lm.head(lm.hidden_states(ids, lengths, places - 1)) / base.settings.temperature  # noqa: B023
                 logits = logits if masks is None else logits.masked_fill(~masks, -torch.inf)  # noqa: B023
                 return torch.log_softmax(logits, dim=-1)
 
@@ -159,11 +157,6 @@ class MAC(Agent[MACConfig]):
                 part[written] = values.cpu().numpy()
                 array[rows.numpy()] = part
         return tokens, log_probs
-
-    def _places(self, rollout: Rollout) -> IntArray:
-        """Return where the tokens that were written stand in ``input_ids``, ``(batch, time)``."""
-        places: IntArray = rollout.starts[:, None] + np.arange(rollout.mask.shape[1])
-        return places.clip(max=rollout.input_ids.shape[1] - 1)
 
 
 _ROWS = 32  # that are read at a time

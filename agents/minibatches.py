@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from textenv.rollouts.collect import Rollout
     from textenv.rollouts.distributed import World
 
-__all__ = ["Batch", "Loss", "episode_tensors", "minibatch_rows", "split_by_length", "split_minibatch"]
+__all__ = ["Batch", "Loss", "minibatch_rows", "split_by_length", "split_minibatch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ def split_minibatch(
         world: The processes that share the minibatch.
     """
     groups = rows.view(-1, group)[world.rank :: world.size]
-    longest = rollout.lengths[groups.numpy()].max(axis=1)
+    longest = rollout.longest[groups.numpy()].max(axis=1)
     if size is None and world.size == 1:
-        written = (rollout.lengths - rollout.starts)[groups.numpy()].sum(axis=1)
+        written = rollout.mask.sum(axis=1)[groups.numpy()].sum(axis=1)
         room = (_LOGITS_CPU if lm.device.type == "cpu" else _LOGITS_GPU) // lm.vocab_size
         parts = split_by_length(longest, written, room)
     else:  # several processes make the same number of passes
@@ -122,22 +122,3 @@ def split_by_length(lengths: IntArray, written: IntArray, room: int) -> Sequence
         if place - ends[-1] >= _ROWS and (full or sizes[place] <= _SHORTER * sizes[ends[-1]]):
             ends.append(place)
     return [torch.from_numpy(ordered[begin:end]) for begin, end in itertools.pairwise([*ends, len(sizes)])]
-
-
-def episode_tensors(
-    rollout: Rollout, rows: torch.Tensor, device: torch.device, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return the arguments of ``TextPolicy.evaluate`` for some episodes, trimmed to the longest.
-
-    Returns:
-        Token ids ``(rows, time)``, numbers of tokens and of prompt tokens, each ``(rows,)``, and which tokens could be
-        drawn at every token written, ``(tokens, vocab_size)``, or None for all.
-    """
-    picks = rows.numpy()
-    lengths = rollout.lengths[picks]
-    ids = torch.from_numpy(rollout.input_ids[picks, : int(lengths.max())]).to(device)
-    masks = None
-    if rollout.action_masks is not None:
-        packed = rollout.action_masks[picks][rollout.mask[picks]]
-        masks = torch.from_numpy(np.unpackbits(packed, axis=1, count=vocab_size).astype(bool)).to(device)
-    return ids, torch.from_numpy(lengths).to(device), torch.from_numpy(rollout.starts[picks]).to(device), masks

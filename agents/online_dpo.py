@@ -16,6 +16,7 @@ from annotated_types import Ge
 
 from textenv.agents.agent import Agent
 from textenv.agents.config import AgentConfig, GroupConfig
+from textenv.agents.credit import refuse_turn_discount
 from textenv.agents.environment import split_kl_penalty
 from textenv.lazy import lazy
 from textenv.types import TextEnvError
@@ -65,6 +66,7 @@ class OnlineDPO(Agent[OnlineDPOConfig]):
         beta = config.beta or self.base.kl_coef
         if not beta > 0:
             raise TextEnvError("kl_coef=0 leaves DPO without a beta, the weight of its KL: set the agent's own.")
+        refuse_turn_discount(rollout, "Online DPO", "use an agent with values")
         kl, rewards = split_kl_penalty(self.base, rollout)
         scores = rewards.sum(axis=1).reshape(-1, config.samples)
         ends = np.stack([scores.argmax(axis=1), scores.argmin(axis=1)], axis=1)

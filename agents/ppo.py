@@ -61,7 +61,10 @@ def clipped_update(agent: Agent[Any], config: PPOConfig, rollout: Rollout) -> di
     """Make PPO's passes over the episodes of an iteration; return means over the updates, under the usual names."""
     mask, values = torch.from_numpy(rollout.mask), torch.from_numpy(rollout.values)
     rewards, bootstrap = torch.from_numpy(rollout.rewards), torch.from_numpy(rollout.bootstrap)
-    advantages, returns = losses.gae(rewards, values, mask, bootstrap, gamma=config.gamma, lam=config.lam)
+    discounts = torch.from_numpy(rollout.discounts)
+    advantages, returns = losses.gae(
+        rewards, values, mask, bootstrap, gamma=config.gamma, lam=config.lam, discounts=discounts
+    )
     if config.whiten_advantages:
         advantages = losses.masked_whiten(advantages, mask)
 

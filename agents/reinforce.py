@@ -42,7 +42,10 @@ class REINFORCE(Agent[REINFORCEConfig]):
         config = self.config
         mask, values = torch.from_numpy(rollout.mask), torch.from_numpy(rollout.values)
         rewards, bootstrap = torch.from_numpy(rollout.rewards), torch.from_numpy(rollout.bootstrap)
-        advantages = losses.n_step_advantages(rewards, values, mask, bootstrap, gamma=config.gamma, steps=None)
+        discounts = torch.from_numpy(rollout.discounts)
+        advantages = losses.n_step_advantages(
+            rewards, values, mask, bootstrap, gamma=config.gamma, steps=None, discounts=discounts
+        )
         returns = advantages + values
         if config.whiten_advantages:
             advantages = losses.masked_whiten(advantages, mask)

@@ -24,12 +24,13 @@ class Replay(nn.Module):
             base: The environment that they are of.
         """
         super().__init__()
-        time = base.settings.max_new_tokens
-        width = base.max_prompt_tokens + time
+        self._turn_discount = base.settings.turn_discount
+        time, width = base.most_tokens, base.width
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "input_ids": ((width,), torch.int64),
             "lengths": ((), torch.int64),
-            "starts": ((), torch.int64),
+            "places": ((time,), torch.int64),
+            "turns": ((time,), torch.int64),
             "log_probs": ((time,), torch.float32),
             "rewards": ((time,), torch.float32),
             "reference": ((time,), torch.float32),
@@ -83,7 +84,10 @@ class Replay(nn.Module):
         replayed = Rollout(
             input_ids=rows["input_ids"].numpy(),
             lengths=rows["lengths"].numpy(),
-            starts=rows["starts"].numpy(),
+            text_counts=np.ones(number, dtype=np.int64),
+            texts=np.zeros((number, time), dtype=np.int64),
+            places=rows["places"][:, :time].numpy(),
+            turns=rows["turns"][:, :time].numpy(),
             log_probs=rows["log_probs"][:, :time].numpy(),
             values=np.zeros((number, time), dtype=np.float32),
             rewards=rows["rewards"][:, :time].numpy(),
@@ -93,5 +97,6 @@ class Replay(nn.Module):
             episodes=(None,) * number,
             prompts=(),
             kl_coef=0.0,
+            turn_discount=self._turn_discount,
         )
         return replayed, {name: rows[name][:, :time] for name in ("rewards", "reference")}

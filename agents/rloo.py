@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from textenv.agents.agent import Agent
-from textenv.agents.config import AgentConfig, GroupConfig
+from textenv.agents.config import AdvantageConfig, AgentConfig
+from textenv.agents.credit import group_advantages
 from textenv.lazy import lazy
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = ["RLOO", "RLOOConfig"]
 
 
 @dataclass(frozen=True, slots=True)
-class RLOOConfig(GroupConfig):
+class RLOOConfig(AdvantageConfig):
     """Settings of RLOO: those of every agent that samples several completions of a prompt."""
 
 
@@ -38,13 +39,18 @@ class RLOO(Agent[RLOOConfig]):
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
-        returns = torch.from_numpy(rollout.rewards).sum(dim=1) + torch.from_numpy(rollout.bootstrap)
-        advantages = losses.leave_one_out(returns.view(-1, self.config.samples)).view(-1, 1)
+        config = self.config
+        advantages = group_advantages(rollout, config.samples, config.credit, losses.leave_one_out)
+        of_tokens = config.credit == "turn"
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            if of_tokens:
+                tokens = losses.policy_gradient_loss(now.log_probs, batch["log_probs"], batch["advantages"])
+                policy_loss = tokens.sum() / batch.episodes
+                return policy_loss, {"policy_loss": policy_loss}
             log_probs, old = (batch.padded(each).sum(dim=1) for each in (now.log_probs, batch["log_probs"]))
             advantage = batch.padded(batch["advantages"])[:, 0]
             policy_loss = losses.policy_gradient_loss(log_probs, old, advantage).sum() / batch.episodes
             return policy_loss, {"policy_loss": policy_loss}
 
-        return self.optimize(rollout, {"advantages": advantages.expand(rollout.mask.shape)}, loss)
+        return self.optimize(rollout, {"advantages": advantages}, loss)

@@ -82,10 +82,11 @@ class SoftQ(Agent[SoftQConfig]):
             penalty = batch.padded(beta * (now.log_probs - batch["reference"]))
             values = batch.padded(now.values)
             end = torch.zeros(len(values), device=values.device)
+            discounts = batch.padded(batch["discounts"])
 
             def residuals(penalty: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
                 return losses.n_step_advantages(
-                    rewards - penalty, values, batch.mask, end, gamma=1.0, steps=config.n_steps
+                    rewards - penalty, values, batch.mask, end, gamma=1.0, steps=config.n_steps, discounts=discounts
                 )
 
             policy_loss = 0.5 * (residuals(penalty, values.detach()) ** 2).sum() / batch.tokens / beta
@@ -95,4 +96,4 @@ class SoftQ(Agent[SoftQConfig]):
         size = config.minibatch_size or len(rollout.lengths)
         updates = config.updates or -(-len(rollout.lengths) // size)
         replayed, columns = self._replay.draw(size * updates, self._shuffle)
-        return self.optimize(replayed, columns, loss)
+        return self.optimize(replayed, {**columns, "discounts": torch.from_numpy(replayed.discounts)}, loss)

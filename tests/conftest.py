@@ -70,6 +70,13 @@ def build_lm(architecture: str = "llama", seed: int = 0) -> CausalLM:
     return CausalLM(model.requires_grad_(False), _tokenizer())
 
 
+def written_places(starts: Any, lengths: Any, width: int) -> torch.Tensor:
+    """Return where the tokens from ``starts`` on are in texts of a width, as ``TextPolicy.evaluate`` takes them."""
+    places = torch.arange(width)[None, :]
+    starts, lengths = torch.as_tensor(starts)[:, None], torch.as_tensor(lengths)[:, None]
+    return ((places >= starts) & (places < lengths)).flatten().nonzero()[:, 0]
+
+
 class Forwards:
     """Records the shape ``(rows, tokens)`` of every forward of a model's trunk, by whichever way it runs."""
 

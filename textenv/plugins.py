@@ -23,7 +23,7 @@ from typing import Any
 from textenv.types import TextEnvError, short
 from textenv.validation import did_you_mean
 
-__all__ = ["agents", "built_in", "find", "import_module", "rewards"]
+__all__ = ["agents", "built_in", "find", "import_module", "rewards", "worlds"]
 
 
 @functools.cache
@@ -114,3 +114,8 @@ def agents() -> Any:
 def rewards() -> Any:
     """Return the package of the rewards: its ``make``."""
     return importlib.import_module("textenv.rewards")
+
+
+def worlds() -> Any:
+    """Return the package of the worlds: its ``find``."""
+    return importlib.import_module("textenv.worlds")

@@ -7,6 +7,7 @@ without pulling in a language model.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ __all__ = [
     "MOST_COMPLETIONS",
     "ActionLogProb",
     "Conversation",
+    "EnumerableWorld",
     "Episode",
     "FloatArray",
     "FullDistribution",
@@ -34,6 +36,10 @@ __all__ = [
     "StatefulReward",
     "StopReason",
     "TextEnvError",
+    "Turn",
+    "TurnEnd",
+    "World",
+    "WorldAnswer",
     "as_annotator",
     "as_completions",
     "as_conversation",
@@ -49,7 +55,11 @@ __all__ = [
 IntArray: TypeAlias = NDArray[np.int64]
 FloatArray: TypeAlias = NDArray[np.float32]
 Observation: TypeAlias = dict[str, NDArray[Any]]
-StopReason: TypeAlias = Literal["eos", "stop", "length"]
+TurnEnd: TypeAlias = Literal["eos", "stop", "length"]
+"""Why the agent's turn has ended: an end-of-sequence token, a stop string, or the token budget."""
+StopReason: TypeAlias = Literal["eos", "stop", "length", "world", "turns", "context"]
+"""Why an episode has ended. Without a world it ends with its only turn; with one, because the world says so, or because
+the number of turns or the room for tokens is spent."""
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3", "full"]
 KLMode: TypeAlias = Literal["dense", "lump"]
 Message: TypeAlias = Mapping[str, Any]
@@ -64,6 +74,27 @@ _EXAMPLE = "[{'role': 'user', 'content': 'Hello'}]"
 
 class TextEnvError(ValueError):
     """The one error class: says what was given, what was expected, and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the agent wrote until a world answered, and the answer.
+
+    Attributes:
+        text: What the agent wrote, as the world was given it: without special tokens, cut before a stop string.
+        tokens: Number of tokens that the agent wrote in it.
+        end: Why the turn ended.
+        answer: The world's answer, a text or messages; of the last turn of an episode, nobody reads it.
+        answer_ids: Token ids of the answer, as the model reads them before the next turn; empty where none follows.
+        reward: What the world paid.
+    """
+
+    text: str
+    tokens: int
+    end: TurnEnd
+    answer: str | Conversation
+    answer_ids: tuple[int, ...]
+    reward: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +113,29 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
     given: str | Conversation | None = None
 
-    def for_reward(self, completion: str) -> tuple[Any, Any]:
+    def for_reward(self, completion: str, turns: Sequence[Turn] = ()) -> tuple[Any, Any]:
         """Return the prompt and a completion as a reward gets them, in the form in which the prompt was given.
 
         A text is a text. A conversation is a list of messages, and so is the completion: one message of the assistant,
-        which holds the beginning too where the conversation gave one. It is the form of TRL's trainers.
+        which holds the beginning too where the conversation gave one; with turns, its messages and the answers between
+        them. It is the form of TRL's trainers.
+
+        Args:
+            completion: The text.
+            turns: The turns that it is made of, where a world answered.
         """
         if self.given is None or isinstance(self.given, str):
             return self.text if self.given is None else self.given, completion
         messages = [copy.deepcopy(dict(message)) for message in self.given]  # a reward may change them
         begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-        return messages, [{"role": "assistant", "content": begun + completion}]
+        if not turns:
+            return messages, [{"role": "assistant", "content": begun + completion}]
+        said = [{"role": "assistant", "content": begun + turns[0].text}]
+        for before, turn in itertools.pairwise(turns):
+            answer = before.answer
+            said += [{"role": "user", "content": answer}] if isinstance(answer, str) else map(dict, answer)
+            said.append({"role": "assistant", "content": turn.text})
+        return messages, copy.deepcopy(said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +150,12 @@ class Episode:
         log_probs: log pi of each token in nats as the reward took it, shape ``(T,)``; 0 where no policy was known.
         ref_log_probs: The same of the reference, shape ``(T,)``.
         kl: KL penalty per token in nats, before the coefficient, shape ``(T,)``.
-        token_rewards: What each token earned: ``-kl_coef * kl`` and, at the last, the score; shape ``(T,)``.
-        score: The reward model's score, a missing end-of-sequence penalty included.
-        stop_reason: ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (the token budget).
+        token_rewards: What each token earned: ``-kl_coef * kl``, at the last of a turn what the world paid, and at the
+            last the score; shape ``(T,)``.
+        score: The reward model's score, a missing end-of-sequence penalty included; 0 where the world truncated it.
+        stop_reason: Why it ended, see ``StopReason``.
+        turns: The turns, where a world answers; without a world none.
+        truncated: Whether the world cut it off, so that it has no score and an agent has to bootstrap.
     """
 
     start: Prompt
@@ -122,6 +168,13 @@ class Episode:
     token_rewards: tuple[float, ...]
     score: float
     stop_reason: StopReason
+    turns: tuple[Turn, ...] = ()
+    truncated: bool = False
+
+    @property
+    def world_reward(self) -> float:
+        """What the world has paid in all turns together."""
+        return math.fsum(turn.reward for turn in self.turns)
 
     @property
     def prompt(self) -> str:
@@ -237,6 +290,67 @@ def is_stateful(reward: object) -> TypeGuard[StatefulReward]:
     """
     own = getattr(type(reward), "state_dict", None)
     return isinstance(reward, StatefulReward) and not str(getattr(own, "__module__", "")).startswith("torch.nn.")
+
+
+@runtime_checkable
+class World(Protocol):
+    """What answers the agent: a text-level environment, with the methods of ``gymnasium.Env``.
+
+    A text may be a list of messages instead, each a mapping with ``role`` and ``content``, for models with a chat
+    template. A world that is a function of its seed alone resumes exactly; one that learns from what it has seen offers
+    ``state_dict`` and ``load_state_dict`` (JSON values). One with a classmethod ``step_many(worlds, texts)``, which
+    returns what ``step`` returns for each, is asked for all rows at once.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; return the first observation, which is what the agent reads, and an info.
+
+        Args:
+            seed: Seeds what is random in it.
+            options: Where the environment has prompts of its own, the ``prompt`` and its other columns; else None.
+        """
+        ...
+
+    def step(self, action: Any, /) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Answer a turn of the agent; return the answer, what is paid, whether that ends or cuts it, and an info."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorldAnswer:
+    """One of the answers that a world may give.
+
+    Attributes:
+        chance: Its probability.
+        said: The answer.
+        reward: What is paid with it.
+        terminated: Whether the episode is then over.
+    """
+
+    chance: float
+    said: str
+    reward: float
+    terminated: bool
+
+
+@runtime_checkable
+class EnumerableWorld(World, Protocol):
+    """A world of texts that can say what it may answer, so that the best there is can be computed.
+
+    ``textenv.analysis.exact`` does so.
+    """
+
+    def beginnings(self) -> Sequence[tuple[float, str]]:
+        """Return the probability of each of its first observations, and the observation."""
+        ...
+
+    def outcomes(self, history: Sequence[str]) -> Sequence[WorldAnswer]:
+        """Return what it may answer, of probabilities that sum to 1.
+
+        Args:
+            history: What it and the agent have said in turn, from its first observation to the agent's last turn.
+        """
+        ...
 
 
 @runtime_checkable

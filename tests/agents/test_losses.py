@@ -21,6 +21,7 @@ from textenv.agents.losses import (
     n_step_advantages,
     policy_gradient_loss,
     preference_loss,
+    turn_returns,
 )
 from textenv.types import TextEnvError
 
@@ -238,3 +239,53 @@ def test_explained_variance_by_hand() -> None:
     returns, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[True, True, False]])
     assert explained_variance(returns, returns, mask) == pytest.approx(1.0)
     assert explained_variance(torch.zeros(1, 3), returns, mask) == pytest.approx(0.0)
+
+
+# -- turns ----------------------------------------------------------------------------------------------------------
+
+
+@given(data=st.data(), discount=st.floats(0.0, 1.0), lam=st.floats(0.0, 1.0))
+@settings(max_examples=30, deadline=None)
+def test_a_discount_between_turns_is_one_of_the_return(data: st.DataObject, discount: float, lam: float) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    numbers = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    time = sum(sizes)
+    rewards, values = (torch.from_numpy(numbers.normal(size=(1, time + 1))) for _ in range(2))
+    mask = torch.arange(time + 1)[None, :] < time
+    shares = [discount if place == size - 1 else 1.0 for size in sizes for place in range(size)]
+    discounts = torch.tensor([[*shares[:-1], 1.0, 1.0]], dtype=torch.float64)
+    last = torch.from_numpy(numbers.normal(size=1))
+    plain = [*values[0, 1:time].tolist(), float(last)]
+    deltas = [float(rewards[0, t]) + float(discounts[0, t]) * plain[t] - float(values[0, t]) for t in range(time)]
+    expected = [
+        sum(lam ** (later - t) * math.prod(discounts[0, t:later].tolist()) * deltas[later] for later in range(t, time))
+        for t in range(time)
+    ]
+    found, _ = gae(rewards, values, mask, last, gamma=1.0, lam=lam, discounts=discounts)
+    np.testing.assert_allclose(found[0, :time], expected, atol=1e-9)
+    whole = n_step_advantages(rewards, values, mask, last, gamma=1.0, steps=None, discounts=discounts)
+    to_the_end, _ = gae(rewards, values, mask, last, gamma=1.0, lam=1.0, discounts=discounts)
+    np.testing.assert_allclose(whole, to_the_end, atol=1e-9)
+
+
+def test_returns_of_turns_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 0.0, 0.0]])
+    turns = torch.tensor([[0, 0, 1, 2], [0, 1, 0, 0]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    found = turn_returns(rewards, turns, mask, 0.5)
+    # of the first row 4, then 3 + 0.5 * 4 = 5, then 1 + 2 + 0.5 * 5 = 5.5
+    torch.testing.assert_close(found, torch.tensor([[5.5, 5.5, 5.0, 4.0], [8.0, 6.0, 0.0, 0.0]]))
+
+
+def test_a_group_counts_those_that_are_present() -> None:
+    returns = torch.tensor([[1.0, 2.0, 6.0, 100.0], [4.0, 0.0, 0.0, 0.0]])
+    present = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    torch.testing.assert_close(
+        leave_one_out(returns, present), torch.tensor([[-3.0, -1.5, 4.5, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    )
+    everyone = torch.ones_like(present)
+    torch.testing.assert_close(leave_one_out(returns, everyone), leave_one_out(returns))
+    for scale in (False, True):
+        kept = group_relative(returns[:1, :3], scale=scale)
+        torch.testing.assert_close(group_relative(returns, present, scale=scale)[:1, :3], kept)
+        torch.testing.assert_close(group_relative(returns, everyone, scale=scale), group_relative(returns, scale=scale))

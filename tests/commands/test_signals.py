@@ -185,14 +185,17 @@ def test_a_signal_to_another_thread_interrupts_a_read() -> None:
         time.sleep(0.2)  # until the read has begun; were it to begin later, the test would pass all the same
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
+    def read() -> None:
+        begins.set()
+        os.read(reader, 1)
+
     thread = threading.Thread(target=receive)
     thread.start()
     rescue = threading.Timer(30, os.write, (writer, b"."))  # a test that fails, not one that hangs
     rescue.start()
     try:
         with pytest.raises(Stopped), stopped_by_signals():
-            begins.set()
-            os.read(reader, 1)
+            read()
         assert rescue.is_alive(), "the read was not interrupted"
     finally:
         rescue.cancel()

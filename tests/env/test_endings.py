@@ -48,7 +48,7 @@ def test_the_reasons_and_their_order() -> None:
     assert [text for text, _ in texts] == [text for *_, text in CASES]
     last = np.array([ids[-1] if ids else EOS for ids, *_ in CASES])  # that of an empty completion says nothing
     sizes = np.array([len(ids) for ids, *_ in CASES])
-    found = endings.reasons(last, sizes, lambda: [stopped for _, stopped in texts])
+    found = endings.ends(last, sizes, lambda: [stopped for _, stopped in texts])
     assert [found.get(place) for place in range(len(CASES))] == [reason for _, reason, _ in CASES]
 
 
@@ -57,7 +57,7 @@ def test_without_stop_strings_no_text_is_decoded() -> None:
         raise AssertionError
 
     endings = Endings(LM, stop=(), max_new_tokens=3)
-    assert endings.reasons(np.array([A, B]), np.array([1, 3]), decode) == {1: "length"}
+    assert endings.ends(np.array([A, B]), np.array([1, 3]), decode) == {1: "length"}
 
 
 @pytest.mark.parametrize(("ids", "reason", "text"), CASES[1:])

@@ -267,7 +267,7 @@ class TestScorer:
 
         prompts = [Prompt("a", (1,), {"want": "x"}), Prompt("b", (2,), {"want": "y"}), Prompt("c", (3,), {"want": "y"})]
         scores = Scorer(wanted, missing_eos_penalty=0.25).score(
-            prompts, ["x", "x", "y"], IDS, ["eos", "length", "length"]
+            prompts, ["x", "x", "y"], IDS, unfinished=[False, True, True]
         )
         assert scores.tolist() == [1.0, -0.25, 0.75]
         assert scores.dtype == np.float64
@@ -295,10 +295,10 @@ class TestScorer:
 
     def test_a_state_goes_on_where_it_was(self) -> None:
         one, other = Scorer(Counter({"calls": 3})), Scorer(Counter({"calls": 0}))
-        arguments: Any = ([Prompt("a", (1,))], ["x"], [[1]], ["eos"])
-        assert one.score(*arguments).tolist() == [4.0]
+        arguments: Any = ([Prompt("a", (1,))], ["x"], [[1]])
+        assert one.score(*arguments, unfinished=[False]).tolist() == [4.0]
         other.load_state(one.state())
-        assert other.score(*arguments).tolist() == one.score(*arguments).tolist() == [5.0]
+        assert [each.score(*arguments, unfinished=[False]).tolist() for each in (one, other)] == [[5.0], [5.0]]
 
     @pytest.mark.parametrize("value", [torch.zeros(2), np.zeros(2), float("nan")], ids=["tensor", "array", "nan"])
     def test_a_state_that_no_checkpoint_can_hold_is_refused_at_once(self, value: Any) -> None:

@@ -117,6 +117,6 @@ def test_half_precision_has_no_kl_either(tmp_path: Path) -> None:
 
 def test_training_forwards_agree_with_the_sampler(family: tuple[str, str]) -> None:
     _, policy, rollout = episodes(family[1], kl_mode="lump")
-    ids, lengths, starts = (torch.from_numpy(a) for a in (rollout.input_ids, rollout.lengths, rollout.starts))
-    now = policy.evaluate(ids, lengths, starts).log_probs.detach()
+    everything = rollout.tensors(np.arange(len(rollout.mask)), policy.lm.device, policy.lm.vocab_size)
+    now = policy.evaluate(*everything).log_probs.detach()
     torch.testing.assert_close(now, torch.from_numpy(rollout.log_probs[rollout.mask]), rtol=0, atol=1e-4)

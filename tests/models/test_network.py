@@ -21,6 +21,7 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
+from tests.conftest import written_places
 from tests.families import FAMILIES, family_model, make_family
 from textenv import CausalLM, TextEnvError
 from textenv.models import linear as linear_module
@@ -295,8 +296,8 @@ def test_policy_and_reference_share_the_weights_and_nothing_else(name: str) -> N
     assert float((found[0] - before).abs().max()) > 0.05
     assert float((found[0] - found[1]).abs().max()) > 0.05 or name == "gemma2"
     torch.testing.assert_close(lm.next_token_logits(ids, lengths), before, atol=1e-5, rtol=1e-5)
-    starts = torch.full((BATCH,), 4)
-    logits = policies[0].evaluate(token_ids(), torch.full((BATCH,), TIME), starts)  # with gradients, by other ways
+    places = written_places([4] * BATCH, [TIME] * BATCH, TIME)
+    logits = policies[0].evaluate(token_ids(), torch.full((BATCH,), TIME), places)  # with gradients, by other ways
     log_probs = policies[0].lm.token_log_probs(ids, lengths)[:, 3:]
     torch.testing.assert_close(logits.log_probs.detach(), torch.from_numpy(log_probs).flatten(), atol=1e-4, rtol=1e-4)
     logits.log_probs.sum().backward()

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from scipy import stats
 
-from tests.conftest import build_lm
+from tests.conftest import build_lm, written_places
 from textenv import CausalLM, TextEnvError
 from textenv.models.policy import TextPolicy, observation_arrays
 from textenv.types import FullDistribution
@@ -52,8 +52,8 @@ def write(policy: TextPolicy, steps: int = 6, masks: Any = None) -> tuple[Any, .
 
 
 def evaluate(policy: TextPolicy, ids: Any, lengths: Any, starts: Any, masks: Any = None, **given: Any) -> Any:
-    tensors = [torch.from_numpy(array) for array in (ids, lengths, starts)]
-    return policy.evaluate(tensors[0], tensors[1], tensors[2], masks, **given)
+    places = written_places(starts, lengths, ids.shape[1])
+    return policy.evaluate(torch.from_numpy(ids), torch.from_numpy(lengths), places, masks, **given)
 
 
 def excite(policy: TextPolicy) -> TextPolicy:

@@ -59,10 +59,10 @@ def test_every_episode_is_whole(tiny_lm: CausalLM, rows: int, settings: dict[str
     assert rollout.lengths.shape == (21,)
     assert len(rollout.finished) == 21
     with torch.no_grad():
-        found = policy.evaluate(
-            torch.from_numpy(rollout.input_ids), torch.from_numpy(rollout.lengths), torch.from_numpy(rollout.starts),
-            unpacked(rollout, policy.lm.vocab_size),
-        )  # fmt: skip
+        tensors = rollout.tensors(np.arange(21), policy.lm.device, policy.lm.vocab_size)
+        found = policy.evaluate(*tensors)
+    if tensors[3] is not None:
+        assert (tensors[3].sum(dim=1) == 7).all()  # those of the row itself, not of one that begins anew beside it
     np.testing.assert_allclose(rollout.log_probs[rollout.mask], found.log_probs, atol=1e-4)
     np.testing.assert_allclose(rollout.values[rollout.mask], found.values, atol=1e-4)
     for row, episode in enumerate(rollout.finished):
@@ -76,14 +76,6 @@ def test_every_episode_is_whole(tiny_lm: CausalLM, rows: int, settings: dict[str
         earned = episode.score - text_env(envs).kl_coef * math.fsum(episode.kl)
         assert float(rollout.rewards[row].sum()) == pytest.approx(earned, abs=1e-5)
         assert not rollout.rewards[row][~rollout.mask[row]].any()
-
-
-def unpacked(rollout: Rollout, vocab_size: int) -> torch.Tensor | None:
-    if rollout.action_masks is None:
-        return None
-    masks = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=vocab_size).astype(bool)
-    assert (masks.sum(axis=1) == 7).all()  # those of the row itself, not of one that begins anew beside it
-    return torch.from_numpy(masks)
 
 
 def test_an_episode_a_row_needs_no_more_than_that(tiny_lm: CausalLM) -> None:

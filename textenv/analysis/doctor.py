@@ -18,7 +18,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from textenv.env.registry import make_envs
 from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import TextPolicy
-from textenv.rollouts.collect import collect, text_env
+from textenv.rollouts.collect import Rollout, collect, text_env
 from textenv.types import Episode, TextEnvError
 
 __all__ = ["Finding", "examine"]
@@ -65,16 +65,14 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     yield Finding("KL of the untrained policy is 0", kl <= 1e-4, f"largest |KL_t| {kl:.1e} nats")
 
     beta = base.settings.kl_coef
-    worst = max(abs(sum(e.token_rewards) - (e.score - beta * sum(e.kl))) for e in rollout.finished)
+    worst = max(abs(sum(e.token_rewards) - (e.score + e.world_reward - beta * sum(e.kl))) for e in rollout.finished)
     yield Finding("rewards add up to score - beta * KL", worst <= 1e-5, f"largest difference {worst:.1e}")
 
     masks = None
     if rollout.action_masks is not None:
         bits = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=policy.lm.vocab_size)
         masks = torch.from_numpy(bits.astype(bool)).to(policy.lm.device)
-    columns = (rollout.input_ids, rollout.lengths, rollout.starts)
-    ids, lengths, starts = (torch.from_numpy(column).to(policy.lm.device) for column in columns)
-    now = _log_probs(policy, ids, lengths, starts, masks)
+    now = _log_probs(policy, rollout, masks)
     ratio = (now - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()
     off = float((ratio - 1).abs().max())
     yield Finding("training forward agrees with the sampler (ratio 1)", off <= 1e-4, f"largest |ratio - 1| {off:.1e}")
@@ -98,20 +96,17 @@ def _checker(name: str, check: Callable[[], object]) -> Finding:
         return Finding(name, False, f"{type(error).__name__}: {error}")
 
 
-def _log_probs(
-    policy: TextPolicy, ids: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor, masks: torch.Tensor | None
-) -> torch.Tensor:
-    """Return log pi of every token written, ``(tokens,)``; a text at a time, so that few logits are in memory."""
+def _log_probs(policy: TextPolicy, rollout: Rollout, masks: torch.Tensor | None) -> torch.Tensor:
+    """Return log pi of every token written, ``(tokens,)``; an episode at a time, so that few logits are in memory."""
     found: list[torch.Tensor] = []
     done = 0
-    for row, written in enumerate((lengths - starts).tolist()):
-        mine = slice(row, row + 1)
-        allowed = None if masks is None else masks[done : done + written]
-        width = int(lengths[row])
+    for row in range(len(rollout.mask)):
+        ids, lengths, places, _ = rollout.tensors(np.array([row]), policy.lm.device, policy.lm.vocab_size)
+        allowed = None if masks is None else masks[done : done + len(places)]
         with torch.no_grad():
-            now = policy.evaluate(ids[mine, :width], lengths[mine], starts[mine], allowed, entropy=False)
+            now = policy.evaluate(ids, lengths, places, allowed, entropy=False)
         found.append(now.log_probs.cpu())
-        done += written
+        done += len(places)
     return torch.cat(found)
 
 

@@ -20,6 +20,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from scipy import special
 
+from textenv.analysis.enumeration import LogProbs, States, enumerate_states, first_prompts
 from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
@@ -28,35 +29,14 @@ from textenv.types import IntArray, Observation, Prompt, TextEnvError, short
 
 __all__ = ["LogProbs", "Outcome", "Policy", "States", "Table", "Tree", "model_log_probs"]
 
-LogProbs: TypeAlias = Callable[[IntArray], NDArray[Any]]
-"""From token ids ``(n, length)``, prompts and what was written, to ``log pi(.|s)`` in nats, ``(n, vocab_size)``."""
 Table: TypeAlias = Sequence[Sequence[NDArray[Any]]]
-"""``log pi(.|s)`` in nats of all states: for each prompt, for each number of tokens written, ``(states, V)``."""
+"""``log pi(.|s)`` in nats of all states: for each prompt, for each length of a text, ``(states, V)``."""
 Policy: TypeAlias = TextPolicy | CausalLM | LogProbs | Table
 
 logsumexp = cast("Callable[..., NDArray[np.float64]]", special.logsumexp)  # its own annotations tell less
 
 _MOST = 2**22  # states times tokens; some of the arrays are of so many float64
 _AT_ONCE = 4096  # states that a model reads in one forward
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class States:
-    """The states of one prompt in which the same number of tokens is written.
-
-    The states after them, in order, are those that the places where ``ended`` is False lead to, row by row.
-
-    Attributes:
-        ids: Token ids of the prompt and of what was written, shape ``(states, length)``.
-        ref_log_probs: ``log pi_ref(.|s)`` in nats, shape ``(states, V)``.
-        ended: Whether the token ends the episode, shape ``(states, V)``.
-        scores: What it is then paid, else 0, shape ``(states, V)``.
-    """
-
-    ids: IntArray
-    ref_log_probs: NDArray[np.float64]
-    ended: NDArray[np.bool_]
-    scores: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +59,9 @@ class Tree:
     """All texts of a text environment.
 
     Attributes:
-        prompts: The prompts that episodes are drawn from, evenly.
-        states: For each prompt, for each number of tokens written from 0, its states.
+        prompts: What episodes begin with.
+        weights: Probability of each prompt.
+        states: For each prompt, for each length of a text, its states.
         kl_coef: Weight of the KL penalty, beta. ``dataclasses.replace(tree, kl_coef=...)`` gives it another.
         temperature: Divides the logits of models.
         pad_id: Token id that fills up observations.
@@ -88,6 +69,7 @@ class Tree:
     """
 
     prompts: tuple[Prompt, ...]
+    weights: tuple[float, ...]
     states: tuple[tuple[States, ...], ...]
     kl_coef: float
     temperature: float
@@ -102,7 +84,9 @@ class Tree:
         estimate without bias; so ``kl_mode`` does not matter, nor does which of them it is.
 
         Args:
-            env: A text environment, single or vectorized, whose reward depends on the text alone.
+            env: A text environment, single or vectorized, whose reward depends on the text alone. A world in it says
+                what it may answer (``textenv.types.EnumerableWorld``); the figures are of the whole return, whatever
+                ``turn_discount`` says, and ``score`` holds what the world pays.
 
         Raises:
             TextEnvError: There are too many texts, or a setting makes rewards depend on more than the text.
@@ -110,13 +94,15 @@ class Tree:
         base = text_env(env)
         _check_settings(base)
         reference = model_log_probs(base.reference, base.settings.temperature)
+        weights, prompts = zip(*first_prompts(base), strict=True)
         return cls(
-            prompts=tuple(base.prompts),
-            states=tuple(_states(base, prompt, reference) for prompt in base.prompts),
+            prompts=prompts,
+            weights=weights,
+            states=tuple(enumerate_states(base, prompt, reference) for prompt in prompts),
             kl_coef=base.kl_coef,
             temperature=base.settings.temperature,
             pad_id=base.reference.pad_id,
-            width=base.max_prompt_tokens + base.settings.max_new_tokens,
+            width=base.width,
         )
 
     @property
@@ -142,7 +128,7 @@ class Tree:
 
     @property
     def optimal_values(self) -> Table:
-        """``V*(s)`` of all states: for each prompt, for each number of tokens written, ``(states,)``.
+        """``V*(s)`` of all states: for each prompt, for each length of a text, ``(states,)``.
 
         ``V*(s) = beta * log sum_a pi_ref(a|s) * exp((r + V*(s')) / beta)``, the score being r at the last token and 0
         before it (Levine 2018, section 2.2, with pi_ref as prior; Korbak et al. 2022). For beta = 0 it is the largest
@@ -180,7 +166,7 @@ class Tree:
             TextEnvError: It gives something that is not ``log pi`` of all tokens.
         """
         figures = [_evaluate(levels, table) for levels, table in zip(self.states, self.tabulate(policy), strict=True)]
-        score, kl = np.mean(figures, axis=0).tolist()
+        score, kl = np.average(figures, axis=0, weights=self.weights).tolist()
         return self._outcome(score, kl)
 
     def tabulate(self, policy: Policy) -> Table:
@@ -204,8 +190,8 @@ class Tree:
         if not table or isinstance(given, str) or [len(part) for part in given] != expected:
             what = f"a table that has {[len(part) for part in given]} arrays" if table else short(given)
             raise TextEnvError(
-                f"The policy is {what}; expected {expected} arrays in a table, for each prompt one for each number of "
-                "tokens written; or a TextPolicy, a CausalLM, or a function of token ids."
+                f"The policy is {what}; expected {expected} arrays in a table, for each prompt one for each length of "
+                "a text; or a TextPolicy, a CausalLM, or a function of token ids."
             )
         return [
             [_checked(values, at) for values, at in zip(table, levels, strict=True)]
@@ -249,7 +235,10 @@ class Tree:
         given: Any = n
         if isinstance(given, bool) or not isinstance(given, (int, float, np.number)) or not 1 <= given < math.inf:
             raise TextEnvError(f"n={short(given)}: expected a finite number of at least 1.")
-        score, kl = np.mean([_best_of_n(*_texts(levels), n) for levels in self.states], axis=0).tolist()
+        if any((at.chances < 1).any() for levels in self.states for at in levels):
+            raise TextEnvError("Best-of-n of episodes in which a world answers is not known; leave the world out.")
+        figures = [_best_of_n(*_texts(levels), n) for levels in self.states]
+        score, kl = np.average(figures, axis=0, weights=self.weights).tolist()
         return self._outcome(score, kl)
 
     def observations(self, ids: IntArray) -> Observation:
@@ -312,94 +301,78 @@ def _check_settings(base: TextVectorEnv) -> None:
         )
     vocab = base.reference.vocab_size
     going = vocab - len(base.reference.eos_ids)
-    pairs = len(base.prompts) * vocab * sum(going**written for written in range(settings.max_new_tokens))
+    budget = settings.max_new_tokens * (1 if base.worlds is None else settings.max_turns)
+    pairs = len(first_prompts(base)) * vocab * sum(going**written for written in range(budget))
     if pairs > _MOST:
         raise TextEnvError(
-            f"{len(base.prompts)} prompts, {vocab} tokens and max_new_tokens={settings.max_new_tokens} "
-            f"make {pairs:.2g} beginnings of texts, too many to enumerate; expected at most {_MOST:,}. "
+            f"{len(first_prompts(base))} prompts, {vocab} tokens and at most {budget} of them make {pairs:.2g} "
+            f"beginnings of texts, too many to enumerate; expected at most {_MOST:,}. "
             "Lower one of them, as textenv/Exact-v0 does."
         )
 
 
-def _states(base: TextVectorEnv, prompt: Prompt, reference: LogProbs) -> tuple[States, ...]:
-    """Enumerate the texts that begin with a prompt."""
-    vocab = base.reference.vocab_size
-    ids = np.array([prompt.ids], dtype=np.int64)
-    levels: list[States] = []
-    while len(ids):  # the token budget ends every text
-        after = np.concatenate([np.repeat(ids, vocab, axis=0), np.tile(np.arange(vocab), len(ids))[:, None]], axis=1)
-        ended, scores = _finished(base, prompt, after)
-        ref = np.asarray(reference(ids), dtype=np.float64)
-        if not np.isfinite(ref).all():
-            raise TextEnvError("The reference gives a token no probability, or its logits are not finite.")
-        levels.append(States(ids, ref, ended.reshape(-1, vocab), scores.reshape(-1, vocab)))
-        ids = after[~ended]
-    return tuple(levels)
-
-
-def _finished(base: TextVectorEnv, prompt: Prompt, ids: IntArray) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return which token sequences are finished texts, and what these are paid, both ``(n,)``."""
-    written: list[list[int]] = ids[:, len(prompt.ids) :].tolist()
-    sizes = np.full(len(ids), ids.shape[1] - len(prompt.ids))
-    endings = base.endings
-    reasons = endings.reasons(
-        ids[:, -1], sizes, lambda: [endings.completion_text(prompt, tokens)[1] for tokens in written]
-    )
-    over = list(reasons)
-    completions = [endings.completion_text(prompt, written[place])[0] for place in over]
-    ended, scores = np.zeros(len(ids), dtype=bool), np.zeros(len(ids))
-    ended[over] = True
-    scores[over] = base.scorer.score(
-        [prompt] * len(over), completions, [written[place] for place in over], list(reasons.values())
-    )
-    return ended, scores
-
-
 def _solve(levels: Sequence[States], kl_coef: float) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Return the optimal values and policy, for each number of tokens written."""
+    """Return the optimal values and policy, for each length of a text."""
+    gains = [at.scores.copy() for at in levels]
+    masses = [np.zeros(at.scores.shape) for at in levels]  # for beta = 0, log pi_ref of the best texts
     values: list[NDArray[np.float64]] = []
     policy: list[NDArray[np.float64]] = []
-    later, mass = np.zeros(0), np.zeros(0)  # V* of the next states; their log pi_ref of the best texts, for beta = 0
-    for at in reversed(levels):
-        gains, masses = at.scores.copy(), np.zeros(at.scores.shape)
-        gains[~at.ended] = later
+    for at, gain, mass in reversed(list(zip(levels, gains, masses, strict=True))):
         if kl_coef:
-            weights = at.ref_log_probs + gains / kl_coef
+            weights = at.ref_log_probs + gain / kl_coef
             total = logsumexp(weights, axis=1)
-            later = kl_coef * total
+            value = kl_coef * total
         else:
-            masses[~at.ended] = mass
-            later = gains.max(axis=1)
-            weights = np.where(gains == later[:, None], at.ref_log_probs + masses, -np.inf)
-            mass = total = logsumexp(weights, axis=1)
-        values.append(later)
+            value = gain.max(axis=1)
+            weights = np.where(gain == value[:, None], at.ref_log_probs + mass, -np.inf)
+            total = logsumexp(weights, axis=1)
+            _carry_back(masses, at, total)
+        _carry_back(gains, at, value)
+        values.append(value)
         policy.append(weights - total[:, None])
     return values[::-1], policy[::-1]
 
 
+def _carry_back(columns: Sequence[NDArray[np.float64]], at: States, values: NDArray[np.float64]) -> None:
+    """Add the values of states, times their chances, to what their parents' tokens lead to."""
+    for number in np.unique(at.parents[:, 0]).tolist():
+        if number >= 0:
+            mine = at.parents[:, 0] == number
+            np.add.at(columns[number].reshape(-1), at.parents[mine, 1], at.chances[mine] * values[mine])
+
+
+def _carry_on(columns: Sequence[NDArray[np.float64]], at: States, first: float) -> NDArray[np.float64]:
+    """Return, for each state, the value of the parent's token that it follows from, or ``first`` for a first state."""
+    found = np.full(len(at.ids), first)
+    for number in np.unique(at.parents[:, 0]).tolist():
+        if number >= 0:
+            mine = at.parents[:, 0] == number
+            found[mine] = columns[number].reshape(-1)[at.parents[mine, 1]]
+    return found
+
+
 def _evaluate(levels: Sequence[States], table: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     """Return the expected score and the KL of a policy, forward through all states."""
-    reached = np.ones(1)
+    chances: list[NDArray[np.float64]] = []
     score = kl = 0.0
     for at, log_probs in zip(levels, table, strict=True):
-        chances = reached[:, None] * np.exp(log_probs)
+        reached = _carry_on(chances, at, 1.0) * at.chances
+        chances.append(reached[:, None] * np.exp(log_probs))
         possible = np.isfinite(log_probs)
-        score += float((chances * at.scores).sum())
-        kl += float((chances * (np.where(possible, log_probs, 0.0) - np.where(possible, at.ref_log_probs, 0.0))).sum())
-        reached = chances[~at.ended]
+        score += float((chances[-1] * at.scores).sum())
+        differences = np.where(possible, log_probs, 0.0) - np.where(possible, at.ref_log_probs, 0.0)
+        kl += float((chances[-1] * differences).sum())
     return score, kl
 
 
 def _texts(levels: Sequence[States]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return log pi_ref and the score of every finished text."""
-    reached = np.zeros(1)
-    log_probs, scores = [], []
+    joints: list[NDArray[np.float64]] = []
     for at in levels:
-        joint = reached[:, None] + at.ref_log_probs
-        log_probs.append(joint[at.ended])
-        scores.append(at.scores[at.ended])
-        reached = joint[~at.ended]
-    return np.concatenate(log_probs), np.concatenate(scores)
+        joints.append(_carry_on(joints, at, 0.0)[:, None] + at.ref_log_probs)
+    ended = [at.ended for at in levels]
+    log_probs = [joint[over] for joint, over in zip(joints, ended, strict=True)]
+    return np.concatenate(log_probs), np.concatenate([at.scores[over] for at, over in zip(levels, ended, strict=True)])
 
 
 def _best_of_n(log_probs: NDArray[np.float64], scores: NDArray[np.float64], n: float) -> tuple[float, float]:

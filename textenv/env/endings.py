@@ -1,4 +1,4 @@
-"""Why a text has ended: the one place that says so, for the process, the exact tree and the critics."""
+"""Why a turn has ended: the one place that says so, for the process, the exact tree and the critics."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.models.causal_lm import CausalLM
-from textenv.types import IntArray, Prompt, StopReason
+from textenv.types import IntArray, Prompt, TurnEnd
 
 __all__ = ["Endings"]
 
 
 class Endings:
-    """Ends a text at an end-of-sequence token, at a stop string, or when the token budget is spent.
+    """Ends a turn at an end-of-sequence token, at a stop string, or when the token budget is spent.
 
     Attributes:
         stop: The stop strings.
-        max_new_tokens: The token budget of a completion.
+        max_new_tokens: The token budget of a turn.
     """
 
     def __init__(self, model: CausalLM, *, stop: Sequence[str], max_new_tokens: int) -> None:
         """Take the end-of-sequence tokens from a model.
 
         Args:
-            model: Decodes completions, and says which tokens end a text.
-            stop: Strings that end a text when they appear in its completion.
-            max_new_tokens: Token budget of a completion.
+            model: Decodes completions, and says which tokens end a turn.
+            stop: Strings that end a turn when they appear in it.
+            max_new_tokens: Token budget of a turn.
         """
         self.stop, self.max_new_tokens = tuple(stop), max_new_tokens
         self._model = model
@@ -45,10 +45,10 @@ class Endings:
         found = [place for place in (text.find(string) for string in self.stop) if place >= 0]
         return text[: min(found, default=None)], bool(found)
 
-    def reasons(
+    def ends(
         self, tokens: IntArray, sizes: IntArray, has_stop: Callable[[], Sequence[bool] | NDArray[np.bool_]]
-    ) -> dict[int, StopReason]:
-        """Return why texts have ended, by their places; those that go on are left out.
+    ) -> dict[int, TurnEnd]:
+        """Return why turns have ended, by their places; those that go on are left out.
 
         Where several reasons hold, an end-of-sequence token comes before a stop string, and that before the budget.
 

@@ -27,6 +27,7 @@ def of_episode(episode: Episode) -> dict[str, Any]:
         "completion_ids": episode.completion_ids,
         "token_kl": episode.kl,
         "token_rewards": episode.token_rewards,
+        **({"turns": episode.turns} if episode.turns else {}),
     }
 
 
@@ -45,7 +46,7 @@ def add_rows(infos: dict[str, Any], n: int, found: Mapping[int, Mapping[str, Any
 def add_tokens(infos: dict[str, Any], episodes: EpisodeBatch, rows: IntArray) -> None:
     """Add what is known of the last token of some rows: KL, and both log-probabilities, in nats."""
     n = len(episodes.lengths)
-    at = episodes.lengths[rows] - episodes.starts[rows] - 1
+    at = episodes.sizes[rows] - 1
     present = np.zeros(n, dtype=bool)
     present[rows] = True
     for name, values in (

@@ -133,9 +133,10 @@ def exact_vector(
 
 def exact_settings(
     *,
-    reward: Any = "dense",
+    reward: Any = None,
     vocab_size: int = 8,
-    max_new_tokens: int = 6,
+    turns: int = 1,
+    max_new_tokens: int | None = None,
     stop_token: bool = True,
     task_seed: int = 0,
     **others: Any,
@@ -143,13 +144,15 @@ def exact_settings(
     """Return the settings of a text environment that make it one of letters.
 
     Args:
-        reward: The name of one of the families of ``textenv.rewards.Letters``, or any other reward.
+        reward: The name of one of the families of ``textenv.rewards.Letters``, or any other reward. None for
+            ``"dense"``, or where a world answers for what it pays alone.
         vocab_size: Number of tokens, as in ``letter_model``.
-        max_new_tokens: Token budget.
+        turns: With more than one, a world answers each with a letter, ``textenv.worlds.letter_dialogue``.
+        max_new_tokens: Token budget of a turn; None for 6 in an episode.
         stop_token: Whether a token ends the text, as in ``letter_model``.
         task_seed: Seeds the reference and the reward.
-        **others: Settings of ``textenv.env.settings.TextEnvSettings``. The prompts are ``["a"]`` if not given, and
-            ``model`` is made here, unless it is one that was.
+        **others: Settings of ``textenv.env.settings.TextEnvSettings``. The prompts are ``["a"]``, unless others are
+            given or a world answers, and ``model`` is made here, unless it is one that was.
 
     Raises:
         TextEnvError: An argument is not what is expected.
@@ -164,10 +167,20 @@ def exact_settings(
             f"stop_token={stop_token} and task_seed; leave model out, or give what letter_model made of these. Another "
             "model fits textenv/Text-v0."
         )
+    _check_numbers(turns=turns)
+    if max_new_tokens is None:
+        max_new_tokens = max(1, 6 // max(1, turns))
+    letters = "".join(model.token_texts(range(int(stop_token), vocab_size)))
+    if turns > 1:
+        world = {"name": "letter_dialogue", "letters": letters, "turns": turns, "length": max_new_tokens}
+        room = 1 + turns * (max_new_tokens + 1)
+        others = {"world": {**world, "seed": task_seed}, "max_turns": turns, "max_tokens": room, **others}
+    elif reward is None:
+        reward = "dense"
     if isinstance(reward, str) and reward in FAMILIES:
-        letters = "".join(model.token_texts(range(int(stop_token), vocab_size)))
         reward = {"name": "letters", "family": reward, "letters": letters, "length": max_new_tokens, "seed": task_seed}
-    return {"prompts": ["a"], **others, "model": model, "reward": reward, "max_new_tokens": max_new_tokens}
+    prompts = {} if turns > 1 else {"prompts": ["a"]}
+    return {**prompts, **others, "model": model, "reward": reward, "max_new_tokens": max_new_tokens}
 
 
 def _check_numbers(**numbers: Any) -> None:

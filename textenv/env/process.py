@@ -1,4 +1,8 @@
-"""The Markov decision process of writing text, batched: beginning episodes, appending tokens, paying for them."""
+"""The Markov decision process of writing text, batched: beginning episodes, appending tokens, paying for them.
+
+Without a world an episode is one turn. With one, the world answers each turn that ends, in the same step: its tokens
+are appended, or begin another text, and the next token is the agent's again.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,10 @@ from textenv.env.reference import NextTokens
 from textenv.env.scoring import Scorer
 from textenv.env.settings import TextEnvSettings
 from textenv.env.settlement import Settlement, in_parts
+from textenv.env.turns import TurnEncoder, context_of
+from textenv.env.world_rows import Answer, WorldRows
 from textenv.models.causal_lm import CausalLM
-from textenv.types import Episode, IntArray, Prompt, TextEnvError
+from textenv.types import Episode, IntArray, Prompt, StopReason, TextEnvError, Turn, TurnEnd
 
 __all__ = ["TextProcess"]
 
@@ -36,6 +42,8 @@ class TextProcess:
         next_tokens: What the reference says of each row's next token.
         endings: Says why a text has ended.
         settlement: Scores episodes.
+        worlds: What answers the rows' turns; None where nothing does.
+        turns: Encodes what worlds say.
     """
 
     def __init__(
@@ -47,6 +55,7 @@ class TextProcess:
         scorer: Scorer,
         width: int,
         prompt: Prompt,
+        worlds: WorldRows | None,
     ) -> None:
         """Make rows without episodes.
 
@@ -55,8 +64,9 @@ class TextProcess:
             settings: Of the environment.
             reference: The reference model.
             scorer: Scores finished completions.
-            width: The most tokens of a prompt and a completion.
+            width: The most tokens of a text, prompt included.
             prompt: Stands in for the rows' prompts until they have one.
+            worlds: What answers the rows' turns; None where nothing does.
         """
         self._num_envs, self._settings, self._reference = num_envs, settings, reference
         self.kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_horizon)
@@ -64,12 +74,16 @@ class TextProcess:
         self.settlement = Settlement(reference, scorer, self.endings, settings)
         self.behavior = Behavior(settings, num_envs, reference.vocab_size)
         self.next_tokens = NextTokens(reference, settings, num_envs)
+        self.worlds = worlds
+        self.turns = TurnEncoder(reference, chat=settings.chat)
         self.episodes = EpisodeBatch.empty(
-            num_envs, width=width, max_new_tokens=settings.max_new_tokens, pad_id=reference.pad_id, prompt=prompt
+            num_envs, width=width, time=settings.most_tokens(width), pad_id=reference.pad_id, prompt=prompt
         )
         self.done = np.ones(num_envs, dtype=bool)
         self.begun = np.zeros(num_envs, dtype=bool)
         self.finished: NDArray[np.object_] = np.full(num_envs, None, dtype=object)
+        self._turn_sizes = np.zeros(num_envs, dtype=np.int64)  # tokens of each row's present turn
+        self._before: list[Prompt] = [prompt] * num_envs  # what precedes each row's present turn
         self._writing: IntArray | None = None  # rows that go on; None where they have to be looked up again
         self._unscored: list[EpisodeBatch] | None = None  # those that ended while scoring waits, or None
 
@@ -81,6 +95,9 @@ class TextProcess:
         """Begin an episode in each of some rows."""
         self.episodes.begin(rows, prompts, kl_coef=self.kl.coef, pad_id=self._reference.pad_id)
         self.done[rows], self.begun[rows], self._writing = False, True, None
+        self._turn_sizes[rows] = 0
+        for row, prompt in zip(rows.tolist(), prompts, strict=True):
+            self._before[row] = prompt
         self._reference.forget(rows)
         if self._settings.masks_actions:
             self.next_tokens.read(self.episodes, rows)
@@ -112,7 +129,7 @@ class TextProcess:
         """
         episodes, settings = self.episodes, self._settings
         chosen = tokens[rows]
-        at = episodes.lengths[rows] - episodes.starts[rows]
+        at = episodes.sizes[rows]
         log_probs, distributions = self.behavior.log_probs(episodes, rows, tokens)
         episodes.log_probs[rows, at] = log_probs
         if settings.reads_each_step:
@@ -120,10 +137,11 @@ class TextProcess:
             episodes.ref_log_probs[rows, at] = ref_log_probs
             episodes.kl[rows, at] = self._kl(rows, log_probs, ref_log_probs, distributions)
         episodes.append(rows, chosen)
+        self._turn_sizes[rows] += 1
         rewards = np.zeros(self._num_envs)
         if settings.kl_mode == "dense":
             rewards[rows] = -episodes.kl_coefs[rows] * episodes.kl[rows, at]
-        return rewards, self._end(rows, chosen, at + 1, rewards)
+        return rewards, self._settle(self._end(rows, chosen, rewards), rewards)
 
     def _kl(
         self, rows: IntArray, log_probs: NDArray[Any], ref_log_probs: NDArray[Any], distributions: NDArray[Any] | None
@@ -137,21 +155,89 @@ class TextProcess:
         assert self.next_tokens.log_probs is not None
         return full_kl(distributions, self.next_tokens.log_probs[rows])
 
-    def _end(self, rows: IntArray, tokens: IntArray, sizes: IntArray, rewards: NDArray[np.float64]) -> IntArray:
-        """End the episodes of ``rows`` that are over, and pay for them; return the rows that were scored."""
+    def _end(self, rows: IntArray, tokens: IntArray, rewards: NDArray[np.float64]) -> IntArray:
+        """End the turns of ``rows`` that are over, and have worlds answer; return the rows whose episode is over."""
         episodes = self.episodes
-        reasons = self.endings.reasons(tokens, sizes, lambda: [self._has_stop(row) for row in rows.tolist()])
-        if not reasons:
-            return rows[:0]
-        over = rows[list(reasons)]
-        for row, reason in zip(over.tolist(), reasons.values(), strict=True):
-            episodes.reasons[row] = reason
-        ended = episodes.select(over)
+        sizes = self._turn_sizes[rows]
+        if self.worlds is not None:  # a text without room has spent its budget
+            full = episodes.lengths[rows] == episodes.ids.shape[1]
+            sizes = np.where(full, self._settings.max_new_tokens, sizes)
+        ends = self.endings.ends(tokens, sizes, lambda: [self._turn_text(row)[1] for row in rows.tolist()])
+        ended = rows[list(ends)]
+        if self.worlds is not None and len(ended):
+            return self._answer(self.worlds, ended, list(ends.values()), rewards)
+        for row, end in zip(ended.tolist(), ends.values(), strict=True):
+            episodes.reasons[row] = end
+        return ended
+
+    def _turn_text(self, row: int) -> tuple[str, bool]:
+        """Return the text of a row's present turn, and whether a stop string is in it."""
+        episodes, size = self.episodes, int(self._turn_sizes[row])
+        end = int(episodes.lengths[row])
+        return self.endings.completion_text(self._before[row], episodes.ids[row, end - size : end].tolist())
+
+    def _answer(
+        self, worlds: WorldRows, rows: IntArray, ends: Sequence[TurnEnd], rewards: NDArray[np.float64]
+    ) -> IntArray:
+        """Have worlds answer turns that have ended, and begin the next turns; return the rows whose episode is over."""
+        places, episodes = rows.tolist(), self.episodes
+        texts = [self._turn_text(row)[0] for row in places]
+        self.begun[rows], self._writing = False, None  # a world that raises leaves rows that neither go on nor are over
+        answers = worlds.answer(places, texts, [len(episodes.turns[row]) + 1 for row in places])
+        over = []
+        for row, text, end, answer in zip(places, texts, ends, answers, strict=True):
+            reason, ids = self._what_follows(row, answer)
+            turn = Turn(text, int(self._turn_sizes[row]), end, answer.said, ids, answer.reward)
+            episodes.turns[row] = (*episodes.turns[row], turn)
+            episodes.paid[row, episodes.sizes[row] - 1] = answer.reward
+            episodes.reasons[row], episodes.truncated[row] = reason, answer.truncated and not answer.terminated
+            rewards[row] += answer.reward
+            if reason is None or episodes.truncated[row]:
+                self._go_on(row, ids)
+            if reason is not None:
+                over.append(row)
+        self.begun[rows] = True
+        return np.array(over, dtype=np.int64)
+
+    def _what_follows(self, row: int, answer: Answer) -> tuple[StopReason | None, tuple[int, ...]]:
+        """Return why an episode is over after an answer, or None; and the tokens that the next turn begins with."""
+        episodes, fresh = self.episodes, self._settings.context == "fresh"
+        if answer.terminated:
+            return "world", ()
+        if fresh:
+            ids = self.turns.first(answer.said, {}).ids
+        else:
+            last_id = int(episodes.ids[row, episodes.lengths[row] - 1])
+            ids = self.turns.answer(episodes.prompts[row], answer.said, last_id)
+        fits = (0 if fresh else int(episodes.lengths[row])) + len(ids) < episodes.ids.shape[1]
+        if answer.truncated:
+            return "world", ids if fits else ()
+        if len(episodes.turns[row]) + 1 == self._settings.max_turns:
+            return "turns", ()
+        return (None, ids) if fits else ("context", ())
+
+    def _go_on(self, row: int, ids: tuple[int, ...]) -> None:
+        """Let the model read what a world has answered, at which the next turn begins."""
+        if not ids and self.episodes.truncated[row]:
+            return
+        if self._settings.context == "fresh":
+            self.episodes.begin_texts(np.array([row]), [ids], pad_id=self._reference.pad_id)
+        else:
+            self.episodes.extend(row, ids)
+        self._turn_sizes[row] = 0
+        text: list[int] = self.episodes.ids[row, : self.episodes.lengths[row]].tolist()
+        self._before[row] = context_of(self._reference, text)
+
+    def _settle(self, over: IntArray, rewards: NDArray[np.float64]) -> IntArray:
+        """Score the episodes of rows that are over, and pay for them; return the rows that were scored."""
+        if not len(over):
+            return over
+        ended = self.episodes.select(over)
         self._writing = None
         if self._unscored is not None:
             self._unscored.append(ended)
             self.done[over] = True
-            return rows[:0]
+            return over[:0]
         self.begun[over] = False  # a reward that raises leaves rows that neither go on nor are over
         if not self._settings.reads_each_step:
             self.settlement.read(ended, at_once=self._num_envs)
@@ -159,16 +245,13 @@ class TextProcess:
         self.begun[over] = True
         totals = ended.kl.sum(axis=1)
         if self._settings.kl_mode == "lump":
-            rewards[over] = -ended.kl_coefs * totals
+            rewards[over] += -ended.kl_coefs * totals
         rewards[over] += [episode.score for episode in finished]
         self.done[over] = True
         self.kl.update(float(totals.mean()), len(over))
         for row, episode in zip(over.tolist(), finished, strict=True):
             self.finished[row] = episode
         return over
-
-    def _has_stop(self, row: int) -> bool:
-        return self.endings.completion_text(self.episodes.prompts[row], self.episodes.completion_ids(row))[1]
 
     @contextlib.contextmanager
     def scoring_later(self) -> Iterator[Callable[[], list[Episode]]]:

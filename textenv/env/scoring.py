@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from textenv import plugins
 from textenv.data.files import to_json
-from textenv.types import FloatArray, Prompt, Reward, StopReason, TextEnvError, is_stateful
+from textenv.types import FloatArray, Prompt, Reward, TextEnvError, Turn, is_stateful
 
 __all__ = [
     "RewardSpec",
@@ -62,7 +62,9 @@ class Scorer:
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]],
-        reasons: Sequence[StopReason],
+        *,
+        unfinished: Sequence[bool],
+        turns: Sequence[Sequence[Turn]] | None = None,
     ) -> NDArray[np.float64]:
         """Return what completions are paid, shape ``(n,)``.
 
@@ -70,13 +72,15 @@ class Scorer:
             prompts: ``n`` prompts.
             completions: Texts, as ``textenv.env.endings.Endings.completion_text`` gives them.
             completion_ids: Their token ids.
-            reasons: Why each ended.
+            unfinished: Whether the token budget ended each, or its last turn.
+            turns: The turns of each, where worlds answered.
 
         Raises:
             TextEnvError: The reward raises, or returns anything but ``n`` finite numbers.
         """
+        turns = [()] * len(prompts) if turns is None else turns
         names = sorted({name for prompt in prompts for name in prompt.columns})
-        given = [prompt.for_reward(text) for prompt, text in zip(prompts, completions, strict=True)]
+        given = [prompt.for_reward(*rest) for prompt, *rest in zip(prompts, completions, turns, strict=True)]
         scores = score(
             self.reward,
             prompts=[prompt for prompt, _ in given],
@@ -84,8 +88,7 @@ class Scorer:
             completion_ids=completion_ids,
             columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
         ).astype(np.float64)
-        unfinished = np.array([reason == "length" for reason in reasons], dtype=bool)
-        return np.asarray(scores - self.missing_eos_penalty * unfinished)
+        return np.asarray(scores - self.missing_eos_penalty * np.array(unfinished, dtype=bool))
 
     def check_columns(self, prompts: Sequence[Prompt]) -> None:
         """Check that the reward can be called with the columns of prompts, before anything is written.

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from annotated_types import Interval
 
 from textenv.types import KLEstimator, KLMode
-from textenv.validation import Count, NonEmpty, NonNegative, Positive, Temperature, build, validate
+from textenv.validation import Count, NonEmpty, NonNegative, Positive, Probability, Temperature, build, validate
 
 __all__ = ["TextEnvSettings"]
 
@@ -34,9 +34,23 @@ class TextEnvSettings:
             Conversations go through the tokenizer's chat template, and the reward gets them as messages.
         chat: Take a prompt that is a text as one message of a user to a chat model. The reward gets it as a text.
         reward: A name, a JSON mapping with ``name`` and arguments, ``"package.module:attribute"``, or a callable
-            (see ``textenv.types.Reward``).
-        max_new_tokens: Token budget of an episode.
-        max_prompt_tokens: Room for the prompt; None for that of the longest prompt. Longer ones are refused.
+            (see ``textenv.types.Reward``). None for ``"learned"``, or with a world for what the world pays alone.
+        world: What answers the agent at the end of each turn (see ``textenv.types.World``): a name, a JSON mapping with
+            ``name`` and arguments, ``"gymnasium:ID"`` and other prefixes of ``textenv.worlds.adapters``,
+            ``"package.module:Class"``, or a class or function that makes one. None for texts that nobody answers: an
+            episode is then one turn.
+        max_turns: Turns of an episode, at most.
+        max_tokens: Room for all that the model reads and writes in an episode with a world; None for 1,024 or as many
+            as the model takes.
+        context: With a world, ``"transcript"`` has the model read all turns and answers so far, ``"fresh"`` the world's
+            last answer alone.
+        turn_discount: Share of the reward after a turn that counts towards it, for agents: 1 for the whole episode, 0
+            for each turn by itself.
+        world_workers: Threads that ask the worlds of different rows, where these cannot be asked together.
+        world_timeout: Seconds that a world may take for an answer.
+        max_new_tokens: Token budget of a turn; without a world, of an episode.
+        max_prompt_tokens: Room for the prompt; None for that of the longest prompt, and with a world for all that
+            ``max_tokens`` leaves. Longer ones are refused.
         kl_coef: Weight of the KL penalty, beta.
         kl_estimator: ``"k1"``, ``"k2"``, ``"k3"`` or ``"full"`` (see ``textenv.env.kl``).
         kl_mode: ``"dense"`` pays the KL at every token; ``"lump"`` pays an episode's KL at its end, which takes one
@@ -44,8 +58,8 @@ class TextEnvSettings:
         kl_target: KL of an episode, in nats, that ``kl_coef`` is adapted towards; None keeps it fixed.
         kl_horizon: Episodes over which it adapts.
         temperature: Divides the logits of the reference; the policy must sample with the same.
-        stop: Strings that end the episode when they appear in the completion; the scored text stops before them.
-        missing_eos_penalty: Subtracted from the score of an episode that the token budget ended.
+        stop: Strings that end a turn when they appear in it; the text that is scored or answered stops before them.
+        missing_eos_penalty: Subtracted from the score of an episode whose last turn the token budget ended.
         top_k: Put an ``action_mask`` of the reference's ``k`` likeliest tokens into ``info``.
         top_p: The same, of the fewest tokens that hold this probability.
     """
@@ -55,7 +69,14 @@ class TextEnvSettings:
     torch_dtype: DType | None = None
     prompts: Any = None
     chat: bool = False
-    reward: Any = "learned"
+    reward: Any = None
+    world: Any = None
+    max_turns: Count = 8
+    max_tokens: Count | None = None
+    context: Literal["transcript", "fresh"] = "transcript"
+    turn_discount: Probability = 1.0
+    world_workers: Count = 1
+    world_timeout: Positive = 60.0
     max_new_tokens: Count = 12
     max_prompt_tokens: Count | None = None
     kl_coef: NonNegative = 0.035
@@ -92,6 +113,17 @@ class TextEnvSettings:
     def masks_actions(self) -> bool:
         """Whether ``top_k`` or ``top_p`` masks actions."""
         return self.top_k is not None or self.top_p is not None
+
+    def most_tokens(self, width: int) -> int:
+        """Return the most tokens that an agent can write in an episode.
+
+        Args:
+            width: The most tokens of a text, prompt included.
+        """
+        if self.world is None:
+            return self.max_new_tokens
+        budget = self.max_turns * self.max_new_tokens
+        return budget if self.context == "fresh" else min(budget, width - 1)
 
     @property
     def reads_each_step(self) -> bool:

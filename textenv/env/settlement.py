@@ -9,8 +9,9 @@ from textenv.env.episodes import EpisodeBatch
 from textenv.env.kl import kl_estimate
 from textenv.env.scoring import Scorer
 from textenv.env.settings import TextEnvSettings
+from textenv.env.turns import as_text, context_of
 from textenv.models.causal_lm import CausalLM
-from textenv.types import Episode, IntArray, StopReason
+from textenv.types import Episode, IntArray
 
 __all__ = ["Settlement", "in_parts"]
 
@@ -31,16 +32,24 @@ class Settlement:
         """
         written = ended.written
         ended.ref_log_probs = ended.log_probs.copy()
-        by_length = np.argsort(ended.lengths, kind="stable")[::-1]  # so that little of a forward is padding
+        ids, lengths, first = ended.all_texts()
+        rows, times = written.nonzero()
+        texts = first[rows] + ended.text_numbers()[written]
+        places = ended.places[written]
+        asked = np.zeros(ids.shape, dtype=bool)
+        asked[texts, places] = True
+        found = np.zeros(len(rows))
+        by_length = np.argsort(lengths, kind="stable")[::-1]  # so that little of a forward is padding
         for part in in_parts(by_length, at_once):
-            lengths, starts = ended.lengths[part], ended.starts[part]
-            width = int(lengths.max())
+            width = int(lengths[part].max())
             log_probs = self._reference.token_log_probs(
-                ended.ids[part, :width], lengths, self._settings.temperature, starts=starts
+                ids[part, :width], lengths[part], self._settings.temperature, asked=asked[part, :width]
             )
-            places = np.minimum(starts[:, None] - 1 + np.arange(written.shape[1]), width - 2)
-            found = np.take_along_axis(log_probs, places, axis=1)
-            ended.ref_log_probs[part] = np.where(written[part], found, ended.ref_log_probs[part])
+            number = np.full(len(ids), -1)
+            number[part] = np.arange(len(part))
+            mine = np.flatnonzero(number[texts] >= 0)
+            found[mine] = log_probs[number[texts[mine]], places[mine] - 1]
+        ended.ref_log_probs[rows, times] = found
         kl = kl_estimate(ended.log_probs, ended.ref_log_probs, self._settings.kl_estimator)
         ended.kl = np.where(written, kl, 0.0)
 
@@ -51,37 +60,68 @@ class Settlement:
             TextEnvError: The reward fails, as ``Scorer.score`` says.
         """
         ids = [ended.completion_ids(row) for row in range(len(ended.prompts))]
-        completions = [self._endings.completion_text(*pair)[0] for pair in zip(ended.prompts, ids, strict=True)]
-        reasons: list[StopReason] = [reason for reason in ended.reasons if reason is not None]
-        scores = self._scorer.score(ended.prompts, completions, ids, reasons).tolist()
+        completions = [self._completion(ended, row, tokens) for row, tokens in enumerate(ids)]
+        scored = np.flatnonzero(~ended.truncated).tolist()
+        turns = [ended.turns[row] for row in scored]
+        ends = [each[-1].end if each else ended.reasons[row] for row, each in zip(scored, turns, strict=True)]
+        scores = np.zeros(len(ids))
+        scores[scored] = self._scorer.score(
+            [ended.prompts[row] for row in scored],
+            [completions[row] for row in scored],
+            [ids[row] for row in scored],
+            unfinished=[end == "length" for end in ends],
+            turns=turns,
+        )
         return [
-            self._episode(ended, row, *columns)
-            for row, columns in enumerate(zip(ids, completions, scores, reasons, strict=True))
+            self._episode(ended, row, tokens, completion, score)
+            for row, (tokens, completion, score) in enumerate(zip(ids, completions, scores.tolist(), strict=True))
         ]
 
     def unfinished(self, episodes: EpisodeBatch, row: int) -> Episode:
         """Return the episode of a row so far, not scored; its KL is known where the reference reads every token."""
         ids = episodes.completion_ids(row)
-        text, _ = self._endings.completion_text(episodes.prompts[row], ids)
-        return self._episode(episodes, row, ids, text, 0.0, "length")
+        return self._episode(episodes, row, ids, self._completion(episodes, row, ids), 0.0)
 
-    def _episode(  # noqa: PLR0917
-        self, batch: EpisodeBatch, row: int, ids: list[int], completion: str, score: float, reason: StopReason
-    ) -> Episode:
+    def _completion(self, batch: EpisodeBatch, row: int, ids: list[int]) -> str:
+        """Return the text of a row's episode after its prompt, cut before the stop string that has ended it.
+
+        A world's answers are in it. Where each turn begins with the world's answer alone, it is turns and answers one
+        after the other.
+        """
+        prompt, turns = batch.prompts[row], batch.turns[row]
+        if not turns:
+            return self._endings.completion_text(prompt, ids)[0]
+        if batch.earlier[row]:
+            return "".join(f"{turn.text}{as_text(turn.answer)}" for turn in turns[:-1]) + turns[-1].text
+        before, written = batch.spans(row)[len(turns) - 1]
+        whole = self._reference.completion_text(prompt, [*before, *written][len(prompt.ids) :])
+        last = self._reference.completion_text(context_of(self._reference, before), written)
+        return whole[: len(whole) - (len(last) - len(turns[-1].text))]
+
+    def _token_texts(self, batch: EpisodeBatch, row: int, ids: list[int]) -> tuple[str, ...]:
+        """Return the text of each token of the agent, as what it adds to those before it."""
+        if not batch.turns[row]:
+            return self._reference.token_texts(ids, batch.prompts[row])
+        spans = ((context_of(self._reference, span.before), span.written) for span in batch.spans(row))
+        return tuple(text for before, written in spans for text in self._reference.token_texts(written, before))
+
+    def _episode(self, batch: EpisodeBatch, row: int, ids: list[int], completion: str, score: float) -> Episode:
         prompt, size = batch.prompts[row], len(ids)
-        rewards = -batch.kl_coefs[row] * batch.kl[row, :size]
+        rewards = batch.paid[row, :size] - batch.kl_coefs[row] * batch.kl[row, :size]
         rewards[size - 1 :] += score
         return Episode(
             start=prompt,
             completion=completion,
             completion_ids=tuple(ids),
-            completion_tokens=self._reference.token_texts(ids, prompt),
+            completion_tokens=self._token_texts(batch, row, ids),
             log_probs=tuple(batch.log_probs[row, :size].tolist()),
             ref_log_probs=tuple(batch.ref_log_probs[row, :size].tolist()),
             kl=tuple(batch.kl[row, :size].tolist()),
             token_rewards=tuple(rewards.tolist()),
             score=score,
-            stop_reason=reason,
+            stop_reason=batch.reasons[row] or "length",
+            turns=batch.turns[row],
+            truncated=bool(batch.truncated[row]),
         )
 
 

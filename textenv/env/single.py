@@ -135,9 +135,14 @@ class TextEnv(gym.Env[Observation, np.int64]):
         if not self._running:
             raise TextEnvError("step without an episode: call reset() first, and again after 'terminated'.")
         actions: Any = [action]
-        obs, rewards, terminations, _, infos = self._batch.step(actions)
-        self._running = not bool(terminations[0])
-        return _first(obs), float(rewards[0]), bool(terminations[0]), False, _first_info(infos)
+        obs, rewards, terminations, truncations, infos = self._batch.step(actions)
+        terminated, truncated = bool(terminations[0]), bool(truncations[0])
+        self._running = not (terminated or truncated)
+        return _first(obs), float(rewards[0]), terminated, truncated, _first_info(infos)
+
+    def close(self) -> None:
+        """Close the world, if there is one."""
+        self._batch.close()
 
     def render(self) -> str | None:
         """Return the episode as colored text (``"ansi"``) or print it (``"human"``)."""

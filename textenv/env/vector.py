@@ -25,15 +25,16 @@ from textenv.env.arguments import (
     as_token_ids,
 )
 from textenv.env.endings import Endings
+from textenv.env.episodes import Written
 from textenv.env.handle import unwrap, with_handles
 from textenv.env.kl import AdaptiveKL
 from textenv.env.process import TextProcess
-from textenv.env.prompt_set import PromptSet
-from textenv.env.prompts import movie_openings
 from textenv.env.reference import load_reference
 from textenv.env.render import color_is_shown, to_ansi
-from textenv.env.scoring import Scorer
+from textenv.env.scoring import Scorer, unscored
 from textenv.env.settings import TextEnvSettings
+from textenv.env.starts import make_starts, room
+from textenv.env.world_rows import make_worlds
 from textenv.types import ActionLogProb, Episode, IntArray, Observation, Prompt, Reward, TextEnvError, short
 
 __all__ = ["RenderMode", "TextVectorEnv"]
@@ -49,10 +50,16 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     Reward                  ``-kl_coef * KL_t``, and at the last token the score on top
     Termination             an end-of-sequence token, a stop string, or the token budget;
                             ``info["stop_reason"]`` is ``"eos"``, ``"stop"`` or ``"length"``
-    Truncation              never by this environment
+    Truncation              where a world says so
     ======================  =============================================================================
 
     ``V`` is the width of the model's logits, ``L`` is ``max_prompt_tokens + max_new_tokens``.
+
+    With a ``world``, that which ends an episode above ends a turn. The world answers it in the same step: what it pays
+    is added to the reward of the turn's last token, and its answer to the observation, where the agent's next turn
+    begins. The episode terminates where the world says so (``stop_reason`` ``"world"``), after ``max_turns`` turns
+    (``"turns"``), or when the room for tokens is spent (``"context"``); ``L`` is ``max_tokens``. KL, log-probabilities
+    and budgets are of the agent's tokens alone.
 
     The KL needs log pi of the action, which ``step`` does not see. Policies of this package are recognized: an action
     that one of them has just chosen for the present state, in this thread, is paid with the log pi that it was drawn
@@ -64,7 +71,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     At each step ``info`` holds ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` at the end
     of an episode only), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the
     model reads. At the end of an episode it also holds ``score``, ``stop_reason``, ``completion``, ``completion_ids``,
-    ``token_kl`` and ``token_rewards``: what each token earned, also where ``kl_mode="lump"`` pays all at the end.
+    ``token_kl`` and ``token_rewards``: what each token earned, also where ``kl_mode="lump"`` pays all at the end. With
+    a world there is ``turns`` too, see ``textenv.types.Turn``.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
@@ -96,24 +104,24 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
         self.reference = load_reference(given)
         """The reference model."""
+        default = "learned" if given.world is None else unscored
         self.scorer = Scorer(
-            given.reward, missing_eos_penalty=given.missing_eos_penalty, device=str(self.reference.device)
+            default if given.reward is None else given.reward,
+            missing_eos_penalty=given.missing_eos_penalty,
+            device=str(self.reference.device),
         )
         """Scores completions: the reward, and what belongs to it."""
-        source = movie_openings("train") if given.prompts is None else given.prompts
-        self._prompts = PromptSet(source, self.reference, chat=given.chat, max_tokens=given.max_prompt_tokens)
-        self.scorer.check_columns(self._prompts.prompts)
-        self.max_prompt_tokens = self._prompts.max_tokens
-        width, limit = self.max_prompt_tokens + given.max_new_tokens, self.reference.max_positions
-        if limit is not None and width > limit:
-            raise TextEnvError(
-                f"max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={given.max_new_tokens} make "
-                f"{width} tokens, but the model takes {limit}; lower one of them."
-            )
+        self.worlds = make_worlds(given, self.num_envs)
+        """What answers the rows; None where nothing does."""
+        self._starts = make_starts(given, self.reference, self.worlds)
+        self.scorer.check_columns(self._starts.prompts)
+        self.max_prompt_tokens = self._starts.max_prompt_tokens
+        self.width = room(given, self.max_prompt_tokens, self.reference)
+        """The most tokens of an observation."""
         vocab = self.reference.vocab_size
         self.single_observation_space = spaces.Dict(
-            input_ids=spaces.Box(0, vocab - 1, (width,), np.int64),
-            attention_mask=spaces.Box(0, 1, (width,), np.int8),
+            input_ids=spaces.Box(0, vocab - 1, (self.width,), np.int64),
+            attention_mask=spaces.Box(0, 1, (self.width,), np.int8),
         )
         self.single_action_space = spaces.Discrete(vocab)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -124,8 +132,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             settings=given,
             reference=self.reference,
             scorer=self.scorer,
-            width=width,
-            prompt=self.prompts[0],
+            width=self.width,
+            prompt=self._starts.stand_in,
+            worlds=self.worlds,
         )
 
     # -- what it is made of, and its state -----------------------------------------------------------------------
@@ -148,8 +157,22 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts that episodes are drawn from."""
-        return self._prompts.prompts
+        """The prompts that episodes are drawn from; none where a world begins by itself."""
+        return self._starts.prompts
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that an agent can write in an episode."""
+        return self.settings.most_tokens(self.width)
+
+    @property
+    def over(self) -> NDArray[np.bool_]:
+        """Rows whose episode this environment has ended, or that have none yet, shape ``(num_envs,)``."""
+        return self._process.done.copy()
+
+    def written_in(self, row: int) -> Written:
+        """Return what has been read and written in a row's episode, unfinished or over, until it begins another."""
+        return self._process.episodes.written_in(row)
 
     @property
     def endings(self) -> Endings:
@@ -231,6 +254,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             "generators": [None if g is None else g.bit_generator.state for g in self._generators],
             "kl_coef": self.kl_controller.coef,
             "reward": self.scorer.state(),
+            **({} if self.worlds is None else {"worlds": self.worlds.state()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -250,6 +274,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 self._generator(row).bit_generator.state = saved
         self.kl_controller.coef = float(state["kl_coef"])
         self.scorer.load_state(state["reward"])
+        if self.worlds is not None:
+            self.worlds.load_state(state["worlds"])
         self._process.clear()
 
     def render(self) -> tuple[str, ...] | None:
@@ -288,7 +314,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def has_prompt(self, ids: tuple[int, ...]) -> bool:
         """Tell whether one of the environment's prompts has these token ids."""
-        return self._prompts.contains(ids)
+        return self._starts.contains(ids)
 
     def prompt_of(self, ids: tuple[int, ...]) -> Prompt:
         """Return the environment's prompt of some token ids, or a new one without columns if there is none.
@@ -296,7 +322,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Raises:
             TextEnvError: Several prompts have these ids and other columns, so that it is not known which is meant.
         """
-        return self._prompts.find(ids)
+        return self._starts.find(ids)
 
     # -- the process ---------------------------------------------------------------------------------------------
 
@@ -311,6 +337,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             options: ``reset_mask``, which rows begin anew, booleans ``(num_envs,)``; ``prompt``, a text or a
                 list of messages for all rows, or one for each, in place of a drawn one; it may also be one of the
                 environment's ``prompts``, columns included. ``prompt_index``, the same by place in the data set.
+                ``world_seed``, what the rows' worlds are seeded with, a number or one for each row.
 
         Returns:
             Observations and infos, which hold each row's ``prompt``.
@@ -331,10 +358,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if not (mask | self._process.begun).all():
             raise TextEnvError("reset_mask leaves rows out that have never begun; reset all rows first.")
         seeds = as_seeds(seed, self.num_envs)
-        given = self._prompts.of_options(options, self.num_envs)
+        given = self._starts.chosen(options, self.num_envs)
         if options:
             raise TextEnvError(
-                f"options={sorted(options)}: expected 'reset_mask', 'prompt' or 'prompt_index', not both of the last."
+                f"options={sorted(options)}: expected 'reset_mask', 'prompt' or 'prompt_index', not both of the last, "
+                "and with a world 'world_seed'."
             )
         rows = np.flatnonzero(mask)
         for row in rows.tolist():
@@ -364,13 +392,14 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if mode is not AutoresetMode.DISABLED:  # there, the reset of a row has removed its last episode
             process.finished[rows] = None
         rewards, ended = process.advance(rows, tokens) if len(rows) else (np.zeros(self.num_envs), rows)
-        terminations = process.done.copy()
+        truncations = process.done & process.episodes.truncated
+        terminations = process.done & ~truncations
         going = rows[~process.done[rows]] if len(ended) else rows
         infos: dict[str, Any] = {}
         if self.settings.kl_mode == "dense" and len(going):
             step_infos.add_tokens(infos, process.episodes, going)
         if len(waiting):
-            terminations[waiting] = False
+            terminations[waiting] = truncations[waiting] = False
             process.finished[waiting] = None
             self._begin(waiting, infos)
         if len(ended):
@@ -378,12 +407,17 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.has_action_masks and len(going):
             process.next_tokens.read(process.episodes, going)
             self._add_masks(infos, going)
-        return process.episodes.observation(), rewards, terminations, np.zeros(self.num_envs, dtype=bool), infos
+        return process.episodes.observation(), rewards, terminations, truncations, infos
 
-    def _begin(self, rows: IntArray, infos: dict[str, Any], given: Sequence[Prompt] | None = None) -> None:
-        """Begin episodes from the ``given`` prompts, one for each of all rows, or from drawn ones."""
+    def close_extras(self, **_: Any) -> None:
+        """Close the worlds."""
+        if self.worlds is not None:
+            self.worlds.close()
+
+    def _begin(self, rows: IntArray, infos: dict[str, Any], given: Any = None) -> None:
+        """Begin episodes from what is ``given`` for all rows, or drawn."""
         places = rows.tolist()
-        prompts = [self._draw_prompt(row) for row in places] if given is None else [given[row] for row in places]
+        prompts = self._starts.begin(places, given, self._generator)
         self._process.begin(rows, prompts)
         found = {row: {"prompt": prompt.text} for row, prompt in zip(places, prompts, strict=True)}
         step_infos.add_rows(infos, self.num_envs, found)
@@ -439,10 +473,6 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             yield settle
 
     # -- drawing prompts -----------------------------------------------------------------------------------------
-
-    def _draw_prompt(self, row: int) -> Prompt:
-        """Return a prompt, drawn by the row's generator."""
-        return self.prompts[int(self._generator(row).integers(len(self.prompts)))]
 
     def _generator(self, row: int) -> np.random.Generator:
         generator = self._generators[row]

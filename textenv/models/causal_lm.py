@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from textenv.models.chat import end_of_turn, render_conversation
+from textenv.models.chat import end_of_turn, render_answer, render_conversation
 from textenv.models.codec import TextCodec
 from textenv.models.distributions import divide_by_temperature
 from textenv.models.families import build_network
@@ -158,8 +158,11 @@ class CausalLM:
         return text, self._prompt_ids(text, ids)
 
     def _prompt_ids(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:
-        tokens = tuple(ids) or (self._start_id,)
-        if max(tokens) >= self.vocab_size:
+        return self._known_ids(text, tuple(ids) or (self._start_id,))
+
+    def _known_ids(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:
+        tokens = tuple(ids)
+        if max(tokens, default=0) >= self.vocab_size:
             raise TextEnvError(
                 f"The tokenizer reads {text[:80]!r} as token {max(tokens)}, but the model's tokens end at "
                 f"{self.vocab_size - 1}: give the tokenizer that the model was trained with."
@@ -180,6 +183,34 @@ class CausalLM:
         starts = self.encode_many(prompts)
         wholes = self.encode_many([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
         return list(zip(starts, self._codec.continuations(prompts, starts, completions, wholes), strict=True))
+
+    def encode_behind(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of a text that follows tokens which stay as they are.
+
+        Raises:
+            TextEnvError: The text has a token that the model does not know.
+        """
+        return self._known_ids(text, self._codec.encode_behind(text))
+
+    def encode_answer(self, messages: Conversation, last_id: int) -> tuple[int, ...]:
+        """Return what the chat template puts between a message of the assistant and the next one it is to write.
+
+        That is the end of the assistant's turn, where the assistant has not written it, then ``messages``, then the
+        opening of the next turn. Nothing that precedes is written again, so that a template which would change earlier
+        messages cannot.
+
+        Args:
+            messages: What others have answered; none for the end and the opening alone.
+            last_id: The last token of the assistant's message.
+
+        Raises:
+            TextEnvError: There is no chat template, it refuses the messages, or their text has a token that the model
+                does not know.
+        """
+        text = render_answer(self.tokenizer, messages)
+        if last_id in self.eos_ids and last_id < len(self.tokenizer):
+            text = text.removeprefix(str(self.tokenizer.decode([last_id])))
+        return self._known_ids(text, self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """Return the text of token ids, less special tokens, those that end a text, and those the tokenizer lacks.
@@ -343,7 +374,7 @@ class CausalLM:
         lengths: IntArray,
         temperature: float = 1.0,
         *,
-        starts: IntArray | None = None,
+        asked: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """Return the log-probability of every token given those before it, in one forward.
 
@@ -353,19 +384,18 @@ class CausalLM:
             input_ids: Token ids, padded on the right, shape ``(batch, time)``.
             lengths: Number of tokens of each row, shape ``(batch,)``.
             temperature: Divides the logits.
-            starts: First token of each row that is asked for, at least 1, shape ``(batch,)``; by default 1.
+            asked: Which tokens are asked for, like ``input_ids``; by default all but the first of each row.
 
         Returns:
-            In nats, shape ``(batch, time - 1)``: entry ``t`` is that of token ``t + 1``; 0 at padding and before
-            ``starts``.
+            In nats, shape ``(batch, time - 1)``: entry ``t`` is that of token ``t + 1``; 0 at padding, and at tokens
+            that are not asked for.
         """
         ids = np.ascontiguousarray(input_ids, dtype=np.int64)
-        places = np.arange(1, ids.shape[1] + 1)  # of the tokens that follow
-        asked = places < np.asarray(lengths)[:, None]
-        if starts is not None:
-            asked &= places >= np.asarray(starts)[:, None]
-        kept = np.flatnonzero(asked)
-        result = np.zeros(asked.shape, dtype=np.float32)
+        before = np.arange(1, ids.shape[1] + 1) < np.asarray(lengths)[:, None]  # tokens that others follow
+        if asked is not None:
+            before[:, :-1] &= asked[:, 1:]
+        kept = np.flatnonzero(before)
+        result = np.zeros(before.shape, dtype=np.float32)
         device = self.device
         with plain_mode(device):
             all_ids, sizes, keep, targets = (

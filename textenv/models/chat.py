@@ -6,9 +6,9 @@ from typing import Any
 
 from textenv.types import Conversation, TextEnvError
 
-__all__ = ["end_of_turn", "render_conversation"]
+__all__ = ["end_of_turn", "render_answer", "render_conversation"]
 
-_ANSWER = "xyzzy"  # the assistant's message in the conversation from which end_of_turn finds the token
+_ANSWER = "xyzzy"  # stands for a message of the assistant, where what the template puts after it is looked for
 
 
 def render_conversation(tokenizer: Any, messages: Conversation) -> tuple[str, list[int]]:
@@ -27,22 +27,47 @@ def render_conversation(tokenizer: Any, messages: Conversation) -> tuple[str, li
     Raises:
         TextEnvError: There is no chat template, or it refuses the conversation.
     """
+    ends = {"continue_final_message" if messages[-1]["role"] == "assistant" else "add_generation_prompt": True}
+    text = _apply(tokenizer, messages, tokenize=False, **ends)
+    return text, list(_apply(tokenizer, messages, tokenize=True, return_dict=True, **ends)["input_ids"])
+
+
+def render_answer(tokenizer: Any, messages: Conversation) -> str:
+    """Return what the template puts after the text of an assistant's message: its end, ``messages``, the next opening.
+
+    The template sees a short conversation in the place of the real one, of which nothing is rendered again.
+
+    Args:
+        tokenizer: The tokenizer.
+        messages: What others have answered.
+
+    Raises:
+        TextEnvError: There is no chat template, or it refuses the messages or hides the assistant's.
+    """
+    before = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER})
+    text = _apply(tokenizer, (*before, *messages), tokenize=False, add_generation_prompt=True)
+    _, found, rest = text.partition(_ANSWER)
+    if not found:
+        raise TextEnvError(
+            f"The chat template of the tokenizer ({tokenizer.name_or_path!r}) leaves out what the assistant has said "
+            f"before {_short(messages)}, so that no turn can follow; give a template that writes every message."
+        )
+    return str(rest)
+
+
+def _apply(tokenizer: Any, messages: Conversation, **how: Any) -> Any:
     if not getattr(tokenizer, "chat_template", None):
         raise TextEnvError(
             f"The prompt {_short(messages)} is a conversation, but the tokenizer ({tokenizer.name_or_path!r}) has no "
             "chat template. Give texts, a model that was tuned to chat, or set tokenizer.chat_template."
         )
-    ends = {"continue_final_message" if messages[-1]["role"] == "assistant" else "add_generation_prompt": True}
-    conversation = [dict(message) for message in messages]
     try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False, **ends)
-        ids = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True, **ends)["input_ids"]
+        return tokenizer.apply_chat_template([dict(message) for message in messages], **how)
     except Exception as error:  # a template is a program, which can raise anything
         raise TextEnvError(
             f"The chat template of the tokenizer ({tokenizer.name_or_path!r}) refuses the prompt {_short(messages)}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return text, list(ids)
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

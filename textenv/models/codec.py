@@ -51,6 +51,7 @@ class TextCodec:
         self._known = len(tokenizer)
         self._names: dict[int, str] = {}  # of tokens that are no part of the text; "" for all others
         self._plain: dict[int, str] = {}  # what tokens add behind a letter
+        self._behind: dict[str, tuple[int, ...]] = {}  # token ids of texts that follow others
         self._fronts: dict[tuple[str, tuple[int, ...]], _Front] = {}
         self._letter = tuple(token for token in self._encode(["a"])[0] if not self._name(token))[-1:]
 
@@ -131,6 +132,33 @@ class TextCodec:
             fits = self.decode((*start, *part)) == wanted
             found.append(part if fits else self._continuation(prompt, start, completion, whole, wanted))
         return found
+
+    def encode_behind(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of a text that follows another, whose tokens stay as they are.
+
+        Together with those before them they decode to both texts, as far as the tokenizer writes every text exactly.
+
+        Args:
+            text: Any.
+        """
+        ids = self._behind.get(text)
+        if ids is None:
+            if len(self._behind) >= _MAX_REMEMBERED:
+                self._behind.clear()
+            ids = self._behind[text] = self._encode_behind(text)
+        return ids
+
+    def _encode_behind(self, text: str) -> tuple[int, ...]:
+        (apart,) = self._encode([text])
+        if self._text_after(self._letter, apart) == text:
+            return apart
+        found = []
+        for anchor in _ANCHORS:
+            first, both = self._encode([anchor, anchor + text])
+            if both[: len(first)] == first:
+                found.append(both[len(first) :])
+        exact = [ids for ids in found if self._text_after(self._letter, ids) == text]
+        return (*exact, *found, apart)[0]
 
     def _continuation(
         self, prompt: str, start: tuple[int, ...], completion: str, whole: tuple[int, ...], wanted: str

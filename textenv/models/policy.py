@@ -292,41 +292,39 @@ class TextPolicy(nn.Module):
         self,
         input_ids: torch.Tensor,
         lengths: torch.Tensor,
-        starts: torch.Tensor,
+        places: torch.Tensor,
         masks: torch.Tensor | None = None,
         *,
         entropy: bool = True,
         candidates: torch.Tensor | None = None,
     ) -> Evaluation:
-        """Evaluate whole episodes in one forward each, with gradients; logits at response positions only.
+        """Evaluate tokens in texts, each of which takes one forward, with gradients; logits at these tokens only.
 
         Args:
-            input_ids: Prompts and completions, padded on the right, shape ``(batch, time)``.
-            lengths: Tokens of each row, shape ``(batch,)``.
-            starts: Tokens of each row's prompt, shape ``(batch,)``.
+            input_ids: Texts, padded on the right, shape ``(batch, time)``.
+            lengths: Tokens of each text, shape ``(batch,)``.
+            places: Where the tokens are, none of them the first of a text, as places in ``input_ids.flatten()``, shape
+                ``(tokens,)``.
             masks: Which tokens could be drawn, packed, shape ``(tokens, vocab_size)``.
             entropy: Compute entropies; without, they are 0 and two passes over the vocabulary are saved.
             candidates: Other tokens to evaluate in the place of each that was written, ``(tokens, candidates)``.
 
         Returns:
-            Log-probabilities and entropies in nats, and values, at every token written.
+            Log-probabilities and entropies in nats, and values, each ``(tokens,)``.
         """
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
-        before_action = (steps >= starts[:, None] - 1) & (steps < lengths[:, None] - 1)  # the token before each action
-        places = before_action.flatten().nonzero()[:, 0]
-        hidden = self.lm.hidden_states(input_ids, lengths, places)
+        before = places - 1
+        hidden = self.lm.hidden_states(input_ids, lengths, before)
         logits = self.lm.head(hidden)
         if masks is not None:
             logits = logits.masked_fill(~masks, -torch.inf)
         logits = divide_by_temperature(logits, self.temperature)
-        actions = input_ids[:, 1:][before_action[:, :-1]]
-        chosen = token_log_prob(logits, actions)
+        chosen = token_log_prob(logits, input_ids.flatten()[places])
         entropies = distributions.entropy(logits) if entropy else torch.zeros_like(chosen)
         others = chosen.new_zeros(len(chosen), 0)
         if candidates is not None:
             others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
         if self.value_lm is not None:
-            hidden = self.value_lm.hidden_states(input_ids, lengths, places)
+            hidden = self.value_lm.hidden_states(input_ids, lengths, before)
         values = torch.zeros_like(chosen) if self.value_head is None else apply_value_head(self.value_head, hidden)
         return Evaluation(chosen, entropies, values, others)
 

@@ -174,11 +174,10 @@ def collect(
     if total < n:
         raise TextEnvError(f"episodes={total}: expected at least {n}, one for each row.")
     coef = base.kl_controller.coef
-    width = base.max_prompt_tokens + base.settings.max_new_tokens
-    buffer = RolloutBuffer(n, total, width=width, pad_id=base.reference.pad_id)
+    buffer = RolloutBuffer(n, total, pad_id=base.reference.pad_id)
     buffer.assign(np.arange(n))
     obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=buffer.options(options))
-    buffer.begin(obs, base.row_prompts)
+    buffer.begin(base.row_prompts)
     with contextlib.ExitStack() as stack:
         stack.enter_context(base.attached(policy))
         stack.enter_context(policy.unchanged())
@@ -188,7 +187,7 @@ def collect(
         _write(envs, policy, generator, buffer, obs, infos, options=options, kl_coef=coef, world=world, mask=mask)
         if settle is not None:
             buffer.add_scored(settle())
-    rollout = buffer.rollout(coef)
+    rollout = buffer.rollout(coef, base.settings.turn_discount)
     if base.settings.kl_mode == "lump":
         if settle is None:
             _check_pay(rollout)
@@ -227,18 +226,20 @@ def _write(  # noqa: PLR0917
         allowed = _allowed(infos, allowed)
         if not (terminations | truncations)[rows].any():
             continue
-        truncated = rows[truncations[rows] & ~terminations[rows]]
-        if len(truncated):
-            _refuse_truncated_lump(base)
-            buffer.bootstrap[buffer.episode[truncated]] = policy.values(obs, truncated)
-        buffer.finish(rows[terminations[rows]], truncated, obs, base.last_episodes)
+        ended = rows[(terminations | truncations)[rows]]
+        own, cut = base.over[ended], ended[~terminations[ended]]  # not own: a wrapper has cut it
+        if len(cut):
+            if not base.over[cut].all():
+                _refuse_truncated_lump(base)
+            buffer.bootstrap[buffer.episode[cut]] = policy.values(obs, cut)
+        buffer.finish(ended[own], ended[~own], base.written_in, base.last_episodes)
         free = np.flatnonzero(~buffer.writing)
         if buffer.unassigned and len(free) * _AT_ONCE >= envs.num_envs:
             buffer.assign(free[: buffer.unassigned])
             adapted, base.kl_controller.coef = base.kl_controller.coef, kl_coef  # all episodes pay the same for the KL
             obs, infos = envs.reset(options={**buffer.options(options), "reset_mask": buffer.assigned})
             base.kl_controller.coef = adapted
-            buffer.begin(obs, base.row_prompts)
+            buffer.begin(base.row_prompts)
             allowed = _allowed(infos, allowed)
 
 
@@ -275,7 +276,8 @@ def sample_episodes(
     """Let ``policy`` write one episode from each prompt.
 
     One process begins a prompt whenever rows are free; several take as many as they have rows, group by group.
-    A prompt is whatever ``reset(options={"prompt": ...})`` takes for a row.
+    A prompt is whatever ``reset(options={"prompt": ...})`` takes for a row, or a number that seeds a world which begins
+    by itself.
 
     Raises:
         TextEnvError: ``prompts`` is no list, or ``collect`` refuses something.
@@ -283,13 +285,14 @@ def sample_episodes(
     envs = vectorize(envs)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise TextEnvError(f"prompts={short(prompts)}: expected a list of prompts.")
+    name = "world_seed" if all(isinstance(prompt, int) for prompt in prompts) else "prompt"
     episodes: list[Episode] = []
     size = envs.num_envs * world.size
     step = len(prompts) if world.size == 1 else size
     for begin in range(0, len(prompts), max(1, step)):
         group = list(prompts[begin : begin + step])
         filled = list(world.own(group + [group[-1]] * (size - len(group))))
-        options = {"prompt": filled}
+        options = {name: filled}
         rollout = collect(envs, policy, generator, episodes=len(filled), options=options, world=world, mask=mask)
         episodes += rollout.finished[: len(group)]
     return episodes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -12,15 +12,44 @@ from textenv.data.outputs import OutputFolder
 from textenv.types import TextEnvError
 from textenv.validation import Count, LearningRate, NonNegative, Positive, Probability, Seed, validate
 
-__all__ = ["PretrainConfig", "RewardModelConfig", "SftConfig"]
+__all__ = ["PretrainConfig", "RewardModelConfig", "SftConfig", "TrainingConfig"]
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 SaveDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Settings of every training by gradient descent on data.
+
+    Attributes:
+        learning_rate: Peak; linear warm-up, then linear decay to zero.
+        warmup: Share of the steps spent warming up.
+        weight_decay: Of the matrices, decoupled (AdamW).
+        precision: ``"bfloat16"`` runs the forward pass in it; ``"auto"`` where the device multiplies it natively.
+        save_dtype: Data type of the saved weights.
+        checkpoint_every: Steps between checkpoints.
+        seed: Seeds weights that begin at random, and the order of the data.
+        device: Where to train.
+    """
+
+    learning_rate: LearningRate = 5e-4
+    warmup: Probability = 0.03
+    weight_decay: NonNegative = 0.1
+    precision: Precision = "auto"
+    save_dtype: SaveDtype = "float32"
+    checkpoint_every: Count = 200
+    seed: Seed = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the settings, those of a derived class too."""
+        validate(self)
+
+
 @dataclass(frozen=True, slots=True)
-class PretrainConfig:
+class PretrainConfig(TrainingConfig):
     """Train a small causal language model from scratch on text files.
 
     Attributes:
@@ -37,14 +66,6 @@ class PretrainConfig:
         max_position: Longest sequence that the model's configuration allows.
         batch_size: Sequences a step.
         epochs: Passes over the text.
-        learning_rate: Peak; linear warm-up, then linear decay to zero.
-        warmup: Share of the steps spent warming up.
-        weight_decay: Of the matrices, decoupled (AdamW).
-        precision: ``"bfloat16"`` runs the forward pass in it; ``"auto"`` where the device multiplies it natively.
-        save_dtype: Data type of the saved weights.
-        checkpoint_every: Steps between checkpoints.
-        seed: Seeds the weights and the order of the text.
-        device: Where to train.
     """
 
     files: tuple[Path, ...]
@@ -59,18 +80,14 @@ class PretrainConfig:
     max_position: Count = 512
     batch_size: Count = 16
     epochs: Positive = 2.0
+    _: KW_ONLY
     learning_rate: LearningRate = 2e-3
     warmup: Probability = 0.02
-    weight_decay: NonNegative = 0.1
-    precision: Precision = "auto"
-    save_dtype: SaveDtype = "float32"
     checkpoint_every: Count = 500
-    seed: Seed = 0
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        validate(self)
+        TrainingConfig.__post_init__(self)  # slots: a new class, which super() does not know
         if self.hidden_size % (2 * self.heads):
             raise TextEnvError(
                 f"hidden_size={self.hidden_size}, heads={self.heads}: expected heads of one even width each."
@@ -80,7 +97,7 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SftConfig:
+class SftConfig(TrainingConfig):
     """Fine-tune a causal language model on prompts and completions, with the loss on the completion only.
 
     Attributes:
@@ -90,15 +107,7 @@ class SftConfig:
         validation: A file of the same form to measure the loss on after each epoch.
         epochs: Passes over the pairs.
         batch_size: Pairs a step.
-        learning_rate: Peak; linear warm-up, then linear decay to zero.
-        warmup: Share of the steps spent warming up.
-        weight_decay: Of the matrices, decoupled (AdamW).
         max_tokens: Longer pairs are cut after so many tokens, or as many as the model takes.
-        precision: ``"bfloat16"`` runs the forward pass in it; ``"auto"`` where the device multiplies it natively.
-        save_dtype: Data type of the saved weights.
-        checkpoint_every: Steps between checkpoints.
-        seed: Seeds the order of the pairs.
-        device: Where to train.
     """
 
     model: str
@@ -107,23 +116,11 @@ class SftConfig:
     validation: Path | None = None
     epochs: Count = 3
     batch_size: Count = 32
-    learning_rate: LearningRate = 5e-4
-    warmup: Probability = 0.03
-    weight_decay: NonNegative = 0.1
     max_tokens: Count = 256
-    precision: Precision = "auto"
-    save_dtype: SaveDtype = "float32"
-    checkpoint_every: Count = 200
-    seed: Seed = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        validate(self)
 
 
 @dataclass(frozen=True, slots=True)
-class RewardModelConfig:
+class RewardModelConfig(TrainingConfig):
     """How a reward model is trained on rankings.
 
     Attributes:
@@ -141,14 +138,6 @@ class RewardModelConfig:
         token_dropout: Share of a text's tokens, its first and last aside, that are left out at random while training.
         epochs: Passes over the rankings.
         batch_size: Texts a step. The rankings of the same texts share a step; those of many texts may exceed it.
-        learning_rate: Peak; linear warm-up, then linear decay to zero.
-        warmup: Share of the steps spent warming up.
-        weight_decay: Of the matrices, decoupled (AdamW).
-        precision: ``"bfloat16"`` runs the forward pass in it; ``"auto"`` where the device multiplies it natively.
-        save_dtype: Data type of the saved weights.
-        checkpoint_every: Steps between checkpoints.
-        seed: Seeds the head and the order of the rankings.
-        device: Where to train.
     """
 
     model: str = "bundled"
@@ -161,15 +150,7 @@ class RewardModelConfig:
     token_dropout: ShareBelowOne = 0.0
     epochs: Count = 1
     batch_size: Count = 64
+    _: KW_ONLY
     learning_rate: LearningRate = 1e-4
     warmup: Probability = 0.05
-    weight_decay: NonNegative = 0.1
-    precision: Precision = "auto"
-    save_dtype: SaveDtype = "float32"
     checkpoint_every: Count = 100
-    seed: Seed = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        validate(self)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,31 +25,13 @@ from textenv.models.loading import find_device
 from textenv.rollouts.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.rollouts.console import SafeConsole
 from textenv.rollouts.runs import described
+from textenv.training.configs import TrainingConfig
 from textenv.types import IntArray, TextEnvError
 
 __all__ = ["compare_settings", "has_begun", "minimize", "permutation", "seeded", "settings_of"]
 
 _SETTINGS_FILE, _CHECKPOINTS = "training.json", "checkpoints"
 _AVERAGED_STEPS = 100  # of which the mean loss is reported
-
-
-class TrainingConfig(Protocol):
-    """The settings that every training has."""
-
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def warmup(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def precision(self) -> Literal["auto", "float32", "bfloat16"]: ...
-    @property
-    def checkpoint_every(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def device(self) -> str: ...
 
 
 def has_begun(out: Path, config: TrainingConfig, name: str) -> bool:
