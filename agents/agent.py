@@ -233,7 +233,7 @@ class Agent(Actor[ConfigT]):
         columns = {"log_probs": torch.from_numpy(rollout.log_probs), **columns}
         history: list[dict[str, float]] = []
         for rows in minibatches.minibatch_rows(
-            len(rollout.lengths),
+            len(rollout.episodes),
             self.config.minibatch_size,
             epochs=epochs,
             group=group,

@@ -17,8 +17,9 @@ def episode_metrics(rollout: Rollout) -> dict[str, float]:
     """Return the usual metrics of episodes.
 
     Returns:
-        Means over the episodes: their reward and length; of those that were scored also score, KL from the reference
-        and entropy in nats, and the share that ended with the end-of-sequence token.
+        Means over the episodes: their reward and length; of those that were scored also score, with what a world has
+        paid, KL from the reference and entropy in nats, and the share that ended with the end-of-sequence token; with a
+        world also what it has paid by itself, and the number of turns.
     """
     finished = rollout.finished
     means = {
@@ -26,8 +27,11 @@ def episode_metrics(rollout: Rollout) -> dict[str, float]:
         "rollout/ep_len_mean": float(rollout.mask.sum(axis=1).mean()),
     }
     if finished:
-        means["objective/score"] = float(np.mean([episode.score for episode in finished]))
+        means["objective/score"] = float(np.mean([episode.earned for episode in finished]))
+        if any(episode.turns for episode in finished):
+            means["objective/world"] = float(np.mean([episode.world_reward for episode in finished]))
+            means["rollout/turns"] = float(np.mean([len(episode.turns) for episode in finished]))
         means["objective/kl"] = float(np.mean([math.fsum(episode.kl) for episode in finished]))
-        means["objective/entropy"] = -float(rollout.log_probs[rollout.mask].sum() / len(rollout.lengths))
+        means["objective/entropy"] = -float(rollout.log_probs[rollout.mask].sum() / len(rollout.episodes))
         means["rollout/eos_fraction"] = float(np.mean([episode.stop_reason == "eos" for episode in finished]))
     return means

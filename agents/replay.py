@@ -8,7 +8,7 @@ from torch import nn
 
 from textenv.env.vector import TextVectorEnv
 from textenv.rollouts.collect import Rollout
-from textenv.types import FloatArray
+from textenv.types import FloatArray, TextEnvError
 
 __all__ = ["Replay"]
 
@@ -24,6 +24,11 @@ class Replay(nn.Module):
             base: The environment that they are of.
         """
         super().__init__()
+        if base.settings.context == "fresh" and base.worlds is not None:
+            raise TextEnvError(
+                "context='fresh' has several texts an episode, and the replay of soft Q-learning keeps one: use "
+                "context='transcript', or another agent."
+            )
         self._turn_discount = base.settings.turn_discount
         time, width = base.most_tokens, base.width
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -53,7 +58,7 @@ class Replay(nn.Module):
         """
         buffers = dict(self.named_buffers())
         capacity, added = len(buffers["lengths"]), int(buffers["added"])
-        places = (added + torch.arange(len(rollout.lengths))) % capacity
+        places = (added + torch.arange(len(rollout.episodes))) % capacity
         given = {"reference": rollout.log_probs - kl, "rewards": rewards}
         for name in self._names:
             array = given[name] if name in given else getattr(rollout, name)

@@ -93,7 +93,7 @@ class SoftQ(Agent[SoftQConfig]):
             value_loss = 0.5 * (residuals(penalty.detach(), values) ** 2).sum() / batch.tokens
             return policy_loss + config.value_coef * value_loss, {"policy_loss": policy_loss, "value_loss": value_loss}
 
-        size = config.minibatch_size or len(rollout.lengths)
-        updates = config.updates or -(-len(rollout.lengths) // size)
+        size = config.minibatch_size or len(rollout.episodes)
+        updates = config.updates or -(-len(rollout.episodes) // size)
         replayed, columns = self._replay.draw(size * updates, self._shuffle)
         return self.optimize(replayed, {**columns, "discounts": torch.from_numpy(replayed.discounts)}, loss)

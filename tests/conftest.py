@@ -74,7 +74,8 @@ def written_places(starts: Any, lengths: Any, width: int) -> torch.Tensor:
     """Return where the tokens from ``starts`` on are in texts of a width, as ``TextPolicy.evaluate`` takes them."""
     places = torch.arange(width)[None, :]
     starts, lengths = torch.as_tensor(starts)[:, None], torch.as_tensor(lengths)[:, None]
-    return ((places >= starts) & (places < lengths)).flatten().nonzero()[:, 0]
+    written: torch.Tensor = (places >= starts) & (places < lengths)
+    return written.flatten().nonzero()[:, 0]
 
 
 class Forwards:

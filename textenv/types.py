@@ -177,6 +177,11 @@ class Episode:
         return math.fsum(turn.reward for turn in self.turns)
 
     @property
+    def earned(self) -> float:
+        """The score, and what the world has paid: the return without the KL penalty."""
+        return self.score + self.world_reward
+
+    @property
     def prompt(self) -> str:
         """The prompt's text, as the model reads it."""
         return self.start.text

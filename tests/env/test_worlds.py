@@ -249,7 +249,7 @@ def test_rows_are_single_environments() -> None:
         actions = rng.integers(VOCABULARY, size=3)
         (mine, *one, infos), (theirs, *other, _) = envs.step(actions), single.step(actions)
         for mine_column, their_column in zip(one, other, strict=True):
-            np.testing.assert_allclose(mine_column, their_column, atol=1e-5)
+            np.testing.assert_allclose(np.asarray(mine_column, float), np.asarray(their_column, float), atol=1e-5)
         if "final_info" in infos:
             assert all(infos["final_info"]["turns"][np.flatnonzero(infos["_final_info"])])
 

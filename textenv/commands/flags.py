@@ -43,6 +43,7 @@ TRAINING: dict[str, Any] = {"kl_mode": "lump"}
 
 
 _GROUPS = {
+    "world": r"world(_\w+)?|max_turns|max_tokens|context|turn_discount",
     "KL": r"kl_\w+",
     "LoRA": r"lora_\w+",
     "optimizer": r"(\w+_)?learning_rate|lr_\w+|adam_\w+|weight_decay|max_grad_norm|(mini|micro_)batch_size|precision|"
@@ -77,7 +78,8 @@ def flags_of(
                 prefix_name=each.name in taken,
             )
             group = next((name for name, pattern in _GROUPS.items() if re.fullmatch(pattern, each.name)), rest)
-            groups.setdefault(group, {})[each.name] = Annotated[hints[each.name], about]
+            hint_of = str if hints[each.name] is Any else hints[each.name]  # a name, or a JSON object
+            groups.setdefault(group, {})[each.name] = Annotated[hint_of, about]
     return _grouped(settings, groups)
 
 
@@ -211,6 +213,8 @@ def make_keywords(
         "model": None if model is None else resolve_model(model),
         "prompts": None if prompts is None else str(prompts),
     }
+    if isinstance(settings.get("world"), str):
+        given["world"] = _parse_spec("world", settings["world"])
     return {**settings, **{name: value for name, value in given.items() if value is not None}}
 
 
@@ -220,9 +224,13 @@ def parse_reward(reward: str) -> Any:
     Raises:
         TextEnvError: It begins like a JSON object, and is none.
     """
-    if not reward.startswith("{"):
-        return reward
-    return parse_json(reward, f"The reward {short(reward)} begins like a JSON object, and")
+    return _parse_spec("reward", reward)
+
+
+def _parse_spec(what: str, text: str) -> Any:
+    if not text.startswith("{"):
+        return text
+    return parse_json(text, f"The {what} {short(text)} begins like a JSON object, and")
 
 
 def json_object(flag: str, text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,14 +136,19 @@ def _train(command: TrainSettings, world: World) -> None:
         _report(out, before, after, about, measured_on(command))
 
 
-def measured_on(command: TrainSettings) -> Literal["held-out prompts", "training prompts"]:
-    """Return what a run measures on: prompts that it does not train on, if any are given or its environment has any."""
+def measured_on(command: TrainSettings) -> Literal["held-out prompts", "training prompts", "episodes of the world"]:
+    """Return what a run measures on: prompts that it does not train on, if any are given or its environment has any.
+
+    Where a world begins episodes by itself, these are of seeds that are the same before and after.
+    """
+    if "world" in command.settings and command.prompts is None and command.eval_prompts is None:
+        return "episodes of the world"
     own = command.prompts is None and record_of(command.env).held_out is not None
     return "held-out prompts" if own or command.eval_prompts is not None else "training prompts"
 
 
-def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> tuple[Any, list[Prompt]]:
-    """Return an environment to measure in, and the prompts to measure on.
+def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> tuple[Any, Sequence[Prompt | int]]:
+    """Return an environment to measure in, and the prompts to measure on, or the seeds of its world.
 
     It pays the KL of an episode at its end (``kl_mode="lump"``), and its KL coefficient does not adapt to the training.
 
@@ -157,10 +162,12 @@ def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> 
         keywords["prompts"] = str(command.eval_prompts)
     elif measured_on(command) == "held-out prompts":
         keywords |= record_of(command.env).held_out or {}
-    else:
+    elif measured_on(command) == "training prompts":
         tell("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     envs: Any = make_envs(command.env, rows, **keywords)
     prompts = text_env(envs).prompts
+    if not prompts:
+        return envs, range(command.eval_episodes)
     return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
 
 

@@ -203,7 +203,8 @@ class EpisodeBatch:
             ended = np.repeat(np.arange(len(sizes)), sizes)
             turns[:] = len(sizes)
             turns[: len(ended)] = ended
-        texts = [*self.earlier[row], self.ids[row, : self.lengths[row]].copy()]
+        present: IntArray = self.ids[row, : self.lengths[row]].copy()
+        texts: list[Sequence[int] | IntArray] = [*self.earlier[row], present]
         return Written(texts, self.places[row, :size].copy(), turns)
 
     def text_numbers(self) -> IntArray:

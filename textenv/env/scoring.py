@@ -80,7 +80,7 @@ class Scorer:
         """
         turns = [()] * len(prompts) if turns is None else turns
         names = sorted({name for prompt in prompts for name in prompt.columns})
-        given = [prompt.for_reward(*rest) for prompt, *rest in zip(prompts, completions, turns, strict=True)]
+        given = [prompt.for_reward(text, each) for prompt, text, each in zip(prompts, completions, turns, strict=True)]
         scores = score(
             self.reward,
             prompts=[prompt for prompt, _ in given],

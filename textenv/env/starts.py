@@ -120,7 +120,9 @@ class WorldStarts:
         seeds = _as_seeds(options.pop("world_seed", None), n)
         if prompts is None and seeds is None:
             return None
-        return [_Start(*pair) for pair in zip(prompts or [None] * n, seeds or [None] * n, strict=True)]
+        return [
+            _Start(None if prompts is None else prompts[row], None if seeds is None else seeds[row]) for row in range(n)
+        ]
 
     def begin(
         self, rows: Sequence[int], chosen: Sequence[_Start] | None, generator: Callable[[int], np.random.Generator]

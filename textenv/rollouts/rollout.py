@@ -106,8 +106,10 @@ class Rollout:
         if self.action_masks is not None:
             packed = self.action_masks[picks][written]
             masks = torch.from_numpy(np.unpackbits(packed, axis=1, count=vocab_size).astype(bool)).to(device)
-        found = (torch.from_numpy(array).to(device) for array in (self.input_ids[texts, :width], lengths, places))
-        return (*found, masks)
+        ids, sizes, where = (
+            torch.from_numpy(array).to(device) for array in (self.input_ids[texts, :width], lengths, places)
+        )
+        return ids, sizes, where, masks
 
     @property
     def starts(self) -> IntArray:
@@ -275,7 +277,7 @@ class RolloutBuffer:
         )
 
 
-def _text_columns(written: Sequence[Written], time: int, pad_id: int) -> dict[str, IntArray]:
+def _text_columns(written: Sequence[Written], time: int, pad_id: int) -> dict[str, Any]:
     """Return the columns of a ``Rollout`` that say what was read and written."""
     texts = [text for each in written for text in each.texts]
     lengths = np.array([len(text) for text in texts])
@@ -308,5 +310,5 @@ def join(parts: Sequence[Rollout]) -> Rollout:
     episodes = tuple(episode for part in parts for episode in part.episodes)
     prompts = tuple(prompt for part in parts for prompt in part.prompts)
     columns = {name: stacked(name) for name in names}
-    same = {"kl_coef": parts[0].kl_coef, "turn_discount": parts[0].turn_discount}
-    return Rollout(**columns, episodes=episodes, prompts=prompts, **same)
+    columns |= {"kl_coef": parts[0].kl_coef, "turn_discount": parts[0].turn_discount}
+    return Rollout(**columns, episodes=episodes, prompts=prompts)

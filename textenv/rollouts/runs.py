@@ -58,10 +58,13 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Return the number of episodes, and mean and standard error of their ``score``, ``kl`` (nats) and ``length``."""
+    """Return the number of episodes, and mean and standard error of their ``score``, ``kl`` (nats) and ``length``.
+
+    The score has what a world has paid in it.
+    """
     return {
         "episodes": len(episodes),
-        "score": mean_and_error([episode.score for episode in episodes]),
+        "score": mean_and_error([episode.earned for episode in episodes]),
         "kl": mean_and_error([math.fsum(episode.kl) for episode in episodes]),
         "length": mean_and_error([float(len(episode.completion_ids)) for episode in episodes]),
     }

@@ -205,8 +205,8 @@ def comparison_table(before: Sequence[Episode], after: Sequence[Episode], *, tit
     """Return completions of the same prompts before and after training, side by side, for a terminal."""
     table = make_table("prompt", "before", "score", "after", "score", "KL", title=title, texts=(0, 1, 3), lines=True)
     for old, new in zip(before, after, strict=True):
-        was = (prompt_lines(old.start), visible(old.completion), f"{old.score:+.2f}")
-        now = (visible(new.completion), f"{new.score:+.2f}", f"{total_kl(new):.1f}")
+        was = (prompt_lines(old.start), visible(old.completion), f"{old.earned:+.2f}")
+        now = (visible(new.completion), f"{new.earned:+.2f}", f"{total_kl(new):.1f}")
         table.add_row(*map(Text, (*was, *now)))  # in plain strings, rich would read markup and emoji codes
     return table
 
@@ -218,7 +218,7 @@ def comparison_markdown(before: Sequence[Episode], after: Sequence[Episode]) -> 
         turns = [(_escaped(role), _escaped(text)) for role, text in prompt_turns(old.start)]
         prompt = "<br>".join(f"{f'**{role}:** ' if role else ''}{text}" for role, text in turns)
         was, now = _escaped(old.completion), _escaped(new.completion)
-        lines.append(f"| {prompt} | {was} | {old.score:+.2f} | {now} | {new.score:+.2f} | {total_kl(new):.1f} |")
+        lines.append(f"| {prompt} | {was} | {old.earned:+.2f} | {now} | {new.earned:+.2f} | {total_kl(new):.1f} |")
     return "\n".join(lines) + "\n"
 
 
