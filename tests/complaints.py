@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -21,3 +22,8 @@ def one_line(said: str = "") -> Iterator[None]:
     assert "\n" not in message
     assert len(message) < MOST, message
     assert said in message
+
+
+def plain(value: object) -> str:
+    """Return a value as the id of a test, which is the same in every process: without an address in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO as TheirPPO  # noqa: N811
 from stable_baselines3.common.vec_env import VecNormalize
 
-from tests.complaints import one_line
+from tests.complaints import one_line, plain
 from textenv import PPO, CausalLM, PPOConfig, TextEnv, TextVectorEnv, collect
 from textenv.agents import config_of, find, names
 from textenv.agents.sb3 import CausalLMPolicy, EpisodeBuffer, TextVecEnv, TokenFeatures
@@ -48,7 +48,7 @@ def agent(tiny_lm: CausalLM) -> PPO:
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("env", [None, 3, "textenv/MovieReview-v0", TextVectorEnv, []], ids=str)
+@pytest.mark.parametrize("env", [None, 3, "textenv/MovieReview-v0", TextVectorEnv, []], ids=plain)
 def test_what_is_no_environment(name: str, env: Any) -> None:
     with one_line("is no environment"):
         find(name)(env)
@@ -63,7 +63,7 @@ def test_an_environment_that_an_agent_cannot_write_in(name: str, tiny_lm: Causal
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("config", [3, {}, {"seed": 1}, "default", PPOConfig], ids=str)
+@pytest.mark.parametrize("config", [3, {}, {"seed": 1}, "default", PPOConfig], ids=plain)
 def test_what_is_no_config(name: str, config: Any, tiny_lm: CausalLM) -> None:
     with one_line("got config="):
         find(name)(make_envs(tiny_lm, rows=4), config)
@@ -76,14 +76,14 @@ def test_what_is_no_world(name: str, tiny_lm: CausalLM) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in ("best_of_n", "guided")])
-@pytest.mark.parametrize("policy", [3, "policy", zeros], ids=str)
+@pytest.mark.parametrize("policy", [3, "policy", zeros], ids=plain)
 def test_what_is_no_policy(name: str, policy: Any, tiny_lm: CausalLM) -> None:
     with one_line("got policy="):
         find(name)(make_envs(tiny_lm, rows=4), policy=policy)
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("settings", [{"sede": 1}, {"seed": "0"}, {"seed": -1}, {"seed": True}], ids=str)
+@pytest.mark.parametrize("settings", [{"sede": 1}, {"seed": "0"}, {"seed": -1}, {"seed": True}], ids=plain)
 def test_a_setting(name: str, settings: Any) -> None:
     with one_line():
         config_of(find(name), settings)
@@ -127,7 +127,7 @@ def test_an_id_without_a_vector_environment_says_what_to_do(tiny_lm: CausalLM) -
         *({"progress": value} for value in (3, "print")),
         *({"checkpoints": value} for value in (3, "", ["a"])),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_learning(given: dict[str, Any], agent: PPO) -> None:
     with one_line():
@@ -165,7 +165,7 @@ def test_checkpoints_in_a_file(agent: PPO, tmp_path: Path) -> None:
         {"input_ids": [1, 2], "attention_mask": [0, 1]},
         {"input_ids": [], "attention_mask": []},
     ],
-    ids=str,
+    ids=plain,
 )
 def test_predicting_from_what_is_no_observation(obs: Any, agent: PPO) -> None:
     with one_line("obs"):
@@ -178,7 +178,7 @@ def test_predicting_neither_way(deterministic: Any, agent: PPO) -> None:
         agent.predict(agent.envs.reset(seed=0)[0], deterministic=deterministic)
 
 
-@pytest.mark.parametrize("folder", [3, None, "", "nul\0", ["a"]], ids=repr)
+@pytest.mark.parametrize("folder", [3, None, "", "nul\0", ["a"]], ids=plain)
 @pytest.mark.parametrize("use", ["save", "load"])
 def test_a_folder(use: str, folder: Any, agent: PPO) -> None:
     with one_line():
@@ -244,7 +244,7 @@ def test_a_damaged_policy(file: str, content: bytes, agent: PPO, tmp_path: Path)
         *({"seed": value} for value in (-1, "0", 1.5)),
         *({"options": value} for value in ({"prompt": 3}, {"promt": "a"})),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_collecting(given: dict[str, Any], agent: PPO) -> None:
     arguments = {"envs": agent.envs, "policy": agent.policy, "generator": None, **given}
@@ -257,7 +257,7 @@ def test_collecting_where_rows_reset_themselves(agent: PPO, tiny_lm: CausalLM) -
         collect(make_envs(tiny_lm, mode=AutoresetMode.NEXT_STEP), agent.policy, None)
 
 
-@pytest.mark.parametrize("prompts", [3, None, "the film", {"prompt": "a"}, [3], [[]]], ids=str)
+@pytest.mark.parametrize("prompts", [3, None, "the film", {"prompt": "a"}, [3], [[]]], ids=plain)
 def test_sampling(prompts: Any, agent: PPO) -> None:
     with one_line():
         sample_episodes(agent.envs, agent.policy, None, prompts)
@@ -296,7 +296,7 @@ def test_reward_models(call: Callable[[CausalLM], Any], tiny_lm: CausalLM) -> No
     "about",
     [b"", b"{", b"[]", b"{}", *(json.dumps({"shift": 0, "scale": s, "log_nu": 0, "max_tokens": t}).encode()
       for s, t in ((0, 8), (-1, 8), ("x", 8), (None, 8), (1, "8"), (1, 0), (1, 10**9)))],
-    ids=str,
+    ids=plain,
 )  # fmt: skip
 def test_a_damaged_reward_model(about: bytes, tiny_lm: CausalLM, tmp_path: Path) -> None:
     RewardModel(tiny_lm).save(tmp_path)
@@ -313,7 +313,7 @@ def tree() -> Tree:
     return Tree.of(gym.make("textenv/Exact-v0", vocab_size=3, max_new_tokens=2))
 
 
-@pytest.mark.parametrize("env", [3, None, "textenv/Exact-v0", []], ids=str)
+@pytest.mark.parametrize("env", [3, None, "textenv/Exact-v0", []], ids=plain)
 def test_a_tree_of_no_environment(env: Any) -> None:
     with one_line("is no text environment"):
         Tree.of(env)
@@ -349,7 +349,7 @@ def test_what_is_no_policy_of_a_tree(policy: Any, tree: Tree) -> None:
         tree.evaluate(policy)
 
 
-@pytest.mark.parametrize("n", [0, 0.5, "3", None, True, math.nan, math.inf, [2]], ids=str)
+@pytest.mark.parametrize("n", [0, 0.5, "3", None, True, math.nan, math.inf, [2]], ids=plain)
 def test_best_of_no_number(n: Any, tree: Tree) -> None:
     with one_line("n="):
         tree.best_of_n(n)
@@ -361,7 +361,7 @@ def test_a_weight_of_the_kl(kl_coef: Any, tree: Tree) -> None:
         dataclasses.replace(tree, kl_coef=kl_coef)
 
 
-@pytest.mark.parametrize("ids", [3, [1], [[1.0]], [["a"]], np.zeros((1, 99), dtype=np.int64)], ids=str)
+@pytest.mark.parametrize("ids", [3, [1], [[1.0]], [["a"]], np.zeros((1, 99), dtype=np.int64)], ids=plain)
 def test_observations_of_no_token_ids(ids: Any, tree: Tree) -> None:
     with one_line("ids="):
         tree.observations(ids)
@@ -370,7 +370,7 @@ def test_observations_of_no_token_ids(ids: Any, tree: Tree) -> None:
 # -- Stable-Baselines3 ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("envs", [3, None, "textenv/Text-v0", TextVecEnv], ids=str)
+@pytest.mark.parametrize("envs", [3, None, "textenv/Text-v0", TextVecEnv], ids=plain)
 def test_their_environment_of_none(envs: Any) -> None:
     with one_line("is no environment"):
         TextVecEnv(envs)
@@ -390,7 +390,7 @@ def test_their_environment_where_rows_wait(tiny_lm: CausalLM) -> None:
         *({"model": value} for value in (3, None, "/nowhere", zeros)),
         *({"use_sde": value} for value in (True, "no")),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_their_policy(given: dict[str, Any]) -> None:
     envs = TextVecEnv(gym.make_vec("textenv/MovieReview-v0", num_envs=1, reward=zeros))
@@ -398,7 +398,7 @@ def test_their_policy(given: dict[str, Any]) -> None:
         CausalLMPolicy(envs.observation_space, envs.action_space, lambda _: 1e-4, **given)
 
 
-@pytest.mark.parametrize("keys", [None, ["input_ids"], ["attention_mask"]], ids=str)
+@pytest.mark.parametrize("keys", [None, ["input_ids"], ["attention_mask"]], ids=plain)
 def test_token_ids_are_not_normalized(keys: Any) -> None:
     envs = TextVecEnv(gym.make_vec("textenv/MovieReview-v0", num_envs=2, reward=zeros))
     kinds: dict[str, Any] = {"n_steps": 4, "batch_size": 8, "rollout_buffer_class": EpisodeBuffer}
@@ -416,7 +416,7 @@ def test_their_own_networks_read_token_ids() -> None:
         agent.learn(8)
 
 
-@pytest.mark.parametrize("actions", [None, [0], ["a", "b"], [0.5, 0.5], [-1, 0], [0, 10**9]], ids=str)
+@pytest.mark.parametrize("actions", [None, [0], ["a", "b"], [0.5, 0.5], [-1, 0], [0, 10**9]], ids=plain)
 def test_their_steps(actions: Any) -> None:
     envs = TextVecEnv(gym.make_vec("textenv/Exact-v0", num_envs=2))
     envs.reset()

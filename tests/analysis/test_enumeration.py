@@ -47,7 +47,8 @@ def best(envs: TextVectorEnv, world: LetterDialogue, ids: list[int], history: li
                 later = 0.0 if answer.terminated else best(envs, world, [*ids, token, *following], said, [])
                 value += answer.chance * (answer.reward + later)
         terms.append(log_prob + value / beta)
-    return beta * float(torch.logsumexp(torch.tensor(terms, dtype=torch.float64), dim=0))
+    total: float = torch.logsumexp(torch.tensor(terms, dtype=torch.float64), dim=0).item()
+    return beta * total
 
 
 @pytest.mark.parametrize("stop_token", [True, False])

@@ -12,7 +12,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import textenv
-from tests.complaints import one_line
+from tests.complaints import one_line, plain
 from textenv import CausalLM, TextEnv, TextVectorEnv
 from textenv.types import Prompt
 
@@ -70,7 +70,7 @@ def test_a_keyword(name: str, value: Any, tiny_lm: CausalLM) -> None:
         gym.make("textenv/Text-v0", **settings(tiny_lm, **{name: value}))
 
 
-@pytest.mark.parametrize("mode", ["rgb_array", "ANSI", "", 3, True, ["ansi"]], ids=str)
+@pytest.mark.parametrize("mode", ["rgb_array", "ANSI", "", 3, True, ["ansi"]], ids=plain)
 @pytest.mark.parametrize("cls", [TextEnv, TextVectorEnv])
 def test_a_render_mode(cls: Any, mode: Any, tiny_lm: CausalLM) -> None:
     with one_line("render_mode="):
@@ -91,7 +91,7 @@ def test_a_render_mode(cls: Any, mode: Any, tiny_lm: CausalLM) -> None:
         ("textenv/Exact-v0", {"max_new_tokens": "6"}),
         ("textenv/Exact-v0", {"prompts": ["ä"]}),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_a_keyword_of_a_vector_environment(id: str, given: dict[str, Any]) -> None:
     with one_line():
@@ -126,7 +126,7 @@ def test_a_reward_that_cannot_be_called_with_the_columns(
 
 
 @pytest.mark.parametrize(
-    "returned", [["1.0"], "1", [math.nan], [math.inf], [None], [], [1.0, 2.0], 1.0, None, {0: 1.0}, [[1.0]]], ids=repr
+    "returned", [["1.0"], "1", [math.nan], [math.inf], [None], [], [1.0, 2.0], 1.0, None, {0: 1.0}, [[1.0]]], ids=plain
 )
 def test_what_a_reward_returns(returned: Any, tiny_lm: CausalLM) -> None:
     env = TextEnv(**settings(tiny_lm, reward=lambda **_: returned, max_new_tokens=1))
@@ -152,7 +152,11 @@ def env(request: pytest.FixtureRequest, tiny_lm: CausalLM) -> Any:
     return TextVectorEnv(2, autoreset_mode=AutoresetMode.DISABLED, **settings(tiny_lm))
 
 
-@pytest.mark.parametrize("seed", ["0", -1, 1.5, True, math.nan, [0, -1], [0, 1, 2], ["a", "b"], {}, object()], ids=str)
+@pytest.mark.parametrize(
+    "seed", ["0", -1, 1.5, True, math.nan, [0, -1], [0, 1, 2], ["a", "b"], {}, object()], ids=plain
+)
+    "seed", ["0", -1, 1.5, True, math.nan, [0, -1], [0, 1, 2], ["a", "b"], {}, object()], ids=plain
+)
 def test_a_seed(seed: Any, env: Any) -> None:
     with one_line("seed="):
         env.reset(seed=seed)
@@ -201,7 +205,7 @@ def test_options(options: Any, env: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "action", [None, "5", 5.0, True, -1, 10**6, 10**30, [[5]], [5, [6]], [1.5, 2.0], {}, [None, None]], ids=repr
+    "action", [None, "5", 5.0, True, -1, 10**6, 10**30, [[5]], [5, [6]], [1.5, 2.0], {}, [None, None]], ids=plain
 )
 def test_an_action(action: Any, env: Any) -> None:
     env.reset(seed=0)
@@ -217,13 +221,13 @@ class Wrong:
         return self.answer
 
 
-@pytest.mark.parametrize("policy", [3, "policy", Wrong, zeros], ids=str)
+@pytest.mark.parametrize("policy", [3, "policy", Wrong, zeros], ids=plain)
 def test_what_is_no_policy(policy: Any, env: Any) -> None:
     with one_line("attach_policy got"):
         env.attach_policy(policy)
 
 
-@pytest.mark.parametrize("answer", [None, "x", ["x"], [math.nan, math.nan], [0.0] * 3, [[0.0], [0.0, 1.0]]], ids=repr)
+@pytest.mark.parametrize("answer", [None, "x", ["x"], [math.nan, math.nan], [0.0] * 3, [[0.0], [0.0, 1.0]]], ids=plain)
 def test_what_a_policy_answers(answer: Any, env: Any) -> None:
     env.reset(seed=0)
     env.attach_policy(Wrong(answer))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.complaints import one_line
+from tests.complaints import one_line, plain
 from textenv.rewards import make, names
 from textenv.types import Reward
 
@@ -172,7 +172,7 @@ def _module(monkeypatch: pytest.MonkeyPatch) -> None:
         (print, "takes"),
         (len, "takes obj"),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_what_is_no_reward(spec: Any, said: str) -> None:
     with one_line(said):
@@ -182,7 +182,7 @@ def test_what_is_no_reward(spec: Any, said: str) -> None:
 @pytest.mark.parametrize(
     "state",
     [{}, {"reward": 3}, 3, None, {"count": "1", "mean": 0.0, "squares": 0.0, "reward": {}}],
-    ids=repr,
+    ids=plain,
 )
 @pytest.mark.parametrize("name", ["clip", "normalize", "weighted_sum"])
 def test_the_state_of_another_reward(name: str, state: Any) -> None:

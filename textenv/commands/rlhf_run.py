@@ -58,6 +58,8 @@ def rlhf(config: RlhfSettings) -> bool:
     Raises:
         TextEnvError: The folder holds a run with other settings, or a stage cannot do its work.
     """
+    if "world" in config.settings:
+        raise TextEnvError("--world: people rank the completions of a prompt, which no world answers; leave it out.")
     config = dataclasses.replace(config, model=resolve_model(config.model))
     if config.gold is not None and config.gold.startswith("{"):
         config = dataclasses.replace(config, gold=to_json(resolve_models_in(parse_reward(config.gold))))
@@ -283,7 +285,8 @@ def _measured(config: RlhfSettings, base: str, policy: Path | None, reward: str,
     if path.exists():
         return read_json(path, "proxy", "gold", "kl", "length")
     spec = unscored if policy is None else parse_reward(reward)
-    envs, prompts = held_out(_run(config, base, reward, path), _keywords(config, base, spec), config.num_envs)
+    envs, found_prompts = held_out(_run(config, base, reward, path), _keywords(config, base, spec), config.num_envs)
+    prompts = [prompt for prompt in found_prompts if isinstance(prompt, Prompt)]
     writer = _load(policy, envs)
     generator = torch.Generator(writer.lm.device).manual_seed(20_261)
     episodes = sample_episodes(envs, writer, generator, prompts)
