@@ -155,8 +155,6 @@ def env(request: pytest.FixtureRequest, tiny_lm: CausalLM) -> Any:
 @pytest.mark.parametrize(
     "seed", ["0", -1, 1.5, True, math.nan, [0, -1], [0, 1, 2], ["a", "b"], {}, object()], ids=plain
 )
-    "seed", ["0", -1, 1.5, True, math.nan, [0, -1], [0, 1, 2], ["a", "b"], {}, object()], ids=plain
-)
 def test_a_seed(seed: Any, env: Any) -> None:
     with one_line("seed="):
         env.reset(seed=seed)
