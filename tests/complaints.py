@@ -26,4 +26,4 @@ def one_line(said: str = "") -> Iterator[None]:
 
 def plain(value: object) -> str:
     """Return a value as the id of a test, which is the same in every process: without an address in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))

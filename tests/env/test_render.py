@@ -22,7 +22,7 @@ from rich.text import Text
 from textenv.env.render import color_is_shown, prompt_lines, save_html, to_ansi, to_html, visible
 from textenv.rollouts.console import SafeConsole
 from textenv.rollouts.tracking import comparison_markdown
-from textenv.types import Episode, Prompt
+from textenv.types import Episode, Prompt, Turn
 from textenv.web.markup import fill, join
 
 HOSTILE = ("<script>alert(1)</script>", '" onmouseover="x', "\x1b[31m", "\u202eabc", "\r\n", "&amp;", "日本", "\ufffd")
@@ -274,3 +274,23 @@ def test_color_is_for_terminals_that_want_it(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert color_is_shown() is shown
+
+
+def test_turns_are_shown_with_their_roles() -> None:
+    turns = (
+        Turn("4", 1, "stop", "\nHigher.\n", (7,), 0.0),
+        Turn("6 <b>", 2, "length", [{"role": "tool", "content": "Right."}], (), 1.0),
+    )
+    episode = Episode(
+        start=Prompt("Guess: ", (1,)), completion="4\nHigher.\n6 <b>", completion_ids=(4, 6, 8),
+        completion_tokens=("4", "6", " <b>"), log_probs=(0.0,) * 3, ref_log_probs=(0.0,) * 3, kl=(0.0, 1.0, 2.0),
+        token_rewards=(0.0, 0.0, 1.0), score=0.5, stop_reason="world", turns=turns,
+    )  # fmt: skip
+    lines = to_ansi(episode, color=False).split("\n")
+    assert lines[:4] == ["world: Guess: ", "agent: 4", "world: Higher.", "agent: 6 <b>"]
+    assert lines[4] == "tool: Right.  [score +1.500, KL 3.00 nats, 3 tokens, world]"
+    page = to_html([episode])
+    roles = re.findall(r"<h2>(\w+)</h2>", page)
+    assert roles == ["world", "agent", "world", "agent", "tool"]
+    assert "&lt;b&gt;" in page
+    assert page.count('class="t"') == 3

@@ -21,7 +21,7 @@ from textenv.data.files import write_atomically
 from textenv.types import Conversation, Episode, Prompt
 
 __all__ = [
-    "Turn",
+    "ShownTurn",
     "color_is_shown",
     "prompt_lines",
     "prompt_turns",
@@ -38,27 +38,27 @@ _RESET = "\x1b[0m"
 _INCOMPLETE = "\ufffd"  # what decoders write for bytes that are no character, or not yet
 
 
-class Turn(NamedTuple):
+class ShownTurn(NamedTuple):
     """A message as it is shown; a text that is no message has the role ``""``."""
 
     role: str
     text: str
 
 
-def turns_of(given: str | Conversation) -> tuple[Turn, ...]:
+def turns_of(given: str | Conversation) -> tuple[ShownTurn, ...]:
     """Return what is shown of a prompt as it was given: its messages, or the text as one turn without a role."""
     if isinstance(given, str):
-        return (Turn("", given),)
-    return tuple(Turn(str(message["role"]), str(message["content"])) for message in given)
+        return (ShownTurn("", given),)
+    return tuple(ShownTurn(str(message["role"]), str(message["content"])) for message in given)
 
 
-def prompt_turns(prompt: Prompt) -> tuple[Turn, ...]:
+def prompt_turns(prompt: Prompt) -> tuple[ShownTurn, ...]:
     """Return what is shown of a prompt that a model has read.
 
     With a chat template these are the messages that it was given, a text being a message of the user.
     """
     if isinstance(prompt.given, str):
-        return (Turn("user", prompt.given),)
+        return (ShownTurn("user", prompt.given),)
     return turns_of(prompt.text if prompt.given is None else prompt.given)
 
 
@@ -67,7 +67,7 @@ def prompt_lines(prompt: Prompt) -> str:
     return "\n".join(map(_line, prompt_turns(prompt)))
 
 
-def _line(turn: Turn) -> str:
+def _line(turn: ShownTurn) -> str:
     return f"{visible(turn.role)}: {visible(turn.text)}" if turn.role else visible(turn.text)
 
 
@@ -82,15 +82,17 @@ def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True, scor
         finished: Whether the episode is over, so that it has a score.
         scored: Whether a reward scored it; without, no score is shown.
     """
-    turns = [_line(turn) for turn in _turns_to_complete(episode.start)]
-    pieces = [(visible(text), kl) for text, _, kl in _pieces(episode)]
-    if pieces and not finished:  # the rest of a character is still to be written
-        pieces[-1] = (pieces[-1][0].rstrip(_INCOMPLETE), pieces[-1][1])
-    if color:
-        turns = [f"\x1b[2m{turn}{_RESET}" for turn in turns]
-        pieces = [(f"{_background(kl)}{text}{_RESET}", kl) for text, kl in pieces]
-    prompt, completion = "\n".join(turns), "".join(text for text, _ in pieces)
-    return f"{prompt}{completion}  [{_figures(episode, finished, scored)}]"
+    lines = []
+    for turn, places in _conversation(episode):
+        pieces = [(visible(text), kl) for text, _, kl in _pieces(episode, places)]
+        if pieces and not finished:  # the rest of a character is still to be written
+            pieces[-1] = (pieces[-1][0].rstrip(_INCOMPLETE), pieces[-1][1])
+        line = _line(turn)
+        if color:
+            line = f"\x1b[2m{line}{_RESET}"
+            pieces = [(f"{_background(kl)}{text}{_RESET}", kl) for text, kl in pieces]
+        lines.append(line + "".join(text for text, _ in pieces))
+    return "\n".join(lines) + f"  [{_figures(episode, finished, scored)}]"
 
 
 def to_html(
@@ -156,21 +158,37 @@ def total_kl(episode: Episode) -> float:
     return round(math.fsum(episode.kl), 2) + 0.0
 
 
-def _turns_to_complete(prompt: Prompt) -> tuple[Turn, ...]:
+def _turns_to_complete(prompt: Prompt) -> tuple[ShownTurn, ...]:
     """Return the turns of a prompt, the last of which is the one that the completion goes on with."""
     turns = prompt_turns(prompt)
-    return turns if turns[-1].role in ("", "assistant") else (*turns, Turn("assistant", ""))
+    return turns if turns[-1].role in ("", "assistant") else (*turns, ShownTurn("assistant", ""))
 
 
-def _pieces(episode: Episode) -> Iterator[tuple[str, range, float]]:
-    """Yield the texts that a completion is made of, each with the places and the KL of the tokens that spell it.
+def _conversation(episode: Episode) -> list[tuple[ShownTurn, range]]:
+    """Return the turns of an episode, each with the places of the agent's tokens that follow its text."""
+    size = len(episode.completion_ids)
+    if not episode.turns:
+        *before, last = _turns_to_complete(episode.start)
+        return [*((turn, range(0)) for turn in before), (last, range(size))]
+    found, begin = [(turn, range(0)) for turn in prompt_turns(episode.start)], 0
+    agent, world = ("agent", "world") if episode.start.given is None else ("assistant", "user")
+    found = [(ShownTurn(turn.role or world, turn.text), places) for turn, places in found]
+    for turn in episode.turns:
+        found.append((ShownTurn(agent, ""), range(begin, begin + turn.tokens)))
+        found += [(ShownTurn(shown.role or world, shown.text.strip()), range(0)) for shown in turns_of(turn.answer)]
+        begin += turn.tokens
+    return [*found, (ShownTurn(agent, ""), range(begin, size))] if begin < size else found
+
+
+def _pieces(episode: Episode, among: range) -> Iterator[tuple[str, range, float]]:
+    """Yield the texts that some tokens spell, each with the places and the KL of those that spell it.
 
     That is one token, or as many as spell a character together: the last of these has its text, the others none.
     """
-    texts, begin = episode.completion_tokens, 0
-    last = max((place for place, text in enumerate(texts) if text), default=len(texts) - 1)
-    for place in range(len(texts)):
-        if (texts[place] and place < last) or place == len(texts) - 1:
+    texts, begin = episode.completion_tokens, among.start
+    last = max((place for place in among if texts[place]), default=among.stop - 1)
+    for place in among:
+        if (texts[place] and place < last) or place == among.stop - 1:
             places = range(begin, place + 1)
             yield "".join(texts[begin : place + 1]), places, math.fsum(episode.kl[begin : place + 1])
             begin = place + 1
@@ -180,7 +198,7 @@ def _figures(episode: Episode, finished: bool, scored: bool) -> str:
     kl = f"KL {total_kl(episode):.2f} nats"
     if not finished:
         return f"{kl}, unfinished"
-    score = f"score {episode.score:+.3f}, " if scored else ""
+    score = f"score {episode.earned:+.3f}, " if scored or episode.turns else ""
     return f"{score}{kl}, {len(episode.completion_ids)} tokens, {episode.stop_reason}"
 
 
@@ -201,10 +219,11 @@ def _style(kl: float) -> str:
 
 
 def _article(episode: Episode, caption: str, scored: bool) -> str:
-    tokens = "".join(_piece(episode, *piece, scored) for piece in _pieces(episode))
-    *before, (role, begun) = _turns_to_complete(episode.start)
-    shown = [_turn(*turn, "") for turn in before] + [_turn(role, begun, tokens)]
-    score = f"<b>{episode.score:+.3f}</b> score" if scored else ""
+    shown = [
+        _turn(*turn, "".join(_piece(episode, *piece, scored) for piece in _pieces(episode, places)))
+        for turn, places in _conversation(episode)
+    ]
+    score = f"<b>{episode.earned:+.3f}</b> score" if scored else ""
     return (
         f"<article>{''.join(shown)}"
         f"<footer>{score}<b>{total_kl(episode):.2f}</b> nats KL"
