@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
@@ -492,11 +493,9 @@ def as_number(value: Any, name: str) -> float:
 
 def short(value: object) -> str:
     """Return how a value is shown in a message: its ``repr`` on one line, cut in the middle where it is long."""
-    if isinstance(value, int) and not -(10**100) < value < 10**100:
-        return "a number of more than 100 digits"  # Python writes none of many thousands
     try:
-        text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # of what holds such numbers, and of lists nested deep
+        text = " ".join(repr(str(value) if isinstance(value, PurePath) else value).split())
+    except (ValueError, RecursionError):  # numbers of thousands of digits, and lists nested as deep
         return f"a value of type {type(value).__name__} that is too long to show"
     return text if len(text) <= 120 else f"{text[:70]}…{text[-45:]}"
 

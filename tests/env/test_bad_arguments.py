@@ -45,7 +45,7 @@ KEYWORDS: dict[str, list[Any]] = {
         ["a", [USER]],
     ],
     "chat": ["yes", 1, None],
-    "reward": ["vadder", 3, None, {}, {"name": "clip"}, '{"name": "vader"}', dict, len, lambda texts: texts, ["vader"]],
+    "reward": ["vadder", 3, {}, {"name": "clip"}, '{"name": "vader"}', dict, len, lambda texts: texts, ["vader"]],
     "max_new_tokens": [0, -1, "12", 1.5, True, None, 10**6],
     "max_prompt_tokens": [0, "8", 1.5, 1, 10**9],
     "kl_coef": [-0.1, "0.1", math.nan, math.inf, None, True],

@@ -581,7 +581,7 @@ class TestArguments:
             ({"columns": [1]}, "expected a list, each item a text"),
             ({"tokenizer": "bundled"}, "protocol='textenv' sends conversations as messages"),
             ({"tokenizer": "bundled", "protocol": "openrlhf"}, "has no chat template"),
-            ({"tokenizer": "/nowhere", "protocol": "openrlhf"}, "tokenizer '/nowhere' could not be loaded"),
+            ({"tokenizer": "/nowhere", "protocol": "openrlhf"}, "tokenizer='/nowhere': no such folder"),
             ({"tokenizer": "", "protocol": "openrlhf"}, "tokenizer=''"),
             ({"columns": ["a", "b"], "protocol": "openrlhf"}, "one at most"),
             ({"headers": ["X-Key"]}, "a mapping"),

@@ -136,13 +136,13 @@ def _train(command: TrainSettings, world: World) -> None:
         _report(out, before, after, about, measured_on(command))
 
 
-def measured_on(command: TrainSettings) -> Literal["held-out prompts", "training prompts", "episodes of the world"]:
+def measured_on(command: TrainSettings) -> Literal["held-out prompts", "training prompts", "the world's prompts"]:
     """Return what a run measures on: prompts that it does not train on, if any are given or its environment has any.
 
     Where a world begins episodes by itself, these are of seeds that are the same before and after.
     """
     if "world" in command.settings and command.prompts is None and command.eval_prompts is None:
-        return "episodes of the world"
+        return "the world's prompts"
     own = command.prompts is None and record_of(command.env).held_out is not None
     return "held-out prompts" if own or command.eval_prompts is not None else "training prompts"
 

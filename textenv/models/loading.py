@@ -99,12 +99,13 @@ def find_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def resolve_model(name: str | Path, *, hub: bool = True) -> str:
+def resolve_model(name: str | Path, *, hub: bool = True, what: str = "model") -> str:
     """Return what stands for a model wherever it is read later, from whatever folder.
 
     Args:
         name: ``"bundled"``, a folder, or a Hugging Face id.
         hub: Whether it may be an id.
+        what: What it is called in messages.
 
     Returns:
         ``"bundled"``, the absolute path of a folder, or an id. Whether the hub knows the id is not asked.
@@ -118,11 +119,11 @@ def resolve_model(name: str | Path, *, hub: bool = True) -> str:
     if os.path.isdir(text):
         return str(Path(text).resolve())
     if os.path.exists(text):
-        raise TextEnvError(f"model={text!r} is a file; expected the folder of a model.")
+        raise TextEnvError(f"{what}={text!r} is a file; expected the folder of a model.")
     if hub and _HUB_ID.fullmatch(text):
         return text
     ids = ", or a Hugging Face id such as 'gpt2' or 'Qwen/Qwen3-0.6B'" if hub else ""
-    raise TextEnvError(f"model={text!r}: no such folder. Expected '{BUNDLED}', the folder of a model{ids}.")
+    raise TextEnvError(f"{what}={text!r}: no such folder. Expected '{BUNDLED}', the folder of a model{ids}.")
 
 
 def resolve_models_in(reward: Any) -> Any:
@@ -147,13 +148,14 @@ def _absolute(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def reading(name: str | Path, expected: str, *, hub: bool = True) -> Iterator[str]:
+def reading(name: str | Path, expected: str, *, hub: bool = True, what: str = "model") -> Iterator[str]:
     """Resolve the name of a model, and read it inside: whatever goes wrong there becomes one line.
 
     Args:
         name: ``"bundled"``, a folder, or a Hugging Face id.
         expected: What is to be read, for the message: ``"Expected ..."``.
         hub: Whether it may be an id.
+        what: What it is called in messages.
 
     Yields:
         The absolute path of the folder, or the id.
@@ -161,7 +163,7 @@ def reading(name: str | Path, expected: str, *, hub: bool = True) -> Iterator[st
     Raises:
         TextEnvError: As ``resolve_model``; or something inside failed.
     """
-    source = resolve_model(name, hub=hub)
+    source = resolve_model(name, hub=hub, what=what)
     source = str(bundled_folder()) if source == BUNDLED else source
     try:
         with quiet():
@@ -171,7 +173,7 @@ def reading(name: str | Path, expected: str, *, hub: bool = True) -> Iterator[st
     except Exception as error:  # a damaged folder makes transformers and tokenizers raise anything
         here = "" if os.path.isdir(source) else "is no folder here, and as a Hugging Face id it "
         reason = f"{here}could not be loaded: {_reason(error)}"
-        raise TextEnvError(f"model={str(name)!r} {reason} {expected}") from error
+        raise TextEnvError(f"{what}={str(name)!r} {reason} {expected}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -193,7 +195,8 @@ def load_tokenizer(name: str | Path, **settings: Any) -> Any:
     Raises:
         TextEnvError: It cannot be loaded; the message repeats the reason.
     """
-    with reading(name, "Expected a folder with a tokenizer, or the id of one on the Hugging Face hub.") as source:
+    expected = "Expected a folder with a tokenizer, or the id of one on the Hugging Face hub."
+    with reading(name, expected, what="tokenizer") as source:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **settings)
 
 
