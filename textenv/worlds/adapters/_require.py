@@ -9,6 +9,11 @@ from types import ModuleType
 from textenv.types import TextEnvError
 
 
+def in_one_line(error: Exception) -> str:
+    """Return the type of an error of another package and the beginning of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+
+
 def require(module: str, *, world: str, install: str) -> ModuleType:
     """Import a module; if it is missing, raise an error that says how to install it.
 

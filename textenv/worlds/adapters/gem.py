@@ -7,7 +7,7 @@ from typing import Any
 
 from textenv.types import TextEnvError
 from textenv.worlds.adapters._randomness import OwnRandomness
-from textenv.worlds.adapters._require import require
+from textenv.worlds.adapters._require import in_one_line, require
 
 __all__ = ["Gem"]
 
@@ -35,7 +35,7 @@ class Gem:
             with self._randomness.lent():
                 self._env = package.make(name, **settings)
         except Exception as error:  # whatever the environment raises
-            raise TextEnvError(f"The world 'gem:{name}' cannot be made: {type(error).__name__}: {error}") from error
+            raise TextEnvError(f"The world 'gem:{name}' cannot be made: {in_one_line(error)}") from error
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin an episode."""

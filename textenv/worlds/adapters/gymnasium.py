@@ -8,6 +8,7 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from textenv.types import TextEnvError
+from textenv.worlds.adapters._require import in_one_line
 
 __all__ = ["Gymnasium"]
 
@@ -33,9 +34,7 @@ class Gymnasium:
         try:
             self._env: gym.Env[Any, Any] = gym.make(name, **{"disable_env_checker": True, **settings})
         except Exception as error:  # whatever the environment raises
-            raise TextEnvError(
-                f"The world 'gymnasium:{name}' cannot be made: {type(error).__name__}: {error}"
-            ) from error
+            raise TextEnvError(f"The world 'gymnasium:{name}' cannot be made: {in_one_line(error)}") from error
         seen, done = self._env.observation_space, self._env.action_space
         if not isinstance(done, spaces.Text) or not _may_be_messages(seen):
             self._env.close()

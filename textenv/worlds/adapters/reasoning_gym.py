@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from textenv.types import TextEnvError
-from textenv.worlds.adapters._require import require
+from textenv.worlds.adapters._require import in_one_line, require
 
 __all__ = ["ReasoningGym"]
 
@@ -26,9 +26,10 @@ class ReasoningGym:
             name: Its name, such as ``"chain_sum"``.
             tag: The answer is what stands in the last ``<tag>...</tag>`` of what the agent writes; None for all of it.
                 White space around it does not count.
-            seed: Of the data set: another one has other questions, to evaluate with.
-            **config: Fields of the data set's config. ``size`` is the number of different questions, 500 by default;
-                the seed of an episode draws one of them.
+            seed: Of the data set, which makes its questions of the numbers ``seed`` to ``seed + size - 1``. To evaluate
+                with other questions, take a seed that is ``size`` away or more.
+            **config: Fields of the data set's config. ``size`` is the number of questions, 500 by default; the seed of
+                an episode draws one of them.
 
         Raises:
             TextEnvError: reasoning-gym is not installed, has no such data set, or refuses the config.
@@ -40,7 +41,7 @@ class ReasoningGym:
         except Exception as error:  # a config checks itself with assertions
             raise TextEnvError(
                 f"The world 'reasoning_gym:{name}' cannot be made with { ({'seed': seed} | config)!r}: "
-                f"{type(error).__name__}: {error}"
+                f"{in_one_line(error)}"
             ) from error
         self._entry: dict[str, Any] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from textenv.types import TextEnvError
 from textenv.worlds._resolve import resolve
 from textenv.worlds.adapters._randomness import OwnRandomness
-from textenv.worlds.adapters._require import require
+from textenv.worlds.adapters._require import in_one_line, require
 
 __all__ = ["TextArena"]
 
@@ -66,24 +67,22 @@ class TextArena:
             raise TextEnvError(f"player={player!r}: expected a number below that of the players, {self._players}.")
         self._player, self._told = player, list[_Said]()
         self._randomness = OwnRandomness()
+        self._package, self._make = package, functools.partial(package.make, name, **settings)
+        self._env: Any = None
+        self._game: Any = None  # without its wrappers
         try:
-            with self._randomness.lent():
-                self._env = self._game = package.make(name, **settings)
-                while isinstance(self._game, package.Wrapper):
-                    self._game = self._game.env
-                self._env.reset(num_players=self._players)
+            self._begin(0)
         except Exception as error:  # games check what they are given with assertions
             hint = " A game of two needs an opponent, such as 'random'." if self._opponent is None else ""
             raise TextEnvError(
                 f"The world 'textarena:{name}' cannot be made for {self._players} player{'s' * (self._players > 1)} "
-                f"({type(error).__name__}: {error}).{hint}"
+                f"({in_one_line(error)}).{hint}"
             ) from error
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a game; if the opponent moves first, it has moved."""
-        self._told = []
-        with self._randomness.seeded(seed):
-            self._env.reset(num_players=self._players, seed=seed)
+        self._begin(seed)
+        with self._randomness.lent():
             self._let_opponent_move(done=False)
             return self._news(), {}
 
@@ -98,6 +97,15 @@ class TextArena:
             rewards, infos = self._env.close()
         about = infos[self._player]
         return f"{said}{about.get('reason') or ''}\n", float(rewards[self._player]), True, False, about
+
+    def _begin(self, seed: int | None) -> None:
+        """Begin a new game: some keep more than their settings over a reset, Kuhn poker its shuffled deck."""
+        self._told = []
+        with self._randomness.seeded(seed):
+            self._env = self._game = self._make()
+            while isinstance(self._game, self._package.Wrapper):
+                self._game = self._game.env
+            self._env.reset(num_players=self._players, seed=seed)
 
     def _let_opponent_move(self, done: bool) -> bool:
         """Have the opponent move while it is its turn; return whether the game is over."""
