@@ -60,7 +60,7 @@ class Source:
         return spec
 
     def world(self, spec: Any) -> Any:
-        """Check the specification of a world: without trust a built-in one, its arguments naming no code and no host."""
+        """Check the specification of a world; without trust it is a built-in one, which asks no server."""
         if not isinstance(spec, str | Mapping):
             raise TextEnvError(f"{self.path}: world {spec!r}: expected a name, or an object with 'name'.")
         name = spec if isinstance(spec, str) else spec.get("name")
