@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -56,7 +57,7 @@ def main(name: str = "gem:game:GuessTheNumber-v0-easy", games: int = 50, model: 
     print("both checkers pass")
     env.reset(seed=0)
     env.action_space.seed(0)
-    ended, info = False, {}
+    ended, info = False, dict[str, Any]()
     while not ended:
         _, _, terminated, truncated, info = env.step(env.action_space.sample())
         ended = terminated or truncated

@@ -213,7 +213,12 @@ def test_texts_that_are_no_imports_pass() -> None:
     source = Source(Path("x"), trust=False)
     spec = {"name": "pattern", "pattern": "a:b|http://x", "mode": "count"}
     assert source.reward(spec) == spec
-    settings = {"stop": ["User:hi", "${x}"], "prompts": ["Question:What"], "xml_file": "C:\\x", "reward": "vader"}
+    settings: dict[str, Any] = {
+        "stop": ["User:hi", "${x}"],
+        "prompts": ["Question:What"],
+        "xml_file": "C:\\x",
+        "reward": "vader",
+    }
     settings["world"] = {"name": "word_memory", "words": ["a: b", "c"], "turns": 2}
     assert source.settings(settings) == settings
 

@@ -194,7 +194,7 @@ def test_the_system_message_says_which_tools_there_are() -> None:
 
 
 def test_an_environment_is_given_the_columns_and_a_seed() -> None:
-    world = Tools(environment=Counter)
+    world: Any = Tools(environment=Counter)
     said, _ = world.reset(seed=3, options={"prompt": "Go.", "start": 2, "level": "easy"})
     assert said[-1]["content"] == f"Go. Count from 2 to {random.Random(3).randint(1, 4)}."
     assert world._environment.columns == {"prompt": "Go.", "level": "easy"}
@@ -206,7 +206,7 @@ def test_an_environment_is_given_the_columns_and_a_seed() -> None:
 
 
 def test_the_rewards_of_the_turns_sum_to_that_of_the_environment() -> None:
-    world = Tools(environment=Counter)
+    world: Any = Tools(environment=Counter)
     for seed in range(5):
         world.reset(seed=seed)
         paid = [world.step(text)[1] for text in (call("count", by=3), call("count", by=-1), "Done.")]

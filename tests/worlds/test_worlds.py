@@ -99,6 +99,7 @@ def test_a_package_that_is_missing_is_named(
 
 
 def test_what_makes_no_world_is_refused_by_the_environment(tiny_lm: CausalLM) -> None:
-    for world in (dict, functools.partial(dict)):
+    made: list[Any] = [dict, functools.partial(dict)]
+    for world in made:
         with pytest.raises(TextEnvError, match="expected an object with reset and step"), env_of(tiny_lm, world):
             pass

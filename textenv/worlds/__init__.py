@@ -11,7 +11,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from textenv import plugins
 from textenv.types import TextEnvError, World
@@ -51,7 +51,7 @@ def find(spec: str | Mapping[str, Any] | Callable[[], World] | World) -> tuple[s
     if isinstance(spec, str):
         return spec, _maker(spec, arguments)
     if callable(spec):
-        return getattr(spec, "__name__", repr(spec)), cast("Callable[[], World]", spec)
+        return getattr(spec, "__name__", repr(spec)), spec
     if isinstance(spec, World):
         return type(spec).__name__, lambda: spec
     raise TextEnvError(

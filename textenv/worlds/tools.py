@@ -137,7 +137,7 @@ def _describe(tools: Sequence[Callable[..., Any]]) -> str:
     Raises:
         TextEnvError: The type hints or the docstring of one leave open what it takes.
     """
-    from transformers.utils import get_json_schema  # noqa: PLC0415 (slow to import)
+    from transformers.utils.chat_template_utils import get_json_schema  # noqa: PLC0415 (slow to import)
 
     lines = []
     for tool in tools:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -47,9 +46,7 @@ class Echo(gym.Env[Any, str]):
 class Chat(Echo):
     """The same in messages."""
 
-    observation_space = spaces.Sequence(
-        spaces.Dict(role=spaces.Text(9), content=spaces.Text(1000))  # type: ignore[arg-type]
-    )
+    observation_space = spaces.Sequence(spaces.Dict(role=spaces.Text(9), content=spaces.Text(1000)))
 
     def say(self, text: str) -> Any:
         return [{"role": "user", "content": text}]
@@ -64,11 +61,11 @@ class Buttons(Echo):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "registry", dict(gym.registry))
-    for kind in (Echo, Chat, Numbers, Buttons):
+    kinds: list[Any] = [Echo, Chat, Numbers, Buttons]
+    for kind in kinds:
         gym.register(f"tests/{kind.__name__}-v0", entry_point=kind, max_episode_steps=10)
-    return
 
 
 class TestGymnasium(WorldContract):

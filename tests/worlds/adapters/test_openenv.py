@@ -85,7 +85,7 @@ class Server:
             else:
                 turn += 1
                 said, reward, done, *_ = world.step(data["message"])
-            seen = {"said": said or None, "turn": turn, "metadata": {}}
+            seen: dict[str, Any] = {"said": said or None, "turn": turn, "metadata": {}}
             send("observation", observation=seen, reward=reward, done=done or turn == 6)
         self.open -= 1
 
@@ -98,7 +98,7 @@ def running() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(running: Server) -> Iterator[Server]:
+def server(running: Server) -> Server:
     running.sessions, running.schema = 8, SCHEMA
     running.columns.clear()
     return running

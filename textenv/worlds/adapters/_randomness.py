@@ -6,6 +6,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ class OwnRandomness:
     episode would depend on the rows beside it, and a training's own numbers would change. Here each world has its own:
     it goes on where it stopped, whatever was drawn in between. Worlds that use them run one at a time.
     """
+
+    _python: tuple[Any, ...]
+    _numpy: Any
 
     def __init__(self) -> None:
         """Begin with numbers that do not repeat."""

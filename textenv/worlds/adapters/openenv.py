@@ -65,7 +65,7 @@ class OpenEnv:
 
     def step(self, action: str) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take a turn."""
-        found = self._ask("step", {self.action: action})
+        found = self._ask("step", {str(self.action): action})
         said = self._said(found)
         reward = found.get("reward")
         return said, 0.0 if reward is None else float(reward), bool(found.get("done")), False, found
@@ -147,4 +147,4 @@ def _only_text(schema: Mapping[str, Any], kind: str, url: str) -> str:
             f"The {kind} of the OpenEnv server {url} has the fields {sorted(fields)}, of which {texts or 'none'} are "
             f"texts; say which one is meant: {{'name': 'openenv:{url}', {kind!r}: ...}}."
         )
-    return texts[0]
+    return str(texts[0])

@@ -146,7 +146,7 @@ def _as_opponent(given: str | Sequence[str] | Callable[[str], str]) -> Callable[
 def _random_move(told: Sequence[_Said]) -> str:
     for who, _, text in reversed(told):
         if who == _GAME and (moves := _MOVE.findall(text)):
-            return random.choice(moves)
+            return str(random.choice(moves))
     raise TextEnvError(
         "opponent='random': the game has named no moves in brackets; give a list of moves, or a function that moves."
     )
