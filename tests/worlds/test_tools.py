@@ -248,6 +248,7 @@ def test_tools_and_environments_have_import_paths(module: str) -> None:
         ({"name": "tools", "tools": ["my_tools:vague"]}, "The tool 'vague' cannot be described"),
         ({"name": "tools", "environment": dict}, r"The environment of tools \{\} has no method reset"),
         ({"name": "tools", "tool": []}, "unexpected keyword argument 'tool'.* Did you mean 'tools'"),
+        ("trl:os:abort", r"is <built-in function abort>; expected a class with reset, or a function"),
         ("trl:Counter", "The environment of tools 'Counter': expected 'package.module:attribute'"),
         ("trl:nonesuch:Counter", "The environment of tools 'nonesuch:Counter' cannot be imported"),
     ],

@@ -21,16 +21,24 @@ def test_the_built_in_worlds_have_names() -> None:
     assert list(names()) == sorted(names())
 
 
+def make_one() -> GuessNumber:
+    return GuessNumber(high=5)
+
+
+def unsaid():  # type: ignore[no-untyped-def]
+    raise AssertionError("it is not called")
+
+
+def unknown() -> Nonesuch:  # type: ignore[name-defined] # noqa: F821
+    raise AssertionError("it is not called")
+
+
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> str:
     made: Any = ModuleType("my_worlds")
-    made.Mine, made.number = GuessNumber, 3
+    made.Mine, made.number, made.make, made.unsaid, made.unknown = GuessNumber, 3, make_one, unsaid, unknown
     monkeypatch.setitem(sys.modules, "my_worlds", made)
     return "my_worlds"
-
-
-def make_one() -> GuessNumber:
-    return GuessNumber(high=5)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +49,7 @@ def make_one() -> GuessNumber:
         ({"name": "guess_number", "high": 3}, "guess_number", 3),
         ("my_worlds:Mine", "my_worlds:Mine", 8),
         ({"name": "my_worlds:Mine", "high": 4}, "my_worlds:Mine", 4),
+        ("my_worlds:make", "my_worlds:make", 5),
         (GuessNumber, "GuessNumber", 8),
         (make_one, "make_one", 5),
         (GuessNumber(high=6), "GuessNumber", 6),
@@ -68,7 +77,12 @@ def test_a_world_is_found(spec: Any, name: str, high: int, module: str) -> None:
         ({"name": "gymnasium:X-v0", "name_": 1}, "cannot be made"),
         ("nonesuch.module:World", "The world 'nonesuch.module:World' cannot be imported"),
         ("my_worlds:Nonesuch", "cannot be imported"),
-        ("my_worlds:number", "is 3; expected a class, or a function that makes worlds"),
+        ("my_worlds:number", "is 3; expected a class with reset and step, or a function"),
+        ("os:abort", "The world 'os:abort' is <built-in function abort>; expected a class with reset and step"),
+        ({"name": "os:system", "command": "exit 1"}, "The world 'os:system' is <built-in function system>"),
+        ("my_worlds:unsaid", "and says so in its return annotation"),
+        ("my_worlds:unknown", "and says so in its return annotation"),
+        ("builtins:dict", "expected a class with reset and step"),
         (3, "world=3: expected a name such as"),
         (["guess_number"], "expected a name such as"),
     ],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from textenv.types import TextEnvError
-from textenv.worlds._resolve import resolve
+from textenv.worlds._resolve import check_makes, resolve
 
 __all__ = ["Tools"]
 
@@ -45,14 +45,14 @@ class Tools:
             tools: Functions with type hints and docstrings in Google's style, ``async`` ones too; or their import
                 paths, ``"package.module:function"``.
             environment: A class whose methods are tools, a function that makes such an object, or the import path of
-                either.
+                either; at a path, the function says by its return annotation what it makes.
             describe: Say in a system message which tools there are and how they are called. Without it, the prompts
                 have to.
 
         Raises:
             TextEnvError: A tool cannot be imported or described, two have one name, or there is none.
         """
-        self._environment = None if environment is None else resolve("environment of tools", environment)()
+        self._environment = None if environment is None else _make(environment)
         functions = [resolve("tool", tool) for tool in tools] + _methods(self._environment)
         self.tools: dict[str, Callable[..., Any]] = {tool.__name__: tool for tool in functions}
         """The functions by name."""
@@ -115,6 +115,13 @@ class Tools:
         get = getattr(self._environment, "get_reward", None)
         worth = getattr(self._environment, "reward", None) if get is None else _result_of(get())
         return 0.0 if worth is None or callable(worth) else float(worth)
+
+
+def _make(environment: str | Callable[[], Any]) -> Any:
+    found = resolve("environment of tools", environment)
+    if isinstance(environment, str):
+        check_makes("environment of tools", environment, found, ("reset",))
+    return found()
 
 
 def _methods(environment: Any) -> list[Callable[..., Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-_LOCK = threading.Lock()  # there is one pair of shared generators
+_LOCK = threading.RLock()  # there is one pair of shared generators
 
 
 class OwnRandomness:
