@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.worlds.checks import env_of, passes_both_checkers, write
-from textenv import CausalLM, TextEnvError
+from textenv import CausalLM, TextEnvError, TextVectorEnv
 from textenv.testing import WorldContract
 from textenv.worlds import find
 from textenv.worlds.adapters.gem import Gem
@@ -108,3 +108,19 @@ def test_in_an_environment(tiny_lm: CausalLM) -> None:
         assert write(env, "1")[:3] == (1.0, False, False)
         paid, terminated, truncated, info = write(env, "2")
         assert (paid, terminated, truncated, info["stop_reason"]) == (0.0, True, False, "world")  # both: it is over
+
+
+def test_rows_side_by_side_are_as_each_alone(tiny_lm: CausalLM) -> None:
+    settings: dict[str, Any] = {"model": tiny_lm, "world": "gem:game:Dice-v0", "max_new_tokens": 1, "max_turns": 2}
+    tokens = np.arange(40, 44)
+    alone = []
+    for row in range(4):
+        with env_of(**settings) as env:
+            env.reset(seed=3 + row)
+            alone.append([env.step(tokens[row]) for _ in range(2)][-1][4]["turns"])
+    envs = TextVectorEnv(4, autoreset_mode="Disabled", world_workers=3, **settings)
+    envs.reset(seed=3)
+    infos = [envs.step(tokens) for _ in range(2)][-1][4]
+    envs.close()
+    assert list(infos["turns"]) == alone
+    assert len({turns[0].answer for turns in alone}) > 1

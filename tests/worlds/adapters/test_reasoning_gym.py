@@ -30,6 +30,11 @@ class TestReasoningGymInTags(TestReasoningGym):
         return ReasoningGym("word_sorting", tag="answer", size=3)
 
 
+class TestReasoningGymThatDrawsFromSharedNumbers(TestReasoningGym):
+    def make_world(self) -> ReasoningGym:
+        return ReasoningGym("pool_matrix")
+
+
 def summed(question: str) -> int:
     """Add up what a question of chain_sum asks for."""
     terms = re.search(r"((?:-?\d+ [+-] )+\d+) =", question)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from textenv.types import TextEnvError
+from textenv.worlds.adapters._randomness import OwnRandomness
 from textenv.worlds.adapters._require import in_one_line, require
 
 __all__ = ["ReasoningGym"]
@@ -43,12 +44,14 @@ class ReasoningGym:
                 f"The world 'reasoning_gym:{name}' cannot be made with { ({'seed': seed} | config)!r}: "
                 f"{in_one_line(error)}"
             ) from error
+        self._randomness = OwnRandomness()  # some data sets draw from the numbers that all of a process shares
         self._entry: dict[str, Any] = {}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Ask a question."""
         place = int(np.random.default_rng(seed).integers(len(self._dataset)))
-        self._entry = self._dataset[place]
+        with self._randomness.seeded(seed):
+            self._entry = self._dataset[place]
         return self._entry["question"], {"entry": self._entry}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -56,5 +59,6 @@ class ReasoningGym:
         answer: str | None = action
         if self._tag is not None:
             answer = found[-1] if (found := self._tag.findall(action)) else None
-        score = self._dataset.score_answer(answer=None if answer is None else answer.strip(), entry=self._entry)
+        with self._randomness.lent():
+            score = self._dataset.score_answer(answer=None if answer is None else answer.strip(), entry=self._entry)
         return "", float(score), True, False, {"entry": self._entry}

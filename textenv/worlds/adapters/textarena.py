@@ -96,7 +96,7 @@ class TextArena:
                 return said, 0.0, False, False, {}
             rewards, infos = self._env.close()
         about = infos[self._player]
-        return f"{said}{about.get('reason') or ''}\n", float(rewards[self._player]), True, False, about
+        return f"{said}{about.get('reason') or ''}\n", rewards[self._player], True, False, about
 
     def _begin(self, seed: int | None) -> None:
         """Begin a new game: some keep more than their settings over a reset, Kuhn poker its shuffled deck."""
