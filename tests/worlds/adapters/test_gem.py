@@ -47,7 +47,7 @@ class Dice:
 def gem(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(env_id: str, **settings: Any) -> Dice:
         if env_id != "game:Dice-v0":
-            raise ValueError(f"Environment {env_id} not found in registry.")
+            raise ValueError(f"Environment \x1b[93m{env_id}\x1b[0m not found\n  in registry.")
         return Dice(**{"sides": 6, **settings})
 
     package: Any = ModuleType("gem")
