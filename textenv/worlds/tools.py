@@ -23,8 +23,8 @@ class Tools:
 
     It takes what TRL's ``GRPOTrainer`` takes as ``tools`` and ``environment_factory``, unmodified. The agent calls by
     ``<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>``, which is how the chat templates of
-    Qwen 2.5 and Qwen 3 write calls, several in a turn if it likes. A call that cannot be made is answered by its error. A turn
-    without a call is the last one.
+    Qwen 2.5 and Qwen 3 write calls, several in a turn if it likes. A call that cannot be made is answered by its error.
+    A turn without a call is the last one.
 
     An environment's public methods are tools, less ``reset`` and ``get_reward``. ``reset`` is given the prompt and its
     columns, and may return a text, which is appended to the last message; a ``seed`` it is given if it names one. The

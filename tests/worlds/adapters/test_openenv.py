@@ -38,14 +38,14 @@ class Server:
     """Plays ``guess_number``, one game a connection.
 
     Attributes:
-        sessions: How many it plays at once, at most.
+        sessions: Those that it can still begin.
         columns: What ``reset`` has been given, of each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sessions: int) -> None:
         from websockets.sync.server import serve
 
-        self.sessions, self.open, self.columns = 8, 0, list[dict[str, Any]]()
+        self.sessions, self.columns = threading.Semaphore(sessions), list[dict[str, Any]]()
         self.schema: Any = SCHEMA
         self._server = serve(self._play, "127.0.0.1", 0, process_request=self._answer_http)
         self._running = self._server.__enter__()
@@ -64,13 +64,15 @@ class Server:
         return None if request.path == "/ws" else connection.respond(HTTPStatus.NOT_FOUND, "no")
 
     def _play(self, connection: Any) -> None:
-        def send(kind: str, **data: Any) -> None:
-            connection.send(json.dumps({"type": kind, "data": data}))
-
-        if self.open == self.sessions:
-            send("error", message=f"Server at capacity: {self.open}/{self.sessions}", code="CAPACITY_REACHED")
+        if not self.sessions.acquire(blocking=False):
+            _send(connection, "error", message="Server at capacity", code="CAPACITY_REACHED")
             return
-        self.open += 1
+        try:
+            self._answer(connection)
+        finally:
+            self.sessions.release()
+
+    def _answer(self, connection: Any) -> None:
         world, turn = GuessNumber(), 0
         for message in map(json.loads, connection):
             data, done, reward = message.get("data", {}), False, None
@@ -80,26 +82,29 @@ class Server:
                 self.columns.append({key: value for key, value in data.items() if key != "seed"})
                 said, turn = world.reset(seed=data.get("seed"))[0], 0
             elif "message" not in data:
-                send("error", message="Invalid message", code="VALIDATION_ERROR", errors=[{"loc": ["message"]}])
+                _send(connection, "error", message="Invalid message", code="VALIDATION_ERROR")
                 continue
             else:
                 turn += 1
                 said, reward, done, *_ = world.step(data["message"])
-            seen: dict[str, Any] = {"said": said or None, "turn": turn, "metadata": {}}
-            send("observation", observation=seen, reward=reward, done=done or turn == 6)
-        self.open -= 1
+            seen = {"said": said or None, "turn": turn, "metadata": {}}
+            _send(connection, "observation", observation=seen, reward=reward, done=done or turn == 6)
+
+
+def _send(connection: Any, kind: str, **data: Any) -> None:
+    connection.send(json.dumps({"type": kind, "data": data}))
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Server]:
-    server = Server()
+    server = Server(sessions=8)
     yield server
     server.stop()
 
 
 @pytest.fixture
 def server(running: Server) -> Server:
-    running.sessions, running.schema = 8, SCHEMA
+    running.schema = SCHEMA
     running.columns.clear()
     return running
 
@@ -164,12 +169,17 @@ def test_a_session_that_was_lost_between_episodes_is_opened_again(server: Server
     assert worlds[0].reset(seed=1)[0] == first
 
 
-def test_a_server_that_plays_no_more_games_says_so(server: Server, worlds: list[OpenEnv]) -> None:
-    server.sessions = server.open + 1
-    worlds += [OpenEnv(server.url), OpenEnv(server.url)]
-    worlds[0].reset(seed=0)
-    with pytest.raises(TextEnvError, match=r"answered reset with .*at capacity.*CAPACITY_REACHED"):
-        worlds[1].reset(seed=0)
+def test_a_server_that_plays_no_more_games_says_so() -> None:
+    server = Server(sessions=1)
+    worlds = [OpenEnv(server.url), OpenEnv(server.url)]
+    try:
+        worlds[0].reset(seed=0)
+        with pytest.raises(TextEnvError, match=r"answered reset with .*at capacity.*CAPACITY_REACHED"):
+            worlds[1].reset(seed=0)
+    finally:
+        for world in worlds:
+            world.close()
+        server.stop()
 
 
 def env_of_server(server: Server, **settings: Any) -> Any:

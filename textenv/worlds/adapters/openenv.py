@@ -51,7 +51,9 @@ class OpenEnv:
         if not self.url.startswith(("http://", "https://")):
             raise TextEnvError(f"The world 'openenv:{self.url}': expected an address such as 'http://127.0.0.1:8000'.")
         self.url = self.url.rstrip("/")
-        self._client = require("websockets.sync.client", world=f"openenv:{self.url}", install="textenv[openenv]")
+        how = {"world": f"openenv:{self.url}", "install": "textenv[openenv]"}
+        self._client = require("websockets.sync.client", **how)
+        self._closed = require("websockets.exceptions", **how).ConnectionClosed
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, in a new session where the last one has ended."""
@@ -91,7 +93,8 @@ class OpenEnv:
                 address = "ws" + self.url.removeprefix("http")
                 connection = self._client.connect(f"{address}/ws", open_timeout=self.timeout, max_size=None)
                 self._socket = self._session.enter_context(connection)
-            self._socket.send(json.dumps({"type": kind, "data": dict(data)}))
+            with contextlib.suppress(self._closed):  # it may have said why before it closed
+                self._socket.send(json.dumps({"type": kind, "data": dict(data)}))
             answer = json.loads(self._socket.recv(timeout=self.timeout))
         except Exception as error:
             self.close()
