@@ -87,7 +87,7 @@ class Server:
             else:
                 turn += 1
                 said, reward, done, *_ = world.step(data["message"])
-            seen = {"said": said or None, "turn": turn, "metadata": {}}
+            seen: dict[str, Any] = {"said": said or None, "turn": turn, "metadata": {}}
             _send(connection, "observation", observation=seen, reward=reward, done=done or turn == 6)
 
 
