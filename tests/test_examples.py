@@ -13,6 +13,8 @@ from textenv.types import TextEnvError
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {
     "cleanrl_ppo.py": (["--total-steps", "256", "--num-envs", "8", "--num-steps", "16"], "256: score"),
+    "gem_world.py": (["--games", "5"], "both checkers pass"),
+    "openenv_world.py": (["--episodes", "2"], "four rows have a session each"),
     "minari_dataset.py": (["--episodes", "2", "--max-new-tokens", "4"], "the same when read back"),
     "rllib_ppo.py": (["--iterations", "1", "--batch", "200"], "200 tokens: regret"),
     "torchrl_env.py": (["--max-new-tokens", "3", "--steps", "6"], "episodes in 6 steps"),
@@ -28,6 +30,8 @@ def test_every_example_is_tested() -> None:
 
 
 NEEDS = {
+    "gem_world.py": ("gem",),
+    "openenv_world.py": ("openenv",),
     "minari_dataset.py": ("minari", "jax", "h5py"),
     "torchrl_env.py": ("torchrl",),
     "rllib_ppo.py": ("ray", "tree", "lz4"),

@@ -98,6 +98,13 @@ def test_a_reward_that_is_a_command_does_not_run(
         ({"agent": "trap:Agent"}, "trap:Agent"),
         ({"settings": {"reward": "trap:reward"}}, "trap:reward"),
         ({"settings": {"env_id": ["trap:Evil-v0"]}}, "trap:Evil-v0"),
+        ({"settings": {"world": "trap:World"}}, "trap:World"),
+        ({"settings": {"world": {"name": "trap:World"}}}, "trap:World"),
+        ({"settings": {"world": "trl:trap:World"}}, "trl:trap:World"),
+        ({"settings": {"world": "gymnasium:trap:Evil-v0"}}, "gymnasium:trap:Evil-v0"),
+        ({"settings": {"world": "openenv:http://127.0.0.1:9"}}, "openenv:http://127.0.0.1:9"),
+        ({"settings": {"world": {"name": "tools", "tools": ["trap:tool"]}}}, "trap:tool"),
+        ({"settings": {"world": {"name": "tools", "environment": "trap:World"}}}, "trap:World"),
     ],
     ids=str,
 )
@@ -166,6 +173,9 @@ id = "textenv/Exact-v0"
         (TOML.replace('"dense"', """'{"name": "trap:reward"}'"""), "trap:reward"),
         (TOML + 'rewards = [{name = "clip", reward = "trap:reward", low = 0, high = 1}]', "trap:reward"),
         (TOML + 'settings = {reward = "trap:reward"}', "trap:reward"),
+        (TOML + 'settings = {world = "trap:World"}', "trap:World"),
+        (TOML + 'settings = {world = {name = "tools", tools = ["trap:tool"]}}', "trap:tool"),
+        (TOML + 'settings = {world = {name = "openenv:http://x/"}}', "openenv:http://x/"),
         (TOML + 'rewards = [{name = "http", url = "http://x/", headers = {A = "${HOME}"}}]', "${HOME}"),
         (TOML.replace("textenv/Exact-v0", "GymV26Environment-v0") + 'settings = {env_id = "trap:E-v0"}', "trap:E-v0"),
     ],
@@ -203,8 +213,47 @@ def test_texts_that_are_no_imports_pass() -> None:
     source = Source(Path("x"), trust=False)
     spec = {"name": "pattern", "pattern": "a:b|http://x", "mode": "count"}
     assert source.reward(spec) == spec
-    settings = {"stop": ["User:hi", "${x}"], "prompts": ["Question:What"], "xml_file": "C:\\x", "reward": "vader"}
+    settings: dict[str, Any] = {
+        "stop": ["User:hi", "${x}"],
+        "prompts": ["Question:What"],
+        "xml_file": "C:\\x",
+        "reward": "vader",
+    }
+    settings["world"] = {"name": "word_memory", "words": ["a: b", "c"], "turns": 2}
     assert source.settings(settings) == settings
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"),
+    [
+        ("trap:World", "trap:World"),
+        ("gem:game:GuessTheNumber-v0-easy", "gem:game:GuessTheNumber-v0-easy"),
+        ({"name": "textarena:TicTacToe-v0", "opponent": "random"}, "textarena:TicTacToe-v0"),
+        ({"name": "mine", "opponent": "trap:move"}, "trap:move"),
+        ({"name": "mine", "deep": [{"er": {"trap:key": 1}}]}, "trap:key"),
+        ({"name": "mine", "url": "https://example.org/reset"}, "https://example.org/reset"),
+        ({"name": "mine", "token": "a ${SECRET_KEY}"}, "a ${SECRET_KEY}"),
+    ],
+    ids=str,
+)
+def test_a_world_of_a_file_imports_and_asks_on_trust_alone(spec: Any, value: str) -> None:
+    path = Path("config.json")
+    checks: list[tuple[Any, Any]] = [(Source.world, spec), (Source.settings, {"world": spec})]
+    for check, given in checks:
+        with pytest.raises(TextEnvError, match=r"config\.json: world .*Give --trust") as refused:
+            check(Source(path, trust=False), given)
+        assert repr(value) in str(refused.value)
+        assert check(Source(path, trust=True), given) == given
+
+
+def test_another_environment_may_have_a_keyword_of_that_name() -> None:
+    source = Source(Path("x"), trust=False)
+    for world in (1, None, ["forest", 2]):
+        assert source.settings({"world": world}) == {"world": world}
+    with pytest.raises(TextEnvError, match="'trap:World' looks like the import of a module"):
+        source.settings({"world": ["trap:World"]})
+    with pytest.raises(TextEnvError, match=r"x: world 3: expected a name, or an object with 'name'"):
+        source.world(3)
 
 
 @pytest.mark.parametrize("name", ["os:system", "os:path", "pathlib:Path", "textenv.agents.ppo:PPOConfig"])

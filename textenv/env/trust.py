@@ -28,10 +28,10 @@ _OURS = frozenset(field.name for field in dataclasses.fields(TextEnvSettings))
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that names rewards, agents and environments.
+    """A file that names rewards, worlds, agents and environments.
 
-    Every method returns what it was given, or raises ``TextEnvError``: the value would import a module, or hand out an
-    environment variable, and ``trust`` is False; or it is of the wrong type.
+    Every method returns what it was given, or raises ``TextEnvError``: the value would import a module, ask a server
+    for a world, or hand out an environment variable, and ``trust`` is False; or it is of the wrong type.
 
     Attributes:
         path: The file, for messages.
@@ -59,6 +59,22 @@ class Source:
                     self._refuse("reward", text, "reads an environment variable")
         return spec
 
+    def world(self, spec: Any) -> Any:
+        """Check the specification of a world; without trust it is a built-in one, which asks no server."""
+        if not isinstance(spec, str | Mapping):
+            raise TextEnvError(f"{self.path}: world {spec!r}: expected a name, or an object with 'name'.")
+        name = spec if isinstance(spec, str) else spec.get("name")
+        if isinstance(name, str) and ":" in name:
+            self._refuse("world", name, "imports a module or asks a server")
+        for text in _texts(spec):
+            if _IMPORT.fullmatch(text):
+                self._refuse("world", text, "looks like the import of a module")
+            if "://" in text:
+                self._refuse("world", text, "looks like the address of a server")
+            if _VARIABLE.search(text):
+                self._refuse("world", text, "reads an environment variable")
+        return spec
+
     def agent(self, name: Any) -> str:
         """Check the name of an agent."""
         if not isinstance(name, str):
@@ -81,13 +97,15 @@ class Source:
         return name
 
     def settings(self, values: Any) -> dict[str, Any]:
-        """Check keywords of ``gymnasium.make``: the reward, and texts that an environment of others may look up."""
+        """Check keywords of ``gymnasium.make``: reward and world, and texts that another environment may look up."""
         if not isinstance(values, Mapping):
             raise TextEnvError(f"{self.path}: settings {values!r}: expected an object.")
         for name, value in values.items():
             if name == "reward":
                 self.reward(value)
-            elif name not in _OURS:  # ours name files and models, which are read and not run
+            elif name == "world" and isinstance(value, str | Mapping):
+                self.world(value)
+            elif name == "world" or name not in _OURS:  # ours name files and models, which are read and not run
                 for text in _texts(value):
                     if _IMPORT.fullmatch(text):
                         self._refuse(name, text, "looks like the import of a module")

@@ -1,4 +1,4 @@
-"""Contracts to subclass in a test module: what every environment, reward and agent must do.
+"""Contracts to subclass in a test module: what every environment, world, reward and agent must do.
 
 A contract is a class of tests with a few hooks. Pytest collects the subclass, not the contract::
 
@@ -13,11 +13,23 @@ It needs ``pytest`` (``pip install 'textenv[testing]'``).
 
 import pytest
 
-pytest.register_assert_rewrite("textenv.testing.agents", "textenv.testing.environments", "textenv.testing.rewards")
+pytest.register_assert_rewrite(
+    *(f"{__name__}.{contract}" for contract in ("agents", "environments", "rewards", "worlds"))
+)
 
 # ruff: noqa: E402
 from textenv.testing.agents import AgentContract
 from textenv.testing.environments import EnvironmentContract, Trace
 from textenv.testing.rewards import COMPLETIONS, PROMPTS, RewardContract
+from textenv.testing.worlds import Exchange, WorldContract
 
-__all__ = ["COMPLETIONS", "PROMPTS", "AgentContract", "EnvironmentContract", "RewardContract", "Trace"]
+__all__ = [
+    "COMPLETIONS",
+    "PROMPTS",
+    "AgentContract",
+    "EnvironmentContract",
+    "Exchange",
+    "RewardContract",
+    "Trace",
+    "WorldContract",
+]

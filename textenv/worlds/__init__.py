@@ -16,6 +16,7 @@ from typing import Any
 from textenv import plugins
 from textenv.types import TextEnvError, World
 from textenv.validation import did_you_mean
+from textenv.worlds._resolve import check_makes
 
 __all__ = ["find", "names"]
 
@@ -32,7 +33,7 @@ def find(spec: str | Mapping[str, Any] | Callable[[], World] | World) -> tuple[s
 
     - ``"guess_number"``: a built-in world, see ``names``.
     - ``"gymnasium:MyEnv-v0"``: one of another package, by an adapter.
-    - ``"package.module:Class"``: your own; it is called to make a world.
+    - ``"package.module:Class"``: your own, or a function annotated to return one; nothing else is called.
     - ``{"name": "guess_number", "high": 20}``: each of these with arguments.
     - A class, or a function that returns a new world each time. A world itself serves an environment of one row.
 
@@ -68,8 +69,7 @@ def _maker(name: str, arguments: Mapping[str, Any]) -> Callable[[], World]:
         _check_arguments(name, adapter, (rest,), arguments)
         return functools.partial(adapter, rest, **arguments)
     found = plugins.find("world", __name__, name)
-    if not callable(found):
-        raise TextEnvError(f"The world {name!r} is {found!r}; expected a class, or a function that makes worlds.")
+    check_makes("world", name, found, ("reset", "step"))
     _check_arguments(name, found, (), arguments)
     return functools.partial(found, **arguments)
 
