@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -322,6 +323,10 @@ def raising(_: Any) -> Any:
     raise KeyError("lost")
 
 
+def leaving(_: Any) -> Any:
+    sys.exit(3)
+
+
 def slow(found: Any) -> Any:
     time.sleep(1.5)
     return found
@@ -336,10 +341,21 @@ def step_often(envs: TextVectorEnv) -> None:
     ("wrong", "message"),
     [
         (raising, r"The world Broken raised KeyError: 'lost', in turn 2, '.*"),
-        (lambda found: (found[0], math.nan, *found[2:]), r"The world Broken paid nan in turn 2, .*finite number"),
-        (lambda found: (found[0], "1", *found[2:]), "paid '1' in turn 2"),
-        (lambda found: (7, *found[1:]), "The world Broken said 7 in turn 2.*expected a text, or a list of messages"),
+        (
+            lambda found: (found[0], math.nan, *found[2:]),
+            r"What the world Broken paid in turn 2, .* is nan; expected a finite number",
+        ),
+        (lambda found: (found[0], "1", *found[2:]), "paid in turn 2, .* is '1'; expected a finite number"),
+        (lambda found: (7, *found[1:]), "What the world Broken said in turn 2, .* is 7; expected a list of messages"),
         (lambda found: found[:4], r"returned .*; expected \(answer, reward, terminated, truncated, info\)"),
+        (lambda found: ("\ud83d", *found[1:]), "said in turn 2, .* is half of a surrogate pair"),
+        (lambda found: (found[0], 10**400, *found[2:]), "paid in turn 2, .* expected a finite number"),
+        (
+            lambda found: (*found[:2], "no", False, {}),
+            "terminated='no', truncated=False in turn 2.*expected True or False",
+        ),
+        (lambda found: (*found[:2], np.array([True, False]), False, {}), "expected True or False"),
+        (leaving, r"The world Broken raised SystemExit: 3, in turn 2"),
         (slow, r"The world Broken took more than 0\.5 seconds in turn 2, .*; raise world_timeout"),
         (lambda found: ([{"role": "user", "content": "x"}], *found[1:]), "began with a text.*answered with messages"),
     ],
@@ -365,6 +381,7 @@ def test_a_world_that_fails_is_named_with_its_turn_and_the_run_can_go_on(wrong: 
         ({"world": {"high": 3}}, "has no name"),
         ({"world": "nomodule:World"}, "cannot be imported"),
         ({"world": 5}, "expected a name"),
+        ({"world": lambda: 1 / 0}, "cannot be made: ZeroDivisionError: division by zero"),
         ({"world": Echo(), "rows": 2}, "one object for 2 rows"),
         ({"world": lambda: 3}, "expected an object with reset and step"),
         ({"max_tokens": 1}, "expected room"),

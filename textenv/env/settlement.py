@@ -9,7 +9,7 @@ from textenv.env.episodes import EpisodeBatch
 from textenv.env.kl import kl_estimate
 from textenv.env.scoring import Scorer
 from textenv.env.settings import TextEnvSettings
-from textenv.env.turns import as_text, context_of
+from textenv.env.turns import context_of, joined
 from textenv.models.causal_lm import CausalLM
 from textenv.types import Episode, IntArray
 
@@ -92,7 +92,7 @@ class Settlement:
         if not turns:
             return self._endings.completion_text(prompt, ids)[0]
         if batch.earlier[row]:
-            return "".join(f"{turn.text}{as_text(turn.answer)}" for turn in turns[:-1]) + turns[-1].text
+            return "".join(f"{turn.text}{joined(turn.answer)}" for turn in turns[:-1]) + turns[-1].text
         before, written = batch.spans(row)[len(turns) - 1]
         whole = self._reference.completion_text(prompt, [*before, *written][len(prompt.ids) :])
         last = self._reference.completion_text(context_of(self._reference, before), written)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from textenv.data.values import as_conversation
 from textenv.models.causal_lm import CausalLM
-from textenv.types import Conversation, Prompt, TextEnvError
+from textenv.types import Conversation, Prompt, TextEnvError, as_conversation, as_text, short
 
-__all__ = ["TurnEncoder", "as_observation", "as_text", "context_of"]
+__all__ = ["TurnEncoder", "as_observation", "context_of", "joined"]
 
 _CONTEXT = 32  # tokens before a turn that are decoded with it
 
@@ -57,7 +56,7 @@ class TurnEncoder:
             return self._model.encode_answer(_as_messages(answer), last_id)
         if not isinstance(answer, str):
             raise TextEnvError(
-                f"The world began with a text, {prompt.text[:80]!r}, and answered with messages, {answer!r:.160}; "
+                f"The world began with a text, {prompt.text[:80]!r}, and answered with messages, {short(answer)}; "
                 "expected texts or messages throughout."
             )
         return self._model.encode_behind(answer)
@@ -68,7 +67,7 @@ def context_of(model: CausalLM, ids: Sequence[int]) -> Prompt:
     return model.prompt(ids[-_CONTEXT:])
 
 
-def as_text(said: str | Conversation) -> str:
+def joined(said: str | Conversation) -> str:
     """Return what a world said as one text: of messages, their contents."""
     return said if isinstance(said, str) else "\n".join(str(message["content"]) for message in said)
 
@@ -84,15 +83,8 @@ def as_observation(value: object, world: str, when: str) -> str | Conversation:
     Raises:
         TextEnvError: It is neither.
     """
-    if isinstance(value, str):
-        return value
-    try:
-        return as_conversation(value)
-    except TextEnvError as error:
-        raise TextEnvError(
-            f"The world {world} said {value!r:.160} in {when}: expected a text, or a list of messages with 'role' and "
-            "'content'."
-        ) from error
+    name = f"What the world {world} said in {when}"
+    return as_text(value, name) if isinstance(value, str) else as_conversation(value, name)
 
 
 def _as_messages(said: str | Conversation) -> Conversation:

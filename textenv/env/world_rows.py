@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from textenv import plugins
 from textenv.data.files import to_json
 from textenv.env.settings import TextEnvSettings
 from textenv.env.turns import as_observation
-from textenv.types import Conversation, TextEnvError, World
+from textenv.types import Conversation, TextEnvError, World, as_number, short
 
 __all__ = ["Answer", "WorldRows", "make_worlds"]
 
@@ -58,7 +58,10 @@ class WorldRows:
             TextEnvError: There is no such world, or what it makes is none.
         """
         self.name, make = plugins.worlds().find(spec)
-        self.worlds: list[World] = [make() for _ in range(rows)]
+        try:
+            self.worlds: list[World] = [make() for _ in range(rows)]
+        except Exception as error:
+            raise TextEnvError(f"The world {self.name} cannot be made: {_in_one_line(error)}") from error
         for world in self.worlds:
             if not isinstance(world, World):
                 raise TextEnvError(f"The world {self.name} is {world!r}; expected an object with reset and step.")
@@ -104,12 +107,13 @@ class WorldRows:
         Raises:
             TextEnvError: A world raises, takes too long, or answers anything but what ``step`` of ``World`` returns.
         """
-        whats = [f"turn {turn}, {text!r:.160}" for turn, text in zip(turns, texts, strict=True)]
+        whats = [f"turn {turn}, {short(text)}" for turn, text in zip(turns, texts, strict=True)]
         if self._together is not None:
-            call = _Call(whats[0], self._together, ([self.worlds[row] for row in rows], list(texts)))
+            what = whats[0] if len(rows) == 1 else f"the turns of {len(rows)} rows, the first {whats[0]}"
+            call = _Call(what, self._together, ([self.worlds[row] for row in rows], list(texts)))
             (found,) = self._pool.run([call])
             if not isinstance(found, Sequence) or len(found) != len(rows):
-                raise TextEnvError(f"step_many of the world {self.name} returned {found!r:.160} for {len(rows)} rows.")
+                raise TextEnvError(f"step_many of the world {self.name} returned {short(found)} for {len(rows)} rows.")
         else:
             calls = [
                 _Call(what, self.worlds[row].step, (text,)) for row, text, what in zip(rows, texts, whats, strict=True)
@@ -130,7 +134,7 @@ class WorldRows:
         for world, state in zip(self.worlds, states, strict=True):
             load = getattr(world, "load_state_dict", None)
             if (state is None) is not (load is None):
-                raise TextEnvError(f"The saved state of the world {self.name} is {state!r:.160}, which is another's.")
+                raise TextEnvError(f"The saved state of the world {self.name} is {short(state)}, which is another's.")
             if load is not None:
                 load(state)
 
@@ -159,9 +163,14 @@ class WorldRows:
     def _checked(self, found: Any, what: str) -> Answer:
         said = as_observation(_first_of(found, 5, self.name), self.name, what)
         _, reward, terminated, truncated, _ = found
-        if not isinstance(reward, Real) or not math.isfinite(reward):
-            raise TextEnvError(f"The world {self.name} paid {reward!r} in {what}: expected a finite number.")
-        return Answer(said, float(reward), bool(terminated), bool(truncated))
+        paid = as_number(reward, f"What the world {self.name} paid in {what}")
+        for flag in (terminated, truncated):
+            if not isinstance(flag, (bool, np.bool_)):
+                raise TextEnvError(
+                    f"The world {self.name} returned terminated={short(terminated)}, truncated={short(truncated)} in "
+                    f"{what}: expected True or False."
+                )
+        return Answer(said, paid, bool(terminated), bool(truncated))
 
 
 def make_worlds(settings: TextEnvSettings, rows: int) -> WorldRows | None:
@@ -179,11 +188,15 @@ def make_worlds(settings: TextEnvSettings, rows: int) -> WorldRows | None:
     return None
 
 
+def _in_one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+
+
 def _first_of(found: Any, size: int, world: str) -> Any:
     """Return the first item of what ``reset`` or ``step`` returned, a tuple of ``size``."""
     if not isinstance(found, tuple) or len(found) != size:
         expected = "(answer, reward, terminated, truncated, info)" if size == 5 else "(observation, info)"
-        raise TextEnvError(f"The world {world} returned {found!r:.160}; expected {expected}.")
+        raise TextEnvError(f"The world {world} returned {short(found)}; expected {expected}.")
     return found[0]
 
 
@@ -245,9 +258,7 @@ class _Pool:
             ) from None
         if not ok:
             self.close()
-            raise TextEnvError(
-                f"The world {self._world} raised {type(result).__name__}: {result}, in {call.what}."
-            ) from result
+            raise TextEnvError(f"The world {self._world} raised {_in_one_line(result)}, in {call.what}.") from result
         return result
 
     @staticmethod
@@ -256,5 +267,5 @@ class _Pool:
             call, answer = job
             try:
                 answer.put((True, call.function(*call.arguments)))
-            except Exception as error:
+            except BaseException as error:  # one that asks the thread to exit too
                 answer.put((False, error))
