@@ -63,12 +63,13 @@ class Update:
         width, rows = config.prompt + config.response, config.batch
         self._ids = torch.randint(2, env.reference.vocab_size, (rows, width), device=device)
         self._lengths = torch.full((rows,), width, device=device)
-        self._starts = torch.full((rows,), config.prompt, device=device)
+        places = torch.arange(rows * width, device=device).view(rows, width)
+        self._places = places[:, config.prompt :].flatten()
         self.flops = 6 * rows * _weights_times_tokens(env.reference.model, width, config.response)
 
     def __call__(self) -> int:
         """Take the step; return its tokens."""
-        found = self._policy.evaluate(self._ids, self._lengths, self._starts, entropy=False)
+        found = self._policy.evaluate(self._ids, self._lengths, self._places, entropy=False)
         loss = found.log_probs.mean() + found.values.square().mean()
         self._optimizer.zero_grad()
         loss.backward()

@@ -424,16 +424,16 @@ def as_prompt(value: Any, name: str = "prompt") -> str | Conversation:
 
 
 def as_completions(value: Any, name: str = "completions") -> tuple[str, ...]:
-    """Return two to nine texts, which may be equal: policies do write the same.
+    """Return two texts or more, which may be equal: policies do write the same.
 
     Raises:
-        TextEnvError: It is no list, one of them is no text, or there are fewer or more.
+        TextEnvError: It is no list, one of them is no text, or there are fewer.
     """
     texts = _as_list(value)
     if texts is None:
         raise TextEnvError(f"{name} is {short(value)}; expected a list of texts.")
-    if not 2 <= len(texts) <= MOST_COMPLETIONS:
-        raise TextEnvError(f"{name} has {len(texts)} texts; expected 2 to {MOST_COMPLETIONS}. Split a ranking of more.")
+    if len(texts) < 2:
+        raise TextEnvError(f"{name} has {len(texts)} texts; expected at least 2.")
     return tuple(as_text(text, f"{name}[{place}]") for place, text in enumerate(texts))
 
 

@@ -171,7 +171,7 @@ def test_sample_takes_prompts_in_utf_8_alone(
     assert main(["sample", str(run)]) == 1
     assert "error: What was typed is not utf-8" in capsys.readouterr().out
     assert main(["sample", str(run), "--prompt", "The film", "\udcff"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1].startswith("error: prompt is '\\udcff'; character 0 is half")
+    assert "prompt is '\\udcff'; character 0 is half" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("reward", ["run", "vader", '{"name": "length", "target": 3}'])
@@ -255,6 +255,7 @@ def test_doctor_reads_no_more_rows_at_once_than_an_episode_has(monkeypatch: pyte
         rows.append(len(hidden))
         return read(self, hidden)
 
+    monkeypatch.setattr(CausalLM, "_check_head", lambda self: None)  # reads a few tokens when a model is loaded
     monkeypatch.setattr(CausalLM, "head", counted)
     monkeypatch.setattr(CausalLM, "_logits_of", counted_read)
     keywords = {"reward": {"name": "length", "target": 3}, "max_new_tokens": 6, "prompts": ["The film"]}

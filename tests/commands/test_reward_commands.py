@@ -68,7 +68,7 @@ def test_a_finished_training_is_not_done_again(work: Path, capsys: pytest.Captur
         (["train", "--files", "no.jsonl", "--out", "x"], "no.jsonl: no such file"),
         (["eval", "--model", "nowhere", "--files", "{test}"], "no such folder. Expected 'bundled'"),
         (["eval"], "nothing to measure on"),
-        (["train", "--files", "{test}", "--out", "x", "--limit", "1000"], "--limit 1000"),
+        (["train", "--files", "{test}", "--out", "x", "--limit", "1000"], "limit=1000"),
     ],
 )
 def test_errors(work: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str) -> None:

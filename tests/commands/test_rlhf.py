@@ -134,7 +134,7 @@ def test_demonstrations_come_first(settings: Callable[..., Rlhf], tmp_path: Path
 
 def test_bad_settings(settings: Callable[..., Rlhf], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for changed, message in (
-        ({"rounds": 0}, "a label for each round"),
+        ({"rounds": 0}, "rounds=0: expected a whole number of at least 1"),
         ({"rounds": 4, "labels": 3}, "a label for each round"),
         ({"samples": 1}, "2 to 9"),
         ({"gold": None, "gold_temperature": 1.0}, "--gold"),

@@ -307,3 +307,9 @@ def test_names_that_look_the_same_are_one_annotator(tmp_path: Path) -> None:
         assert add_rankings(store, [composed]) == 1
         assert add_rankings(store, [decomposed]) == 0
         assert [annotator.name for annotator in store.annotators()] == ["Ren\u00e9e"]
+
+
+def test_more_completions_than_people_are_shown_are_refused(tmp_path: Path) -> None:
+    ranking = Ranking("p", tuple("abcdefghij"), tuple(range(10)), "ann")
+    with FeedbackStore(tmp_path / "store.db") as store, pytest.raises(TextEnvError, match="people are shown 9 at most"):
+        add_rankings(store, [ranking])

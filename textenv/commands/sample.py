@@ -100,15 +100,16 @@ class Sample(Command):
             model, reward = config["model"], config["reward"]
         except KeyError as error:
             raise TextEnvError(f"{path} has no {error}; expected the one that 'textenv train' wrote.") from error
-        if not (run / "policy").is_dir():
-            raise TextEnvError(
-                f"{run} has no policy yet: its training is not finished. The command that began it goes on with it."
-            )
         if model is not None:  # else the environment makes it
             settings["model"] = model
         if self.reward == "run" and reward is not None:
             reward = source.reward(parse_reward(reward) if isinstance(reward, str) else reward)
-        return _Writer(env, settings, source.agent(agent), run / "policy", reward)
+        agent = source.agent(agent)
+        if not (run / "policy").is_dir():
+            raise TextEnvError(
+                f"{run} has no policy yet: its training is not finished. The command that began it goes on with it."
+            )
+        return _Writer(env, settings, agent, run / "policy", reward)
 
     def _settings(self, writer: _Writer) -> dict[str, Any]:
         """Return the keywords of ``gymnasium.make`` to sample with."""

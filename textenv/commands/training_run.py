@@ -26,6 +26,7 @@ from textenv.commands.settings import TrainSettings
 from textenv.data.files import locked, to_json, write_atomically, write_json
 from textenv.env.registry import make_envs, record_of
 from textenv.env.render import save_html
+from textenv.env.settings import WORLD_SETTINGS
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.distributed import ALONE, World
@@ -45,7 +46,8 @@ def made_with(envs: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
         typed: The keywords that it was made with; where it runs, ``device``, is what they say.
     """
     settings = text_env(envs).settings
-    names = [each.name for each in dataclasses.fields(settings) if each.name not in ENV_FIELDS]
+    silent = ENV_FIELDS if settings.world is not None else (*ENV_FIELDS, *WORLD_SETTINGS)
+    names = [each.name for each in dataclasses.fields(settings) if each.name not in silent]
     found = {name: getattr(settings, name) for name in names} | {"device": typed.get("device")}
     plain: dict[str, Any] = json.loads(to_json(found, default=str))
     return plain

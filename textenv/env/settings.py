@@ -11,7 +11,10 @@ from annotated_types import Interval
 from textenv.types import KLEstimator, KLMode
 from textenv.validation import Count, NonEmpty, NonNegative, Positive, Probability, Temperature, build, validate
 
-__all__ = ["TextEnvSettings"]
+__all__ = ["WORLD_SETTINGS", "TextEnvSettings"]
+
+WORLD_SETTINGS = ("world", "max_turns", "max_tokens", "context", "turn_discount", "world_workers", "world_timeout")
+"""Settings that say something only where a world answers."""
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -108,6 +111,8 @@ class TextEnvSettings:
         elif isinstance(stop, Iterable) and not isinstance(stop, Sequence):
             object.__setattr__(self, "stop", tuple(stop))
         validate(self)
+        if self.reward is None and self.world is None:
+            object.__setattr__(self, "reward", "learned")
 
     @property
     def masks_actions(self) -> bool:

@@ -104,9 +104,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.settings = given = TextEnvSettings.of({name: unwrap(value) for name, value in settings.items()})
         self.reference = load_reference(given)
         """The reference model."""
-        default = "learned" if given.world is None else unscored
         self.scorer = Scorer(
-            default if given.reward is None else given.reward,
+            unscored if given.reward is None else given.reward,
             missing_eos_penalty=given.missing_eos_penalty,
             device=str(self.reference.device),
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from textenv import plugins
 from textenv.data.files import to_json
-from textenv.env.settings import TextEnvSettings
+from textenv.env.settings import WORLD_SETTINGS, TextEnvSettings
 from textenv.env.turns import as_observation
 from textenv.types import Conversation, TextEnvError, World, as_number, short
 
@@ -181,9 +181,9 @@ def make_worlds(settings: TextEnvSettings, rows: int) -> WorldRows | None:
     """
     if settings.world is not None:
         return WorldRows(settings.world, rows, workers=settings.world_workers, timeout=settings.world_timeout)
-    for name in ("max_turns", "max_tokens", "context", "turn_discount", "world_workers", "world_timeout"):
-        default = next(field.default for field in dataclasses.fields(settings) if field.name == name)
-        if getattr(settings, name) != default:
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    for name in WORLD_SETTINGS:
+        if getattr(settings, name) != defaults[name]:
             raise TextEnvError(f"{name}={getattr(settings, name)!r} says something of a world; give a world too.")
     return None
 

@@ -14,7 +14,7 @@ import tyro
 from textenv.data.files import to_json
 from textenv.data.outputs import OutputFile
 from textenv.data.records import json_cells, read_records
-from textenv.data.values import as_completions, as_prompt
+from textenv.data.values import MOST_COMPLETIONS, as_completions, as_prompt
 from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_rankings
 from textenv.feedback.store import FeedbackStore, annotator_name
 from textenv.models.codec import TextCodec
@@ -159,13 +159,18 @@ def add_rankings(
         How many were added.
 
     Raises:
-        TextEnvError: A ranking has a margin or nobody's name; nothing was added then.
+        TextEnvError: A ranking has a margin, nobody's name, or more than nine completions; nothing was added then.
     """
     rankings = [replace(ranking, annotator=annotator_name(ranking.annotator or annotator)) for ranking in rankings]
     for ranking in rankings:
         about = f"The ranking of {_key(ranking.prompt)[:80]} by {ranking.annotator!r}"
         if ranking.margin is not None and not gold:
             raise TextEnvError(f"{about} has a margin, which a store does not keep. Drop margins (--drop-margins).")
+        if len(ranking.completions) > MOST_COMPLETIONS:
+            raise TextEnvError(
+                f"{about} has {len(ranking.completions)} completions; people are shown {MOST_COMPLETIONS} at most. "
+                "Split it."
+            )
         if not ranking.annotator and not gold:
             raise TextEnvError(f"{about} does not say who judged. Name an annotator (--annotator).")
     added = 0
