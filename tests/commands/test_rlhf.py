@@ -138,7 +138,7 @@ def test_bad_settings(settings: Callable[..., Rlhf], tmp_path: Path, capsys: pyt
         ({"rounds": 4, "labels": 3}, "a label for each round"),
         ({"samples": 1}, "2 to 9"),
         ({"gold": None, "gold_temperature": 1.0}, "--gold"),
-        ({"eval_episodes": 1}, "standard error"),
+        ({"eval_episodes": 1}, "eval_episodes=1: expected a whole number of at least 2"),
     ):
         with pytest.raises(TextEnvError, match=message):
             settings(**changed)

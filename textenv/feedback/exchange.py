@@ -225,7 +225,10 @@ def read_questions(path: str | Path) -> list[Question]:
     for where, row in read_records(path):
         try:
             given = json_cells(row, ("completions",)) if in_csv else row
-            questions.append((as_prompt(given.get("prompt")), as_completions(given.get("completions"))))
+            completions = as_completions(given.get("completions"))
+            if len(completions) > MOST_COMPLETIONS:
+                raise TextEnvError(f"{len(completions)} completions; people are shown {MOST_COMPLETIONS} at most.")
+            questions.append((as_prompt(given.get("prompt")), completions))
         except TextEnvError as error:
             raise TextEnvError(f"{where}: {error}") from error
     return questions
