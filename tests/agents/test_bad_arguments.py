@@ -266,15 +266,26 @@ def test_sampling(prompts: Any, agent: PPO) -> None:
 # -- reward models --------------------------------------------------------------------------------------------------
 
 
+WRONG: dict[str, tuple[Any, ...]] = {
+    "model": (3, None, "bundled"),
+    "max_tokens": (0, -1, "8", 1.5, True, 10**9),
+    "folder": (3, None, "", "/nowhere", ["a"], "nul\0"),
+    "device": ("gpu", "cuda:99"),
+    "dtype": ("int3", 3),
+    "target": (3, None, "", "nul\0"),
+    "members": ([], [3], 3, None),
+}
+
+
 @pytest.mark.parametrize(
     "call",
     [
-        *(lambda lm, v=value: RewardModel(v) for value in (3, None, "bundled")),
-        *(lambda lm, v=value: RewardModel(lm, max_tokens=v) for value in (0, -1, "8", 1.5, True, 10**9)),
-        *(lambda lm, v=value: RewardModel.load(v) for value in (3, None, "", "/nowhere", ["a"], "nul\0")),
-        *(lambda lm, v=value: RewardModel.load(device=v) for value in ("gpu", "cuda:99")),
-        *(lambda lm, v=value: RewardModel.load(dtype=v) for value in ("int3", 3)),
-        *(lambda lm, v=value: RewardModel(lm).save(v) for value in (3, None, "", "nul\0")),
+        *(lambda lm, v=value: RewardModel(v) for value in WRONG["model"]),
+        *(lambda lm, v=value: RewardModel(lm, max_tokens=v) for value in WRONG["max_tokens"]),
+        *(lambda lm, v=value: RewardModel.load(v) for value in WRONG["folder"]),
+        *(lambda lm, v=value: RewardModel.load(device=v) for value in WRONG["device"]),
+        *(lambda lm, v=value: RewardModel.load(dtype=v) for value in WRONG["dtype"]),
+        *(lambda lm, v=value: RewardModel(lm).save(v) for value in WRONG["target"]),
         lambda lm: RewardModel(lm).scores("abc", "abc"),
         lambda lm: RewardModel(lm).scores(["a"], ["a", "b"]),
         lambda lm: RewardModel(lm).scores(["a"], "b"),
@@ -282,7 +293,7 @@ def test_sampling(prompts: Any, agent: PPO) -> None:
         lambda lm: RewardModel(lm).scores([3], ["b"]),  # type: ignore[list-item]
         lambda lm: RewardModel(lm).scores(["a"], [None]),
         lambda lm: RewardModel(lm).normalize(["a"], ["b"]),
-        *(lambda lm, v=value: Ensemble(v) for value in ([], [3], 3, None)),
+        *(lambda lm, v=value: Ensemble(v) for value in WRONG["members"]),
         lambda lm: Ensemble([RewardModel(lm)], "max"),  # type: ignore[arg-type]
         lambda lm: Ensemble([RewardModel(lm)], penalty="1"),  # type: ignore[arg-type]
     ],

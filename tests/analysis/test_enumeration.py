@@ -47,8 +47,8 @@ def best(envs: TextVectorEnv, world: LetterDialogue, ids: list[int], history: li
                 later = 0.0 if answer.terminated else best(envs, world, [*ids, token, *following], said, [])
                 value += answer.chance * (answer.reward + later)
         terms.append(log_prob + value / beta)
-    total: float = torch.logsumexp(torch.tensor(terms, dtype=torch.float64), dim=0).item()
-    return beta * total
+    total = float(torch.logsumexp(torch.tensor(terms, dtype=torch.float64), dim=0))
+    return float(beta) * total
 
 
 @pytest.mark.parametrize("stop_token", [True, False])
@@ -68,7 +68,8 @@ def test_a_policy_earns_what_the_tree_says() -> None:
     envs = make(64)
     tree, policy = Tree.of(envs), TextPolicy(envs.reference, value="none")
     with torch.no_grad():
-        policy.lm.model.get_output_embeddings().weight.mul_(1.3)
+        head: Any = policy.lm.model.get_output_embeddings()
+        head.weight.mul_(1.3)
     rollout = collect(envs, policy, torch.Generator().manual_seed(0), episodes=4000, seed=0)
     returns = rollout.rewards.sum(axis=1).astype(np.float64)
     expected = tree.evaluate(policy)

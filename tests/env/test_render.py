@@ -279,7 +279,7 @@ def test_color_is_for_terminals_that_want_it(
 def test_turns_are_shown_with_their_roles() -> None:
     turns = (
         Turn("4", 1, "stop", "\nHigher.\n", (7,), 0.0),
-        Turn("6 <b>", 2, "length", [{"role": "tool", "content": "Right."}], (), 1.0),
+        Turn("6 <b>", 2, "length", ({"role": "tool", "content": "Right."},), (), 1.0),
     )
     episode = Episode(
         start=Prompt("Guess: ", (1,)), completion="4\nHigher.\n6 <b>", completion_ids=(4, 6, 8),

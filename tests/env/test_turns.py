@@ -128,7 +128,8 @@ def test_the_agents_tokens_stay_as_they_were_drawn() -> None:
     rng = np.random.default_rng(0)
     for seed in range(5):
         env.reset(seed=seed)
-        drawn, over = [], False
+        drawn: list[int] = []
+        over, info = False, dict[str, Any]()
         while not over:
             drawn.append(int(rng.integers(lm.vocab_size)))
             _, _, over, _, info = env.step(drawn[-1])

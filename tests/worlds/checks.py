@@ -37,6 +37,8 @@ def write(env: TextEnv, text: str) -> tuple[float, bool, bool, dict[str, Any]]:
     """Write a text and the token that ends a turn; return the sum of the rewards, and the rest of the last step."""
     model, paid = env.reference, 0.0
     ids = [*model.tokenizer(text, add_special_tokens=False)["input_ids"], model.eos_ids[0]]
+    terminated = truncated = False
+    info: dict[str, Any] = {}
     for token in ids:
         _, reward, terminated, truncated, info = env.step(token)
         paid += float(reward)

@@ -98,9 +98,10 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # a ValueError for a path with a NUL, or for what is no JSON
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise TextEnvError(f"{path} cannot be read: {reason} {_RESTORE}") from error
-    if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
-        lacks = f"lacks {', '.join(missing)}" if isinstance(found, dict) else "is no JSON object"
-        raise TextEnvError(f"{path} cannot be read: it {lacks}. {_RESTORE}")
+    if not isinstance(found, dict):
+        raise TextEnvError(f"{path} cannot be read: it is no JSON object. {_RESTORE}")
+    if missing := [key for key in keys if key not in found]:
+        raise TextEnvError(f"{path} cannot be read: it lacks {', '.join(missing)}. {_RESTORE}")
     return found
 
 

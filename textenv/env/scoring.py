@@ -253,8 +253,9 @@ def checked_scores(
 
 def _as_list(reward: Callable[..., Any], returned: Any, count: int) -> list[Any]:
     """Turn what the reward returned into ``count`` Python values, not checked yet."""
-    if inspect.iscoroutine(returned):
-        returned.close()  # else Python warns that nobody has awaited it
+    unawaited: Any = returned
+    if inspect.iscoroutine(unawaited):
+        unawaited.close()  # else Python warns that nobody has awaited it
     if hasattr(returned, "tolist"):  # arrays and tensors, wherever they are and whether they need a gradient or not
         values = returned.tolist()
     else:

@@ -83,8 +83,8 @@ class Rollout:
         """Return the rows of ``input_ids`` that are the texts of some episodes, in the order of ``picks``."""
         if len(self.text_counts) == len(self.lengths):
             return picks
-        ends = np.cumsum(self.text_counts)
-        parts = [np.arange(ends[row] - self.text_counts[row], ends[row]) for row in picks.tolist()]
+        ends, counts = np.cumsum(self.text_counts).tolist(), self.text_counts.tolist()
+        parts = [np.arange(ends[row] - counts[row], ends[row]) for row in picks.tolist()]
         return np.concatenate(parts) if parts else picks
 
     def tensors(

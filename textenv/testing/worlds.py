@@ -89,7 +89,8 @@ class WorldContract:
     def turns(self, seed: int) -> list[str]:
         """Return texts to write, the same for the same seed."""
         generator = np.random.default_rng(seed)
-        return [self.texts[place] for place in generator.integers(len(self.texts), size=self.most_turns or 20)]
+        places: list[int] = generator.integers(len(self.texts), size=self.most_turns or 20).tolist()
+        return [self.texts[place] for place in places]
 
     def play(
         self, world: World, seed: int, between: Callable[[], object] = lambda: None

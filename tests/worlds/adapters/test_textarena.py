@@ -54,7 +54,7 @@ def test_a_game_alone_is_won_by_halving() -> None:
     for seed in range(10):
         first, _ = world.reset(seed=seed)
         assert "between 1 and 20" in first
-        low, high, done = 1, 20, False
+        low, high, done, reward = 1, 20, False, 0.0
         while not done:
             guess = (low + high) // 2
             said, reward, done, truncated, _ = world.step(f"[{guess}]")
