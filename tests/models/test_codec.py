@@ -19,6 +19,7 @@ from textenv.analysis.doctor import examine
 from textenv.env.render import to_ansi
 from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
+from textenv.models.codec import TextCodec
 from textenv.models.reward_model import RewardModel
 from textenv.training.sft import encode_pairs
 from textenv.training.tokenizer import train_tokenizer
@@ -190,6 +191,7 @@ def test_a_long_prompt_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> 
         prompt = Prompt(text, lm.encode(text))
         assert lm.completion_text(prompt, lm.encode_completions([text], ["thin"])[0][1]) == "thin"
         with monkeypatch.context() as patch:
+            patch.setattr(lm._codec, "_backend", None)
             read = count_decoded(lm, patch)
             lm.completion_text(prompt, [5, 6])
         assert 0 < max(read) <= 40 < len(prompt.ids)
@@ -255,3 +257,25 @@ def test_the_doctor_finds_a_tokenizer_that_changes_prompts(tmp_path: Path) -> No
     wrapped(tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>").save_pretrained(tmp_path)
     finding = texts_finding(str(tmp_path))
     assert (finding.ok, "'the film' of the model is 'The film' to the reward" in finding.detail) == (False, True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30)
+@given(ids=st.lists(st.integers(0, 10**6), max_size=12))
+def test_what_transformers_does_around_a_decoding_changes_nothing(kind: str, ids: list[int]) -> None:
+    tokenizer = make_tokenizer(kind)
+    codec, plain = TextCodec(tokenizer), TextCodec(tokenizer)
+    assert codec._backend is not None
+    plain._backend = None
+    tokens = [token % len(tokenizer) for token in ids]
+    assert codec.decode(tokens) == plain.decode(tokens)
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
+    class Shouting(PreTrainedTokenizerFast):
+        def decode(self, *given: Any, **settings: Any) -> Any:
+            return str(super().decode(*given, **settings)).upper()
+
+    tokenizer = Shouting(tokenizer_object=make_tokenizer("bytes").backend_tokenizer)
+    codec = TextCodec(tokenizer)
+    assert codec.decode(tokenizer("the film")["input_ids"]) == "THE FILM"

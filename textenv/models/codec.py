@@ -49,6 +49,7 @@ class TextCodec:
         self.tokenizer = tokenizer
         self._ends = frozenset(ends)
         self._known = len(tokenizer)
+        self._backend = _plain_backend(tokenizer)
         self._names: dict[int, str] = {}  # of tokens that are no part of the text; "" for all others
         self._plain: dict[int, str] = {}  # what tokens add behind a letter
         self._behind: dict[str, tuple[int, ...]] = {}  # token ids of texts that follow others
@@ -60,6 +61,8 @@ class TextCodec:
         kept: list[int] = list(map(int, ids))
         if kept and (max(kept) >= self._known or not self._ends.isdisjoint(kept)):
             kept = [i for i in kept if i < self._known and i not in self._ends]
+        if self._backend is not None:
+            return str(self._backend.decode(kept, skip_special_tokens=True))
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def prompt(self, ids: Sequence[int]) -> Prompt:
@@ -253,6 +256,18 @@ class TextCodec:
             ends.append(max(ends[-1], shared_length(begun, whole)))
         ends.append(len(whole))
         return [whole[begin:end] for begin, end in pairwise(ends)] if tokens else []
+
+
+def _plain_backend(tokenizer: Any) -> Any:
+    """Return the tokenizer of ``tokenizers`` that one of transformers decodes with; None where that adds something.
+
+    What transformers does around it, looking at every token id in Python, takes most of the time of a decoding.
+    """
+    for name in ("decode", "_decode"):
+        method = getattr(type(tokenizer), name, None)
+        if not str(getattr(method, "__module__", "")).startswith("transformers.tokenization_utils"):
+            return None  # a class that decodes in its own way
+    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 def shared_length(first: str, second: str) -> int:
