@@ -1,4 +1,5 @@
 # `make train` runs the main job, `make test` passes the tests; both set everything up on a fresh machine first.
+# Tests that take more than a few seconds each are passed by `make test-slow`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: train test check format bundled-model bundled-reward setup
+.PHONY: train test test-slow check format bundled-model bundled-reward setup
 
 train: $(STAMP)
 	@if [ -f $(RUN)/results.json ]; then \
@@ -28,7 +29,10 @@ train: $(STAMP)
 	fi
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .
