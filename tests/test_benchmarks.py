@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import _jobs, contention, gpu, overhead, ppo_iteration, price, rollout, scaling
+from benchmarks import _jobs, contention, gpu, overhead, ppo_iteration, price, rollout, scaling, turns
 from benchmarks._measure import Case, Effort, Load, environment, interleave, rate, remark
 from benchmarks._ours import make_env
 from textenv.compare.plan import Compare, make_plan
@@ -203,6 +203,14 @@ def test_the_flops_of_an_update_are_those_that_torch_counts(architecture: _jobs.
     counts = counter.get_flop_counts()["Global"]
     products = sum(count for operation, count in counts.items() if str(operation) in ("aten.mm", "aten.addmm"))
     assert update.flops == products
+
+
+@pytest.mark.slow
+def test_turns_run(capsys: pytest.CaptureFixture[str]) -> None:
+    turns.main(turns.Config(("toy",), batch=2, prompt=4, turns=2, tokens=3, answer=3, effort=QUICK))
+    printed = capsys.readouterr().out
+    assert "2 turns of 3 tokens" in printed
+    assert "one turn of 9" in printed
 
 
 @pytest.mark.slow
