@@ -149,7 +149,7 @@ def _describe(tools: Sequence[Callable[..., Any]]) -> str:
     lines = []
     for tool in tools:
         try:
-            lines.append(json.dumps(get_json_schema(tool)))
+            lines.append(json.dumps(get_json_schema(tool), allow_nan=False))
         except Exception as error:
             raise TextEnvError(
                 f"The tool {tool.__name__!r} cannot be described to the agent ({error}). Expected type hints and a "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from textenv.types import TextEnvError
+from textenv.types import TextEnvError, short
 from textenv.validation import Positive, validate
 from textenv.worlds.adapters._require import require
 
@@ -77,7 +77,7 @@ class OpenEnv:
         socket, self._socket = self._socket, None
         if socket is not None:
             with contextlib.suppress(Exception):
-                socket.send(json.dumps({"type": "close"}))
+                socket.send(json.dumps({"type": "close"}, allow_nan=False))
         with contextlib.suppress(Exception):
             self._session.close()
 
@@ -94,7 +94,7 @@ class OpenEnv:
                 connection = self._client.connect(f"{address}/ws", open_timeout=self.timeout, max_size=None)
                 self._socket = self._session.enter_context(connection)
             with contextlib.suppress(self._closed):  # it may have said why before it closed
-                self._socket.send(json.dumps({"type": kind, "data": dict(data)}))
+                self._socket.send(json.dumps({"type": kind, "data": dict(data)}, allow_nan=False))
             answer = json.loads(self._socket.recv(timeout=self.timeout))
         except Exception as error:
             self.close()
@@ -106,7 +106,7 @@ class OpenEnv:
         found = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(found, dict) or answer.get("type") != "observation":
             self.close()
-            raise TextEnvError(f"The OpenEnv server {self.url} answered {kind} with {json.dumps(answer):.300}.")
+            raise TextEnvError(f"The OpenEnv server {self.url} answered {kind} with {short(answer)}.")
         return found
 
     def _said(self, found: Mapping[str, Any]) -> Any:
