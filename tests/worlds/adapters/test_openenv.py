@@ -155,7 +155,7 @@ def test_an_observation_may_be_messages_and_fields_can_be_named(server: Server, 
     server.schema = {}
     worlds.append(OpenEnv(server.url, action="message", observation="turn"))
     assert worlds[0].reset()[0] == 0  # which the environment refuses: it is no text
-    with env_of_server(server, observation="turn") as env, pytest.raises(TextEnvError, match="said 0 in reset"):
+    with env_of_server(server, observation="turn") as env, pytest.raises(TextEnvError, match="said in reset is 0"):
         env.reset()
 
 
