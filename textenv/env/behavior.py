@@ -26,6 +26,7 @@ class Behavior:
     def __init__(self, settings: TextEnvSettings, num_envs: int, vocab_size: int) -> None:
         """Begin without a policy, for ``num_envs`` rows."""
         self.policy: ActionLogProb | None = None
+        self._recorded: acting.Recorded | None = None  # the same, if it keeps its last act
         self._settings, self._num_envs, self._vocab_size = settings, num_envs, vocab_size
         self._key = object()  # by which the records of acts tell environments apart
 
@@ -47,6 +48,7 @@ class Behavior:
                 "vocabulary; add it or use kl_estimator='k1'."
             )
         self.policy = policy
+        self._recorded = policy if isinstance(policy, acting.Recorded) else None  # once, since a step has little time
 
     def log_probs(
         self, episodes: EpisodeBatch, rows: IntArray, tokens: IntArray
@@ -70,8 +72,8 @@ class Behavior:
         if self.policy is None:
             return self._recognized(episodes, rows, tokens[rows], full=full)
         name = type(self.policy).__name__
-        if isinstance(self.policy, acting.Recorded):
-            act = self.policy.acted
+        if self._recorded is not None:
+            act = self._recorded.acted
             if act is None or not act.read(rows, episodes.ids[rows], episodes.lengths[rows]):
                 raise TextEnvError(
                     f"The attached policy, {name}, has not acted last on the environment's present state: its log pi "

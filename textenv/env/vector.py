@@ -221,7 +221,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         try:
             yield
         finally:
-            self._process.behavior.policy = before
+            self.attach_policy(before)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which tokens ``top_k``/``top_p`` leave, shape ``(num_envs, V)``; all of them without either."""
