@@ -276,6 +276,7 @@ def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
         def decode(self, *given: Any, **settings: Any) -> Any:
             return str(super().decode(*given, **settings)).upper()
 
-    tokenizer = Shouting(tokenizer_object=make_tokenizer("bytes").backend_tokenizer)
+    make: Any = Shouting
+    tokenizer = make(tokenizer_object=make_tokenizer("bytes").backend_tokenizer)
     codec = TextCodec(tokenizer)
     assert codec.decode(tokenizer("the film")["input_ids"]) == "THE FILM"
