@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.complaints import plain
 from tests.conftest import build_lm
 from tests.families import make_family
 from tests.worlds.checks import env_of, passes_both_checkers, write
@@ -252,7 +253,7 @@ def test_tools_and_environments_have_import_paths(module: str) -> None:
         ("trl:Counter", "The environment of tools 'Counter': expected 'package.module:attribute'"),
         ("trl:nonesuch:Counter", "The environment of tools 'nonesuch:Counter' cannot be imported"),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_what_are_no_tools_is_one_line(spec: Any, message: str, module: str) -> None:
     with pytest.raises(TextEnvError, match=message):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.complaints import plain
 from tests.worlds.checks import env_of
 from textenv import CausalLM, TextEnvError
 from textenv.types import World
@@ -54,7 +55,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> str:
         (make_one, "make_one", 5),
         (GuessNumber(high=6), "GuessNumber", 6),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_a_world_is_found(spec: Any, name: str, high: int, module: str) -> None:
     found, make = find(spec)
@@ -86,7 +87,7 @@ def test_a_world_is_found(spec: Any, name: str, high: int, module: str) -> None:
         (3, "world=3: expected a name such as"),
         (["guess_number"], "expected a name such as"),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_what_is_no_world_is_one_line(spec: Any, message: str, module: str) -> None:
     with pytest.raises(TextEnvError, match=message) as refused:
