@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -49,6 +50,7 @@ __all__ = [
     "as_prompt",
     "as_ranks",
     "as_text",
+    "in_one_line",
     "is_stateful",
     "short",
 ]
@@ -66,6 +68,7 @@ KLMode: TypeAlias = Literal["dense", "lump"]
 Message: TypeAlias = Mapping[str, Any]
 """``role`` and ``content``, both texts, and whatever else a chat template reads."""
 Conversation: TypeAlias = tuple[Message, ...]
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 MOST_COMPLETIONS = 9
 """Completions that one ranking may hold: each has a digit key on the page where people rank them."""
 
@@ -489,6 +492,12 @@ def as_number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
         raise TextEnvError(f"{name} is {short(value)}; expected a finite number.")
     return float(value)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the type of an exception of somebody else's code, and the beginning of what it says."""
+    text = " ".join(_COLOR.sub("", str(error)).split())
+    return f"{type(error).__name__}: {text:.300}"
 
 
 def short(value: object) -> str:

@@ -56,6 +56,26 @@ def to_json(
         raise
 
 
+def json_state(state: Any, of: str) -> dict[str, Any]:
+    """Return what a ``state_dict`` of a user's own has returned, if a checkpoint can hold it.
+
+    Args:
+        state: What it has returned.
+        of: What it is the state of, for the message: ``"the reward Normalize"``.
+
+    Raises:
+        TextEnvError: It holds anything but JSON values.
+    """
+    try:
+        to_json(state)
+    except (TypeError, ValueError) as error:
+        raise TextEnvError(
+            f"The state of {of} cannot be saved with a run: {error}. Expected state_dict() to return JSON values "
+            "(numbers, texts, lists, mappings); turn tensors into lists there and back in load_state_dict()."
+        ) from error
+    return dict(state)
+
+
 def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
     """Write a value as JSON with ``write_atomically``, and a line break after it.
 

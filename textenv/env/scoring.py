@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv import plugins
-from textenv.data.files import to_json
+from textenv.data.files import json_state
 from textenv.types import FloatArray, Prompt, Reward, TextEnvError, Turn, is_stateful
 
 __all__ = [
@@ -112,16 +112,7 @@ class Scorer:
         """
         if not is_stateful(self.reward):
             return None
-        state = self.reward.state_dict()
-        try:
-            to_json(state)
-        except (TypeError, ValueError) as error:
-            raise TextEnvError(
-                f"The state of the reward {reward_name(self.reward)} cannot be saved with a run: {error}. Expected "
-                "state_dict() to return JSON values (numbers, texts, lists, mappings); turn tensors into lists there "
-                "and back in load_state_dict()."
-            ) from error
-        return dict(state)
+        return json_state(self.reward.state_dict(), f"the reward {reward_name(self.reward)}")
 
     def load_state(self, state: Mapping[str, Any] | None) -> None:
         """Go back to a state that ``state`` returned.

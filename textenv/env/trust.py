@@ -45,11 +45,7 @@ class Source:
 
     def reward(self, spec: Any) -> Any:
         """Check the specification of a reward, those inside it (of a weighted sum, say) included."""
-        if not isinstance(spec, str | Mapping):
-            raise TextEnvError(f"{self.path}: reward {spec!r}: expected a name, or an object with 'name'.")
-        name = spec if isinstance(spec, str) else spec.get("name")
-        if isinstance(name, str) and ":" in name:
-            self._refuse("reward", name, "imports a module")
+        self._name("reward", spec, "imports a module")
         if isinstance(spec, Mapping):
             for value in (spec.get(key) for key in ("reward", "rewards")):
                 for inner in value if isinstance(value, list | tuple) else () if value is None else (value,):
@@ -61,11 +57,7 @@ class Source:
 
     def world(self, spec: Any) -> Any:
         """Check the specification of a world; without trust it is a built-in one, which asks no server."""
-        if not isinstance(spec, str | Mapping):
-            raise TextEnvError(f"{self.path}: world {spec!r}: expected a name, or an object with 'name'.")
-        name = spec if isinstance(spec, str) else spec.get("name")
-        if isinstance(name, str) and ":" in name:
-            self._refuse("world", name, "imports a module or asks a server")
+        self._name("world", spec, "imports a module or asks a server")
         for text in _texts(spec):
             if _IMPORT.fullmatch(text):
                 self._refuse("world", text, "looks like the import of a module")
@@ -112,6 +104,14 @@ class Source:
                     if _VARIABLE.search(text):
                         self._refuse(name, text, "reads an environment variable")
         return dict(values)
+
+    def _name(self, kind: str, spec: Any, why: str) -> None:
+        """Refuse a specification that is neither a name nor an object, and a name with a colon, which does ``why``."""
+        if not isinstance(spec, str | Mapping):
+            raise TextEnvError(f"{self.path}: {kind} {spec!r}: expected a name, or an object with 'name'.")
+        name = spec if isinstance(spec, str) else spec.get("name")
+        if isinstance(name, str) and ":" in name:
+            self._refuse(kind, name, why)
 
     def _refuse(self, kind: str, value: str, why: str) -> None:
         if not self.trust:

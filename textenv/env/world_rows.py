@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from textenv import plugins
-from textenv.data.files import to_json
+from textenv.data.files import json_state
 from textenv.env.settings import WORLD_SETTINGS, TextEnvSettings
 from textenv.env.turns import as_observation
-from textenv.types import Conversation, TextEnvError, World, as_number, short
+from textenv.types import Conversation, TextEnvError, World, as_number, in_one_line, short
 
 __all__ = ["Answer", "WorldRows", "make_worlds"]
 
@@ -61,7 +61,7 @@ class WorldRows:
         try:
             self.worlds: list[World] = [make() for _ in range(rows)]
         except Exception as error:
-            raise TextEnvError(f"The world {self.name} cannot be made: {_in_one_line(error)}") from error
+            raise TextEnvError(f"The world {self.name} cannot be made: {in_one_line(error)}") from error
         for world in self.worlds:
             if not isinstance(world, World):
                 raise TextEnvError(f"The world {self.name} is {world!r}; expected an object with reset and step.")
@@ -150,15 +150,7 @@ class WorldRows:
         save = getattr(world, "state_dict", None)
         if save is None or not hasattr(world, "load_state_dict"):
             return None
-        state = save()
-        try:
-            to_json(state)
-        except (TypeError, ValueError) as error:
-            raise TextEnvError(
-                f"The state of the world {self.name} cannot be saved with a run: {error}. Expected state_dict() to "
-                "return JSON values."
-            ) from error
-        return dict(state)
+        return json_state(save(), f"the world {self.name}")
 
     def _checked(self, found: Any, what: str) -> Answer:
         said = as_observation(_first_of(found, 5, self.name), self.name, what)
@@ -186,10 +178,6 @@ def make_worlds(settings: TextEnvSettings, rows: int) -> WorldRows | None:
         if getattr(settings, name) != defaults[name]:
             raise TextEnvError(f"{name}={getattr(settings, name)!r} says something of a world; give a world too.")
     return None
-
-
-def _in_one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
 
 
 def _first_of(found: Any, size: int, world: str) -> Any:
@@ -258,7 +246,7 @@ class _Pool:
             ) from None
         if not ok:
             self.close()
-            raise TextEnvError(f"The world {self._world} raised {_in_one_line(result)}, in {call.what}.") from result
+            raise TextEnvError(f"The world {self._world} raised {in_one_line(result)}, in {call.what}.") from result
         return result
 
     @staticmethod

@@ -155,11 +155,7 @@ class TextCodec:
         (apart,) = self._encode([text])
         if self._text_after(self._letter, apart) == text:
             return apart
-        found = []
-        for anchor in _ANCHORS:
-            first, both = self._encode([anchor, anchor + text])
-            if both[: len(first)] == first:
-                found.append(both[len(first) :])
+        found = self._behind_anchors(text, _ANCHORS)
         exact = [ids for ids in found if self._text_after(self._letter, ids) == text]
         return (*exact, *found, apart)[0]
 
@@ -168,10 +164,7 @@ class TextCodec:
     ) -> tuple[int, ...]:
         """Return the token ids that continue one prompt whose completion says something else when encoded apart."""
         candidates = [whole[len(start) :]] if whole[: len(start)] == start else []
-        for anchor in (prompt[-1:], *_ANCHORS):  # encode it behind something, and leave that out
-            first, both = self._encode([anchor, anchor + completion])
-            if both[: len(first)] == first:
-                candidates.append(both[len(first) :])
+        candidates += self._behind_anchors(completion, (prompt[-1:], *_ANCHORS))
         for ids in candidates:
             if self.decode((*start, *ids)) == wanted:
                 return ids
@@ -179,6 +172,15 @@ class TextCodec:
             f"The tokenizer has no tokens that continue the prompt {prompt[-80:]!r} with {completion[:80]!r}: it reads "
             "both as one word or character. Have the completion begin with a word or a space, or leave the pair out."
         )
+
+    def _behind_anchors(self, text: str, anchors: Iterable[str]) -> list[tuple[int, ...]]:
+        """Return the token ids of a text encoded behind other texts, which are left out again."""
+        found = []
+        for anchor in anchors:
+            first, both = self._encode([anchor, anchor + text])
+            if both[: len(first)] == first:
+                found.append(both[len(first) :])
+        return found
 
     def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the token ids of texts without those that the tokenizer puts around a text."""

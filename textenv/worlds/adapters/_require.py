@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
 from types import ModuleType
 
 from textenv.types import TextEnvError
-
-_COLOR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-def in_one_line(error: Exception) -> str:
-    """Return the type of an error of another package and the beginning of what it says."""
-    text = " ".join(_COLOR.sub("", str(error)).split())
-    return f"{type(error).__name__}: {text:.300}"
 
 
 def require(module: str, *, world: str, install: str) -> ModuleType:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from textenv.types import TextEnvError
+from textenv.types import TextEnvError, in_one_line
 from textenv.worlds.adapters._randomness import OwnRandomness
-from textenv.worlds.adapters._require import in_one_line, require
+from textenv.worlds.adapters._require import require
 
 __all__ = ["Gem"]
 

@@ -7,8 +7,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from textenv.types import TextEnvError
-from textenv.worlds.adapters._require import in_one_line
+from textenv.types import TextEnvError, in_one_line
 
 __all__ = ["Gymnasium"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from textenv.types import TextEnvError
+from textenv.types import TextEnvError, in_one_line
 from textenv.worlds.adapters._randomness import OwnRandomness
-from textenv.worlds.adapters._require import in_one_line, require
+from textenv.worlds.adapters._require import require
 
 __all__ = ["ReasoningGym"]
 

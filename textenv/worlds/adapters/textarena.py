@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from textenv.types import TextEnvError
+from textenv.types import TextEnvError, in_one_line
 from textenv.worlds._resolve import resolve
 from textenv.worlds.adapters._randomness import OwnRandomness
-from textenv.worlds.adapters._require import in_one_line, require
+from textenv.worlds.adapters._require import require
 
 __all__ = ["TextArena"]
 
