@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from tests.waiting import wait_for
+from textenv.rollouts.runtime import Stopped, stopped_by_signals
 from textenv.types import TextEnvError
-from textenv.web.server import Limits, make_server
+from textenv.web.server import Limits, make_server, serve
 
 LONG = 100  # seconds: longer than a test takes
 
@@ -202,3 +205,20 @@ serve(app, host="127.0.0.1", port=0, limits=Limits(grace_seconds=1),
 def test_a_request_that_never_ends_does_not_keep_the_server() -> None:
     done = subprocess.run([sys.executable, "-c", STUCK], check=False, timeout=200, capture_output=True)
     assert done.returncode == 128 + 15, done.stderr
+
+
+def test_a_signal_before_the_server_runs_ends_it_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that raised while the event loop was being made left a traceback of asyncio's."""
+    run = uvicorn.Server.run
+    ran = []
+
+    def signalled(server: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        run(server, sockets)
+        ran.append(server.started)
+
+    monkeypatch.setattr(uvicorn.Server, "run", signalled)
+    with pytest.raises(Stopped) as stopped, stopped_by_signals():
+        serve(echo, host="127.0.0.1", port=0, announce=lambda url: None)
+    assert ran == [True]
+    assert stopped.value.number == signal.SIGTERM

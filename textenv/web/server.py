@@ -119,7 +119,8 @@ def serve(
         raise TextEnvError(
             f"Cannot listen at host {host!r}, port {port} ({error}). Give another port, or an address of this machine."
         ) from error
-    with listener:
+    # Signals are noted from here on: one that raised while the event loop is being made would leave it half made.
+    with listener, server.capture_signals():
         bound = listener.getsockname()[1]
         announce(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
         server.run(sockets=[listener])
