@@ -675,6 +675,36 @@ def test_other_environments_are_measured_on_fresh_completions(tmp_path: Path) ->
     assert table(tmp_path / "out" / "results.csv")[0]["regret"] == ""
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_worlds_are_compared(tmp_path: Path, known: bool) -> None:
+    """Exactly where all that a world may answer is known, else on episodes of the same seeds."""
+    folder = tmp_path / "model"
+    lm = build_lm()
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    world = {"model": str(folder), "world": "word_memory", "max_new_tokens": 3, "max_turns": 2, "max_tokens": 60}
+    env = {"id": "textenv/Text-v0", "settings": world}
+    if known:
+        env = {"id": "textenv/Exact-v0", "settings": {"turns": 2, "vocab_size": 3, "max_new_tokens": 2}}
+    plan = make_plan(command(tmp_path, agents=("reinforce",), envs=(json.dumps(env),), rewards=(), seeds=1))
+    budget, out = dataclasses.replace(plan.budget, eval_episodes=12), tmp_path / "out"
+    measure_task(plan.tasks[0], budget, out, 1)
+    train_run(only_run(plan), budget, out, 1)
+    results = read_results(plan, out)
+    (task,) = results.tasks.values()
+    (run,) = results.runs["reinforce", task["label"]].values()
+    assert task["frontier"] == {"n": [], "kl": [], "score": []}
+    assert run["exact"] is known
+    assert (task["optimum"] is not None) is known
+    start = task["reference"]["value"]
+    best = run["value"] if run["value"] > start else start + 1
+    assert results.top(task["label"]) == (task["optimum"]["value"] if known else best)
+    write_report(results, [], out / "report.html")
+    page = (out / "report.html").read_text()
+    assert ("seeds are the same" in page) is not known
+    assert "Best of n" not in page
+
+
 def hold(lock: str, began: str) -> None:
     """Hold a lock, that the end of the process lets go."""
     with open(lock, "w") as file:

@@ -169,7 +169,7 @@ class ComparedTask:
             keywords["kl_mode"] = "lump"
             if self.eval_prompts is not None:
                 keywords["prompts"] = self.eval_prompts
-            elif "prompts" not in keywords:
+            elif "prompts" not in keywords and "world" not in keywords:
                 keywords |= record_of(self.env).held_out or {}
         return keywords
 

@@ -115,7 +115,10 @@ def _curves(panel: Any, results: Results, task: str, axis: str, *, legend: bool 
 def _frontier(panel: Any, results: Results, task: str, *, legend: bool = True) -> None:
     about = results.tasks[task]
     frontier = about["frontier"]
-    panel.plot(frontier["kl"], frontier["score"], ".-", color="#777777", linewidth=1, markersize=4, label="best of n")
+    if frontier["n"]:
+        panel.plot(
+            frontier["kl"], frontier["score"], ".-", color="#777777", linewidth=1, markersize=4, label="best of n"
+        )
     for n in (4, 32, 256):
         if n in frontier["n"]:
             place = frontier["n"].index(n)

@@ -176,10 +176,15 @@ def _task(results: Results, task: str) -> Markup:
             if sampled
             else "All figures here are exact."
         )
-    else:
+    elif frontier["n"]:
         known += (
             f" The agents' figures are of {results.plan.budget.eval_episodes:,} fresh completions, the reference's and "
             f"those of best-of-n's frontier of {SAMPLES:,} of each prompt."
+        )
+    else:
+        known += (
+            f" All figures are of {results.plan.budget.eval_episodes:,} fresh episodes, whose seeds are the same for "
+            "all. Scores are normalized so that the best run here has 1, if it is better than the reference."
         )
     points = zip(*(frontier[column] for column in ("n", "score", "kl")), strict=True)
     bons = ", ".join(f"{n}: {score:.3f} at {kl:.2f} nats" for n, score, kl in points)
@@ -192,12 +197,15 @@ def _task(results: Results, task: str) -> Markup:
             seconds=_image(draw_curves(results, task, "seconds"), f"Learning curves on {task} over seconds"),
             frontier=_image(draw_frontier(results, task), f"Score against KL on {task}"),
         ),
-        fill(
-            '<p class="soft">Best of n: {bons}. The price in nats is the KL at which an agent first reaches the mean '
-            "score of best-of-32, over best-of-32's own: less is better.</p>",
-            bons=bons,
-        ),
     ]
+    if bons:
+        parts.append(
+            fill(
+                '<p class="soft">Best of n: {bons}. The price in nats is the KL at which an agent first reaches the '
+                "mean score of best-of-32, over best-of-32's own: less is better.</p>",
+                bons=bons,
+            )
+        )
     columns = [("before", about["samples"])]
     columns += [
         (agent, next(iter(results.runs[agent, task].values()))["samples"]) for agent, t in results.pairs if t == task

@@ -80,11 +80,15 @@ class Results:
         return [(a, t.label) for t in self.plan.tasks for a in self.agents if self.runs[a, t.label]]
 
     def top(self, task: str) -> float:
-        """Return the best value known: the optimum's, or that of the best of best-of-n."""
+        """Return the best value known: the optimum's, that of the best of best-of-n, or with a world the best run's."""
         about = self.tasks[task]
         if about["optimum"] is not None:
             return float(about["optimum"]["value"])
         frontier = about["frontier"]
+        if not frontier["n"]:
+            start = float(about["reference"]["value"])
+            best = max(float(run["value"]) for (_, t), runs in self.runs.items() if t == task for run in runs.values())
+            return best if best > start else start + 1.0  # where none is better, differences stay as they are
         return float(np.max(np.array(frontier["score"]) - about["kl_coef"] * np.array(frontier["kl"])))
 
     def normalized(self, task: str, value: Values | float) -> Values:

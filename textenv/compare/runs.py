@@ -31,7 +31,7 @@ from textenv.env.render import prompt_lines
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, summary
-from textenv.types import Episode, IntArray
+from textenv.types import Episode, IntArray, Prompt
 
 __all__ = [
     "SAMPLES",
@@ -94,7 +94,8 @@ class Evaluator:
         tree: All texts of the task; None if they cannot be enumerated.
         kl_coef: The weight of the KL in ``value``: that of the task at its beginning.
         envs: The environment that completions are written in.
-        prompts: Those that it measures on.
+        prompts: Those that it measures on; none where a world begins episodes by itself, from the same seeds for every
+            agent.
     """
 
     def __init__(self, task: ComparedTask, budget: Budget, model: Any = None) -> None:
@@ -109,7 +110,9 @@ class Evaluator:
         self.tree = Tree.of(self.envs) if record_of(task.env).enumerable else None
         step = max(1, len(base.prompts) // _PROMPTS)
         self.prompts = list(base.prompts[::step][:_PROMPTS])
-        self._eval_prompts = [self.prompts[place % len(self.prompts)] for place in range(budget.eval_episodes)]
+        self._eval_prompts: Sequence[Prompt | int] = range(budget.eval_episodes)
+        if self.prompts:
+            self._eval_prompts = [self.prompts[place % len(self.prompts)] for place in range(budget.eval_episodes)]
 
     def measure(self, agent: Measurable) -> Measurement:
         """Return what an agent comes to."""
@@ -148,18 +151,22 @@ def measure_task(task: ComparedTask, budget: Budget, out: Path, threads: int) ->
     torch.set_num_threads(threads)
     evaluator = Evaluator(task, budget)
     found: dict[str, Any] = {"about": about, "label": task.label, "kl_coef": evaluator.kl_coef, "optimum": None}
-    if evaluator.tree is not None:
-        tree = evaluator.tree
-        best = [tree.best_of_n(n) for n in COUNTS]
+    tree, written = evaluator.tree, evaluator.reference()
+    if tree is not None:
         found["reference"] = dataclasses.asdict(tree.reference)
         found["optimum"] = dataclasses.asdict(tree.optimum)
+    if text_env(evaluator.envs).worlds is not None:  # of its answers nobody can take the best of n
+        found["frontier"] = {"n": [], "kl": [], "score": []}
+    elif tree is not None:
+        best = [tree.best_of_n(n) for n in COUNTS]
         found["frontier"] = {"n": COUNTS, "kl": [b.kl for b in best], "score": [b.score for b in best]}
     else:
         frontier = sample_frontier(evaluator.envs, SAMPLES, prompts=evaluator.prompts)
-        score = frontier.score_at(1)
-        found["reference"] = {"score": score, "kl": 0.0, "value": score}
         found["frontier"] = {name: getattr(frontier, name).tolist() for name in ("n", "kl", "score")}
-    found["samples"] = _shown(evaluator.reference())
+    if tree is None:
+        score = found["frontier"]["score"][0] if found["frontier"]["score"] else summary(written)["score"]["mean"]
+        found["reference"] = {"score": score, "kl": 0.0, "value": score}
+    found["samples"] = _shown(written)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found, indent=1)
 
@@ -296,7 +303,7 @@ def _generator(envs: Any) -> torch.Generator:
 def _shown(episodes: list[Episode]) -> list[dict[str, Any]]:
     """Return what the report shows of episodes."""
     return [
-        {"prompt": prompt_lines(episode.start), "completion": episode.completion, "score": episode.score}
+        {"prompt": prompt_lines(episode.start), "completion": episode.completion, "score": episode.earned}
         for episode in episodes[:_SHOWN]
     ]
 
