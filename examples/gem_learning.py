@@ -1,0 +1,80 @@
+"""PPO and GRPO learn a game of GEM, https://github.com/axon-rl/gem, from a small model that is made for it.
+
+The model is pretrained on games of random guesses: it knows the form of a guess, and nothing of the hints.
+GEM asks for exact versions of other packages, so it gets an environment of its own; some minutes on two cores:
+
+python -m venv gem && gem/bin/pip install textenv gem-llm && gem/bin/python examples/gem_learning.py
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from textenv.compare.comparison import compare
+from textenv.compare.plan import Compare
+from textenv.training.configs import PretrainConfig
+from textenv.training.pretrain import pretrain
+from textenv.worlds import find
+
+WORLD, HIGHEST, TURNS = "gem:game:GuessTheNumber-v0-easy", 10, 4
+
+
+def play_at_random(seed: int) -> list[str]:
+    """Return what was said in a game of random guesses, a text for each turn: what is read, and the guess behind it."""
+    world, guesses = find(WORLD)[1](), random.Random(seed)
+    said, _ = world.reset(seed=seed)
+    told, over = [], False
+    while not over:
+        guess = f"\\boxed{{{guesses.randint(1, HIGHEST)}}}"
+        told.append(said + guess)
+        said, _, terminated, truncated, _ = world.step(guess)
+        over = terminated or truncated
+    return [*told, said]
+
+
+def main(out: Path = Path("runs/gem"), games: int = 2000, seeds: int = 1, total_steps: int = 40_000) -> None:
+    model, texts = out / "model", out / "games.jsonl"
+    if not (model / "model.safetensors").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        turns = (turn for seed in range(games) for turn in play_at_random(seed))  # one ends with the end of sequence
+        texts.write_text("".join(json.dumps({"text": turn}) + "\n" for turn in turns))
+        pretrain(
+            PretrainConfig(
+                files=(texts,),
+                out=model,
+                vocab_size=400,
+                hidden_size=64,
+                intermediate_size=128,
+                layers=2,
+                heads=2,
+                context=320,
+                batch_size=8,
+                epochs=2,
+            )
+        )
+    env = {
+        "id": "textenv/Text-v0",
+        "label": WORLD,
+        "settings": {
+            "model": str(model), "world": WORLD, "max_turns": TURNS, "max_new_tokens": 8, "max_tokens": 400,
+            "kl_coef": 0.01,
+        },
+        "agent_settings": {"learning_rate": 1e-3},
+    }  # fmt: skip
+    grpo = {"name": "grpo", "label": "grpo, by turn", "settings": {"credit": "turn"}}
+    compare(
+        Compare(
+            out=out / "compare", agents=("ppo", "grpo", json.dumps(grpo)), envs=(json.dumps(env),), seeds=seeds,
+            total_steps=total_steps, evaluations=10, eval_episodes=256, workers=1,
+        ),
+        Console(),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
