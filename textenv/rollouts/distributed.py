@@ -30,14 +30,14 @@ from torch import distributed, nn
 from textenv.models.policy import Evaluation, TextPolicy
 from textenv.types import TextEnvError
 
-__all__ = ["ALONE", "World", "connect", "fill", "full"]
+__all__ = ["ALONE", "Processes", "connect", "fill", "full"]
 
 T = TypeVar("T")
 _NETWORK = re.compile(r"gloo|nccl|connection|socket|broken pipe|timed out|timeout|process group", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class World:
+class Processes:
     """The processes of a run.
 
     Attributes:
@@ -213,13 +213,13 @@ class World:
         )
 
 
-ALONE = World()
+ALONE = Processes()
 """A run of one process."""
 
-_connected: World | None = None
+_connected: Processes | None = None
 
 
-def connect(timeout: float = 600.0) -> World:
+def connect(timeout: float = 600.0) -> Processes:
     """Return the processes of this run, as the environment variables of ``accelerate launch`` or ``torchrun`` say.
 
     Without them, or where they speak of one process, nothing is imported or connected.
@@ -276,9 +276,9 @@ def connect(timeout: float = 600.0) -> World:
             f"The {size} processes could not be connected: {error}. Start all of them, with one launcher."
         ) from error
     device = torch.device("cpu") if cpu else torch.device("cuda", local)
-    world = World(accelerator.process_index, accelerator.num_processes, device, sharded, accelerator)
-    peers = world.gather((socket.gethostname(), os.getpid()))
-    _connected = dataclasses.replace(world, _peers=tuple(peers))
+    processes = Processes(accelerator.process_index, accelerator.num_processes, device, sharded, accelerator)
+    peers = processes.gather((socket.gethostname(), os.getpid()))
+    _connected = dataclasses.replace(processes, _peers=tuple(peers))
     return _connected
 
 
