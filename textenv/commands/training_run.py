@@ -135,15 +135,21 @@ def _train(command: TrainSettings, processes: Processes) -> None:
     after = agent.sample(fresh, prompts, generator=_generator(fresh))
     if processes.first:
         about = {"seconds": seconds, "resumed": resumed, "steps": agent.steps}
-        _report(out, before, after, about, measured_on(command))
+        by_world = not text_env(fresh).prompts
+        _report(out, before, after, about, measured_on(command, by_world=by_world))
 
 
-def measured_on(command: TrainSettings) -> Literal["held-out prompts", "training prompts", "the world's prompts"]:
+def measured_on(
+    command: TrainSettings, *, by_world: bool = False
+) -> Literal["held-out prompts", "training prompts", "the world's prompts"]:
     """Return what a run measures on: prompts that it does not train on, if any are given or its environment has any.
 
-    Where a world begins episodes by itself, these are of seeds that are the same before and after.
+    Args:
+        command: The training run.
+        by_world: Whether there are no prompts, since a world begins the episodes by itself: their seeds are then the
+            same before and after.
     """
-    if "world" in command.settings and command.prompts is None and command.eval_prompts is None:
+    if by_world:
         return "the world's prompts"
     own = command.prompts is None and record_of(command.env).held_out is not None
     return "held-out prompts" if own or command.eval_prompts is not None else "training prompts"
@@ -164,12 +170,12 @@ def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> 
         keywords["prompts"] = str(command.eval_prompts)
     elif measured_on(command) == "held-out prompts":
         keywords |= record_of(command.env).held_out or {}
-    elif measured_on(command) == "training prompts":
-        tell("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     envs: Any = make_envs(command.env, rows, **keywords)
     prompts = text_env(envs).prompts
     if not prompts:
         return envs, range(command.eval_episodes)
+    if measured_on(command) == "training prompts":
+        tell("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
 
 
