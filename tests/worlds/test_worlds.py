@@ -127,8 +127,6 @@ def test_every_bundled_world_is_held_to_the_contract(package: str) -> None:
     for name, class_name in plugins.built_in(package).items():
         world = getattr(importlib.import_module(f"{package}.{name}"), class_name)
         tests = importlib.import_module(f"{package.replace('textenv', 'tests', 1)}.test_{name}")
-        contracts = [
-            each for each in vars(tests).values() if isinstance(each, type) and issubclass(each, WorldContract)
-        ]
-        made = [get_type_hints(each.make_world)["return"] for each in classes if issubclass(each, WorldContract)]
+        classes = [each for each in vars(tests).values() if isinstance(each, type) and issubclass(each, WorldContract)]
+        made = [get_type_hints(each.make_world)["return"] for each in classes]
         assert world in made, f"{tests.__name__} has no WorldContract whose make_world returns {world.__name__}"
