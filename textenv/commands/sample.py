@@ -297,11 +297,11 @@ class _Writer:
             policy = TextPolicy.of_reference(base)
             return _Loaded(base, lambda starts, generator: sample_episodes(envs, policy, generator, starts), policy)
         agent: Any = find(self.agent).load(self.policy, envs)
-        policy, plain = getattr(agent, "policy", None), getattr(agent, "best_of", None) is None
+        drawn, plain = getattr(agent, "policy", None), getattr(agent, "best_of", None) is None
         return _Loaded(
             base,
             lambda starts, generator: agent.sample(envs, starts, generator=generator),
-            policy if plain and type(policy) is TextPolicy else None,
+            drawn if plain and type(drawn) is TextPolicy else None,
             getattr(agent, "mask", None),
         )
 
