@@ -31,7 +31,7 @@ def find(name: str) -> Any:
 
     One's own is best derived from ``textenv.agents.agent.Agent``. Any other class needs its methods ``learn``,
     ``predict``, ``sample``, ``save``, ``load`` and ``resume`` and its attribute ``steps``, is made as
-    ``Class(env, config, world=world)``, and names the dataclass of its settings, of which one is ``seed``, in
+    ``Class(env, config, processes=processes)``, and names the dataclass of its settings, of which one is ``seed``, in
     ``Class.Config``. ``textenv.compare.runs.Measurable`` lists what it may have besides.
 
     Raises:

@@ -52,13 +52,13 @@ ConfigT = TypeVar("ConfigT", bound=ActorConfig)
 class Actor(ABC, Generic[ConfigT]):
     """Acts in a text environment, and writes in it an iteration at a time.
 
-    A derived class sets ``policy`` in its constructor, and says in ``iterate`` what an iteration is.
+    A derived class sets ``policy`` in ``set_up``, and says in ``iterate`` what an iteration is.
 
     Attributes:
         Config: The class of its settings.
         config: Its settings.
         envs: The vector environment it acts in.
-        world: The processes of the run.
+        processes: The processes of the run.
         policy: What it draws tokens from.
         mask: Which tokens it may draw; None for all that the environment allows.
         steps: Tokens that ``learn`` has written so far.
@@ -76,7 +76,7 @@ class Actor(ABC, Generic[ConfigT]):
         env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
         config: ConfigT | None = None,
         *,
-        world: distributed.World | None = None,
+        processes: distributed.Processes | None = None,
     ) -> None:
         """Act in an environment.
 
@@ -84,7 +84,7 @@ class Actor(ABC, Generic[ConfigT]):
             env: A text environment: single, or vectorized with ``AutoresetMode.DISABLED``. On several processes, each
                 gives one with its share of the rows.
             config: Settings; None for the defaults.
-            world: The processes of the run; None for those that a launcher has started, if it has.
+            processes: The processes of the run; None for those that a launcher has started, if it has.
 
         Raises:
             TextEnvError: The environment or the settings are of another kind.
@@ -92,16 +92,27 @@ class Actor(ABC, Generic[ConfigT]):
         given: Any = self.Config() if config is None else config
         if not isinstance(given, self.Config):
             raise TextEnvError(f"{type(self).__name__} got config={short(given)}; expected a {self.Config.__name__}.")
-        processes: Any = world
-        if processes is not None and not isinstance(processes, distributed.World):
-            raise TextEnvError(f"{type(self).__name__} got world={short(processes)}; expected a World, or None.")
+        started: Any = distributed.connect() if processes is None else processes
+        if not isinstance(started, distributed.Processes):
+            raise TextEnvError(
+                f"{type(self).__name__} got processes={short(processes)}; expected what "
+                "textenv.rollouts.distributed.connect() returns, or None."
+            )
         self.config = cast("ConfigT", given)
         self.envs = collecting.vectorize(env)
-        self.world = distributed.connect() if world is None else world
+        self.processes = started
         self.steps = self.iterations = 0
         self.mask: collecting.ActionMask | None = None
         self.best_of: int | None = None
         self._generator = torch.Generator(self.base.reference.device).manual_seed(given.seed)
+        self.set_up()
+
+    def set_up(self) -> None:
+        """Check the environment, and make what the agent acts with; the constructor calls it last. Here is nothing.
+
+        Raises:
+            TextEnvError: The agent cannot act in this environment, or not on several processes.
+        """
 
     @property
     def base(self) -> TextVectorEnv:
@@ -165,7 +176,7 @@ class Actor(ABC, Generic[ConfigT]):
                 "time/tokens_per_second": rollout.tokens / (time.perf_counter() - began),
             }
             stopped = progress is not None and progress(self.steps, metrics) is False
-            ended = any(self.world.gather(stopped)) or self.steps >= total_steps
+            ended = any(self.processes.gather(stopped)) or self.steps >= total_steps
             if folder is not None and (self.iterations % checkpoint_every == 0 or ended):
                 self.checkpoint(folder, total_steps)
             if ended:
@@ -226,7 +237,9 @@ class Actor(ABC, Generic[ConfigT]):
             generator: Source of randomness; None for the likeliest tokens.
         """
         with self.whole_weights():
-            return collecting.sample_episodes(env, self.policy, generator, prompts, world=self.world, mask=self.mask)
+            return collecting.sample_episodes(
+                env, self.policy, generator, prompts, processes=self.processes, mask=self.mask
+            )
 
     def whole_weights(self) -> contextlib.AbstractContextManager[None]:
         """Let the policy act or be read inside, where its weights are shared out (FSDP); every process enters it."""
@@ -241,10 +254,10 @@ class Actor(ABC, Generic[ConfigT]):
             TextEnvError: There can be no such folder.
         """
         folder = Path(folder)
-        if self.world.first:
+        if self.processes.first:
             make_folder(folder)
         self.save_weights(folder)
-        if not self.world.first:
+        if not self.processes.first:
             return
         about = {"agent": type(self).__name__.lower(), "steps": self.steps, "config": dataclasses.asdict(self.config)}
         write_json(folder / "agent.json", about)

@@ -75,7 +75,7 @@ class Agent(Actor[ConfigT]):
         config: ConfigT | None = None,
         *,
         policy: policies.TextPolicy | None = None,
-        world: distributed.World | None = None,
+        processes: distributed.Processes | None = None,
         learning: bool = True,
     ) -> None:
         """Start from a copy of the environment's reference model.
@@ -85,14 +85,14 @@ class Agent(Actor[ConfigT]):
                 gives one with its share of the rows.
             config: Settings; None for the defaults.
             policy: Where to start instead; it is what learns, no copy of it.
-            world: The processes of the run; None for those that a launcher has started, if it has.
+            processes: The processes of the run; None for those that a launcher has started, if it has.
             learning: Check the environment for training, and make what training needs. False leaves that to the first
                 iteration, for an agent that is to act.
 
         Raises:
             TextEnvError: The environment is of another kind, or cannot be shared out among the processes.
         """
-        super().__init__(env, config, world=world)
+        super().__init__(env, config, processes=processes)
         given: Any = policy
         if given is not None and not isinstance(given, policies.TextPolicy):
             raise TextEnvError(f"{type(self).__name__} got policy={short(given)}; expected a TextPolicy, or None.")
@@ -114,7 +114,7 @@ class Agent(Actor[ConfigT]):
         """
         self._check_shares(self.base)
         device, seed = self.base.reference.device, self.config.seed
-        self._network = self.world.trainable(self.policy)
+        self._network = self.processes.trainable(self.policy)
         self.optimizer = optimizer.make_optimizer(self.policy, self.config)
         self._shuffle = torch.Generator().manual_seed(seed)
         self._random = random_state.RandomState(seed, device)
@@ -165,7 +165,7 @@ class Agent(Actor[ConfigT]):
     def _of_groups(self, count: int) -> list[int]:
         """Draw a number below ``count`` for each group; return it for each of this process's episodes."""
         drawn = torch.randint(count, (self.episodes // self._samples,), generator=self._shuffle)
-        return list(self.world.own(drawn.repeat_interleave(self._samples).tolist()))
+        return list(self.processes.own(drawn.repeat_interleave(self._samples).tolist()))
 
     @final
     def collect(self) -> collecting.Rollout:
@@ -185,17 +185,17 @@ class Agent(Actor[ConfigT]):
                 self.envs,
                 self.policy,
                 self._generator,
-                episodes=self.episodes // self.world.size,
+                episodes=self.episodes // self.processes.size,
                 seed=seed,
                 options=options,
-                world=self.world,
+                processes=self.processes,
                 mask=self.mask,
             )
 
     @property
     def episodes(self) -> int:
         """Number of episodes an iteration, in all processes together."""
-        return self.config.episodes or self.envs.num_envs * self.world.size
+        return self.config.episodes or self.envs.num_envs * self.processes.size
 
     @final
     def optimize(
@@ -238,7 +238,7 @@ class Agent(Actor[ConfigT]):
             epochs=epochs,
             group=group,
             generator=self._shuffle,
-            world=self.world,
+            processes=self.processes,
         ):
             sums = self._accumulate(rows, rollout, columns, loss, group=group, entropy=entropy)
             gradients = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
@@ -269,17 +269,17 @@ class Agent(Actor[ConfigT]):
         mask = torch.from_numpy(rollout.mask)
         tokens, sums = int(rollout.mask[rows].sum()), dict[str, float]()
         parts = minibatches.split_minibatch(
-            rows, rollout, group=group, size=self.config.micro_batch_size, lm=lm, world=self.world
+            rows, rollout, group=group, size=self.config.micro_batch_size, lm=lm, processes=self.processes
         )
         for number, part in enumerate(parts, start=1):
             packed = {name: column[part][mask[part]].to(lm.device) for name, column in columns.items()}
             batch = minibatches.Batch(packed, mask[part].to(lm.device), tokens, len(rows))
-            with self.world.accumulate(network, last=number == len(parts)):
+            with self.processes.accumulate(network, last=number == len(parts)):
                 with self._precision():
                     episodes = rollout.tensors(part.numpy(), lm.device, lm.vocab_size)
                     now: policies.Evaluation = network(*episodes, entropy=entropy, candidates=packed.get("candidates"))
                 total, metrics = loss(now, batch)
-                (total * self.world.size).backward()  # the processes' gradients are averaged, and are to be summed
+                (total * self.processes.size).backward()  # the processes' gradients are averaged, and are to be summed
             with torch.no_grad():
                 log_probs = packed["log_probs"]
                 share = len(log_probs) / tokens
@@ -289,7 +289,7 @@ class Agent(Actor[ConfigT]):
                     ("ratio", (now.log_probs - log_probs).exp().mean() * share),
                 ):
                     sums[name] = sums.get(name, 0.0) + float(value)
-        sums = self.world.sums(sums)
+        sums = self.processes.sums(sums)
         found = {name: value for name, value in sums.items() if name.endswith("_loss")}
         if not math.isfinite(sum(found.values())):
             raise self._diverged(f"The losses are {found}")
@@ -305,7 +305,7 @@ class Agent(Actor[ConfigT]):
     def save_weights(self, folder: Path) -> None:
         """Save the policy as a Hugging Face folder, with its value function; every process calls it."""
         policy = self._unsharded()
-        if self.world.first:
+        if self.processes.first:
             policy.save(folder)
 
     @classmethod
@@ -320,7 +320,7 @@ class Agent(Actor[ConfigT]):
     def checkpoint(self, folder: Path, total_steps: int) -> None:
         """Write all that the rest of the run depends on, whatever the number of processes; each of them calls it."""
         self._ensure_learning()
-        states = self.world.gather(self.base.state_dict())
+        states = self.processes.gather(self.base.state_dict())
         rows = {name: [row for state in states for row in state[name]] for name in _OF_ROWS if name in states[0]}
         checkpointing.save_checkpoint(
             folder,
@@ -334,7 +334,7 @@ class Agent(Actor[ConfigT]):
                 "config": optimizer.resolved_settings(self.config),
                 "env": {**states[0], **rows},
             },
-            write=self.world.first,
+            write=self.processes.first,
         )
 
     @final
@@ -348,7 +348,7 @@ class Agent(Actor[ConfigT]):
             TextEnvError: It was written with other settings.
         """
         path = checkpointing.latest_checkpoint(folder)
-        if len(found := {str(path and path.name) for path in self.world.gather(path)}) > 1:
+        if len(found := {str(path and path.name) for path in self.processes.gather(path)}) > 1:
             raise TextEnvError(f"The processes find different checkpoints in {folder}, {sorted(found)}: share it.")
         if path is None:
             return False
@@ -369,23 +369,23 @@ class Agent(Actor[ConfigT]):
         )
         self.steps, self.iterations, self._seeded = state["step"], state["iterations"], True
         rows = state["env"]["generators"]
-        if len(rows) != (total := self.envs.num_envs * self.world.size):
+        if len(rows) != (total := self.envs.num_envs * self.processes.size):
             raise TextEnvError(f"{path} is of {len(rows)} rows, but this run has {total}; go on with as many.")
-        own = {name: list(self.world.own(state["env"][name])) for name in _OF_ROWS if name in state["env"]}
+        own = {name: list(self.processes.own(state["env"][name])) for name in _OF_ROWS if name in state["env"]}
         self.base.load_state_dict({**state["env"], **own})
         return True
 
     @final
     def whole_weights(self) -> contextlib.AbstractContextManager[None]:
         """Let the policy act or be read inside, where its weights are shared out (FSDP); every process enters it."""
-        return contextlib.nullcontext() if self._network is None else self.world.whole(self._network)
+        return contextlib.nullcontext() if self._network is None else self.processes.whole(self._network)
 
     def _generators(self) -> dict[str, torch.Generator]:
         """Return what random numbers come from; torch's own are for what an ``update`` draws by itself."""
         return {"actions": self._generator, "minibatches": self._shuffle, **self._random.generators}
 
     def _unsharded(self) -> policies.TextPolicy:
-        if self._network is None or not self.world.sharded:
+        if self._network is None or not self.processes.sharded:
             return self.policy
         policy = new_policy(self.base, self.config)
         with torch.no_grad():
@@ -395,7 +395,7 @@ class Agent(Actor[ConfigT]):
 
     def _check_shares(self, base: TextVectorEnv) -> None:
         """Refuse groups that do not fit the rows, and what the processes of a run could not do as one."""
-        rows = self.envs.num_envs * self.world.size
+        rows = self.envs.num_envs * self.processes.size
         if self.episodes < rows:
             raise TextEnvError(f"episodes={self.episodes}, with {rows} rows: expected at least one for each.")
         if self.episodes % self._samples:
@@ -403,19 +403,19 @@ class Agent(Actor[ConfigT]):
             raise TextEnvError(
                 f"samples={self._samples} completions of a prompt, with {what}: expected a multiple of it."
             )
-        if self.world.size == 1:
+        if self.processes.size == 1:
             return
-        self.world.share("episodes", self.episodes)
-        if self.world.sharded and self.config.lora_rank is not None:
+        self.processes.share("episodes", self.episodes)
+        if self.processes.sharded and self.config.lora_rank is not None:
             raise TextEnvError("FSDP shards weights that learn, and with lora_rank few do: launch without --use_fsdp.")
         if self.config.minibatch_size is not None:
-            self.world.share("minibatch_size", self.config.minibatch_size)
+            self.processes.share("minibatch_size", self.config.minibatch_size)
         if base.scorer.keeps_state:
             raise TextEnvError(
                 "The reward keeps statistics of what it has scored, and each process would keep its own; train with it "
                 "on one process."
             )
-        if len(sizes := set(self.world.counts(self.envs.num_envs))) > 1:
+        if len(sizes := set(self.processes.counts(self.envs.num_envs))) > 1:
             raise TextEnvError(f"The processes have {sorted(sizes)} rows; expected as many in each.")
 
 

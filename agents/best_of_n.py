@@ -22,7 +22,6 @@ from textenv.types import Episode, IntArray, Observation, Prompt
 from textenv.validation import Count
 
 if TYPE_CHECKING:
-    import gymnasium as gym
     import torch
     from gymnasium import vector as gym_vector
     from gymnasium.vector import VectorEnv
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from textenv.env import vector
     from textenv.models import policy as policies
     from textenv.rollouts import collect as collecting
-    from textenv.rollouts import distributed
 else:
     torch, gym_vector = lazy("torch"), lazy("gymnasium.vector")
     frontier, vector = lazy("textenv.analysis.frontier"), lazy("textenv.env.vector")
@@ -62,25 +60,13 @@ class BestOfN(Actor[BestOfNConfig]):
     Config: ClassVar[type[ActorConfig]] = BestOfNConfig
     learns: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
-        config: BestOfNConfig | None = None,
-        *,
-        world: distributed.World | None = None,
-    ) -> None:
-        """Act in an environment.
-
-        Args:
-            env: A text environment: single, or vectorized with ``AutoresetMode.DISABLED``.
-            config: Settings; None for the defaults.
-            world: The processes of the run, of which there is one.
+    def set_up(self) -> None:
+        """Take the reference as what completions are drawn from, and make the environment that they are written in.
 
         Raises:
-            TextEnvError: The environment is of another kind or scores nothing, or there are several processes.
+            TextEnvError: The environment scores nothing or has a world, or there are several processes.
         """
-        super().__init__(env, config, world=world)
-        refuse_processes(self.world, "Best-of-n")
+        refuse_processes(self.processes, "Best-of-n")
         base = self.base
         refuse_unscored(base, "best_of_n")
         refuse_world(base, "best_of_n")

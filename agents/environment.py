@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from textenv.env import scoring
     from textenv.env.vector import TextVectorEnv
     from textenv.rollouts.collect import Rollout
-    from textenv.rollouts.distributed import World
+    from textenv.rollouts.distributed import Processes
 else:
     scoring = lazy("textenv.env.scoring")
 
@@ -100,14 +100,14 @@ def refuse_no_kl(base: TextVectorEnv, agent: str) -> None:
         raise TextEnvError(f"kl_coef=0: {agent} divides by it; give the environment a kl_coef above 0.")
 
 
-def refuse_processes(world: World, agent: str) -> None:
+def refuse_processes(processes: Processes, agent: str) -> None:
     """Refuse several processes, for an agent without weights that they could train together.
 
     Raises:
         TextEnvError: There are several.
     """
-    if world.size > 1:
-        raise TextEnvError(f"{agent} trains no weights that {world.size} processes could share: start one.")
+    if processes.size > 1:
+        raise TextEnvError(f"{agent} trains no weights that {processes.size} processes could share: start one.")
 
 
 def refuse_world(base: TextVectorEnv, agent: str) -> None:

@@ -24,7 +24,6 @@ from textenv.types import Episode, IntArray, Observation, TextEnvError
 from textenv.validation import Count
 
 if TYPE_CHECKING:
-    import gymnasium as gym
     import safetensors
     import torch
     from gymnasium.vector import VectorEnv
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     from textenv.agents import guided_policy, soft_values
     from textenv.rollouts import collect as collecting
-    from textenv.rollouts import distributed
 else:
     safetensors, safetensors_numpy = lazy("safetensors"), lazy("safetensors.numpy")
     guided_policy, soft_values = lazy("textenv.agents.guided_policy"), lazy("textenv.agents.soft_values")
@@ -66,26 +64,14 @@ class Guided(Actor[GuidedConfig]):
     Config: ClassVar[type[ActorConfig]] = GuidedConfig
     policy: guided_policy.GuidedPolicy
 
-    def __init__(
-        self,
-        env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
-        config: GuidedConfig | None = None,
-        *,
-        world: distributed.World | None = None,
-    ) -> None:
-        """Act in an environment, as the reference does until ``learn`` has written something.
-
-        Args:
-            env: A text environment: single, or vectorized with ``AutoresetMode.DISABLED``.
-            config: Settings; None for the defaults.
-            world: The processes of the run, of which there is one.
+    def set_up(self) -> None:
+        """Make the values, with which the agent acts as the reference does until ``learn`` has written something.
 
         Raises:
-            TextEnvError: The environment is of another kind, scores nothing or has no KL penalty, its reward keeps
-                statistics of what it scores, or there are several processes.
+            TextEnvError: The environment scores nothing, has no KL penalty or has a world, its reward keeps statistics
+                of what it scores, or there are several processes.
         """
-        super().__init__(env, config, world=world)
-        refuse_processes(self.world, "Guided decoding")
+        refuse_processes(self.processes, "Guided decoding")
         base = self.base
         refuse_no_kl(base, "guided decoding")
         refuse_statistics(base)

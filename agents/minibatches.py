@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from textenv.models.causal_lm import CausalLM
     from textenv.models.policy import Evaluation
     from textenv.rollouts.collect import Rollout
-    from textenv.rollouts.distributed import World
+    from textenv.rollouts.distributed import Processes
 
 __all__ = ["Batch", "Loss", "minibatch_rows", "split_by_length", "split_minibatch"]
 
@@ -51,7 +51,7 @@ Loss = Callable[["Evaluation", Batch], tuple[torch.Tensor, Mapping[str, torch.Te
 
 
 def minibatch_rows(
-    episodes: int, size: int | None, *, epochs: int, group: int, generator: torch.Generator, world: World
+    episodes: int, size: int | None, *, epochs: int, group: int, generator: torch.Generator, processes: Processes
 ) -> Iterator[torch.Tensor]:
     """Yield the rows of each minibatch, those of a group one after the other.
 
@@ -61,7 +61,7 @@ def minibatch_rows(
         epochs: Passes over the episodes, each in another order.
         group: Number of consecutive rows that stay together.
         generator: Draws the orders.
-        world: The processes that share each minibatch.
+        processes: The processes that share each minibatch.
 
     Raises:
         TextEnvError: A minibatch cannot be shared out among the processes.
@@ -69,12 +69,12 @@ def minibatch_rows(
     for _ in range(epochs):
         order = torch.randperm(episodes // group, generator=generator)
         for groups in torch.split(order, max(1, (size or episodes) // group)):
-            world.share("groups of an update" if group > 1 else "episodes of an update", len(groups))
+            processes.share("groups of an update" if group > 1 else "episodes of an update", len(groups))
             yield (groups[:, None] * group + torch.arange(group)).flatten()
 
 
 def split_minibatch(
-    rows: torch.Tensor, rollout: Rollout, *, group: int, size: int | None, lm: CausalLM, world: World
+    rows: torch.Tensor, rollout: Rollout, *, group: int, size: int | None, lm: CausalLM, processes: Processes
 ) -> Sequence[torch.Tensor]:
     """Return this process's share of a minibatch, in the parts that are computed at a time.
 
@@ -84,11 +84,11 @@ def split_minibatch(
         group: Number of consecutive rows that stay together.
         size: Episodes of a part; None for as many as suit the model's device.
         lm: The model that computes.
-        world: The processes that share the minibatch.
+        processes: The processes that share the minibatch.
     """
-    groups = rows.view(-1, group)[world.rank :: world.size]
+    groups = rows.view(-1, group)[processes.rank :: processes.size]
     longest = rollout.longest[groups.numpy()].max(axis=1)
-    if size is None and world.size == 1:
+    if size is None and processes.size == 1:
         written = rollout.mask.sum(axis=1)[groups.numpy()].sum(axis=1)
         room = (_LOGITS_CPU if lm.device.type == "cpu" else _LOGITS_GPU) // lm.vocab_size
         parts = split_by_length(longest, written, room)

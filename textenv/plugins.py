@@ -23,7 +23,7 @@ from typing import Any
 from textenv.types import TextEnvError, short
 from textenv.validation import did_you_mean
 
-__all__ = ["agents", "built_in", "find", "import_module", "rewards", "worlds"]
+__all__ = ["agents", "at_path", "built_in", "find", "import_module", "rewards", "worlds"]
 
 
 @functools.cache
@@ -50,8 +50,6 @@ def built_in(package: str, *, suffixes: tuple[str, ...] = ("",)) -> dict[str, st
 def find(kind: str, package: str, name: str, *, suffixes: tuple[str, ...] = ("",)) -> Any:
     """Return the class of a built-in name, or what an import path ``package.module:attribute`` stands for.
 
-    The module of an import path is an installed one, one in a folder of ``PYTHONPATH``, or one in the working folder.
-
     Args:
         kind: What it is called in messages, such as ``"agent"``.
         package: Where the built-in ones are.
@@ -72,15 +70,30 @@ def find(kind: str, package: str, name: str, *, suffixes: tuple[str, ...] = ("",
             f"There is no {kind} named {name!r}.{did_you_mean(name, known)} Expected one of {', '.join(known)}, or the "
             "import path of your own, 'package.module:attribute'."
         )
+    return at_path(kind, name)
+
+
+def at_path(kind: str, path: str) -> Any:
+    """Return what an import path ``package.module:attribute`` stands for.
+
+    The module is an installed one, one in a folder of ``PYTHONPATH``, or one in the working folder.
+
+    Args:
+        kind: What it is called in messages, such as ``"agent"``.
+        path: The import path.
+
+    Raises:
+        TextEnvError: It cannot be imported.
+    """
     try:
-        import_module(name.partition(":")[0])
-        return pkgutil.resolve_name(name)
+        import_module(path.partition(":")[0])
+        return pkgutil.resolve_name(path)
     except (Exception, SystemExit) as error:  # a module is a program, which can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, (ImportError, AttributeError, ValueError)):
             reason = f"{type(error).__name__}: {reason}"
         raise TextEnvError(
-            f"The {kind} {name!r} cannot be imported ({reason}). Expected 'package.module:attribute', the package "
+            f"The {kind} {path!r} cannot be imported ({reason}). Expected 'package.module:attribute', the package "
             f"installed, in a folder of PYTHONPATH, or in the working folder, {Path.cwd()}."
         ) from error
 

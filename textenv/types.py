@@ -309,6 +309,9 @@ class World(Protocol):
     template. A world that is a function of its seed alone resumes exactly; one that learns from what it has seen offers
     ``state_dict`` and ``load_state_dict`` (JSON values). One with a classmethod ``step_many(worlds, texts)``, which
     returns what ``step`` returns for each, is asked for all rows at once.
+
+    ``info["tools"]`` of ``reset`` may hold JSON schemas of functions that the agent may call. The chat template writes
+    them, if it takes ``tools``, and else a system message does.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

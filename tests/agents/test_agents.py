@@ -344,10 +344,10 @@ def test_best_of_n_writes_the_best_of_n(tiny_lm: CausalLM) -> None:
 
 
 def test_best_of_n_has_nothing_to_share_among_processes(tiny_lm: CausalLM) -> None:
-    from textenv.rollouts.distributed import World
+    from textenv.rollouts.distributed import Processes
 
     with pytest.raises(TextEnvError, match="start one"):
-        BestOfN(make_envs(tiny_lm), world=World(size=2))
+        BestOfN(make_envs(tiny_lm), processes=Processes(size=2))
 
 
 def test_grpo_and_dr_grpo_differ(tiny_lm: CausalLM) -> None:

@@ -70,9 +70,9 @@ def test_what_is_no_config(name: str, config: Any, tiny_lm: CausalLM) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_what_is_no_world(name: str, tiny_lm: CausalLM) -> None:
-    with one_line("got world="):
-        find(name)(make_envs(tiny_lm, rows=4), world=3)
+def test_what_are_no_processes(name: str, tiny_lm: CausalLM) -> None:
+    with one_line("got processes="):
+        find(name)(make_envs(tiny_lm, rows=4), processes=3)
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in ("best_of_n", "guided")])

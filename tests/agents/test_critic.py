@@ -20,7 +20,7 @@ from textenv.analysis.exact import Tree
 from textenv.models.causal_lm import CausalLM
 from textenv.rewards.normalize import Normalize
 from textenv.rollouts.collect import text_env
-from textenv.rollouts.distributed import World
+from textenv.rollouts.distributed import Processes
 from textenv.types import TextEnvError
 
 
@@ -174,7 +174,7 @@ def test_guided_needs_a_kl_penalty_and_one_process(tiny_lm: CausalLM) -> None:
     with pytest.raises(TextEnvError, match="kl_coef=0"):
         Guided(make_envs(tiny_lm, kl_coef=0.0))
     with pytest.raises(TextEnvError, match="start one"):
-        Guided(make_envs(tiny_lm), world=World(size=2))
+        Guided(make_envs(tiny_lm), processes=Processes(size=2))
 
 
 def test_guided_samples_in_another_environment_and_pays_for_its_divergence(tiny_lm: CausalLM) -> None:

@@ -1,7 +1,10 @@
 """``textenv sample`` on runs, policies and models, wherever they are and whatever they hold."""
 
+import html
+import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,9 @@ import pytest
 
 from tests.families import save_family
 from textenv.commands.cli import main
+from textenv.env.dialogue import Dialogue
+from textenv.env.registry import EnvRecord, register
+from textenv.env.render import visible
 from textenv.models.reward_model import RewardModel
 
 TINY = ["--reward", "vader", "--total-steps", "12", "--num-envs", "2", "--eval-episodes", "2", "--max-new-tokens", "4"]
@@ -25,10 +31,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_family(Path("model"), "llama")
         save_family(Path("short"), "llama", max_position_embeddings=20)
         Path("prompts.txt").write_text("the film\nthe plot\n")
+        save_family(Path("chat"), "qwen2", max_position_embeddings=512)
         train = ["train", "--env", "textenv/Text-v0", "--model", "model", "--prompts", "prompts.txt", *TINY]
         assert main([*train, "--out", "plain"]) == 0
         assert main([*train, "--out", "lora", "--lora-rank", "2"]) == 0
         assert main([*train, "--out", "best", "--agent", "best_of_n"]) == 0
+        chat = ["train", "--env", "textenv/Text-v0", "--model", "chat", *TINY, "--chat"]
+        assert main([*chat, "--prompts", "prompts.txt", "--out", "chat_run"]) == 0
+        world = ["--max-turns", "2", "--max-tokens", "120"]
+        plain = ["train", "--env", "textenv/Text-v0", "--model", "model", *TINY[2:], *world]
+        assert main([*plain, "--world", "guess_number", "--out", "guess"]) == 0
+        tools = json.dumps({"name": "tools", "environment": "tests.worlds.test_tools:Counter", "describe": False})
+        assert main([*chat, *world, "--world", tools, "--prompts", "prompts.txt", "--out", "counts"]) == 0
+        entry = {"entry_point": "textenv.env.letters:exact", "vector_entry_point": "textenv.env.letters:exact_vector"}
+        register("tests/Letters-v0", **entry, record=EnvRecord(takes_model=False), kwargs={"turns": 2})
+        assert main(["train", "--env", "tests/Letters-v0", *TINY[2:], "--out", "letters"]) == 0
     return folder
 
 
@@ -158,9 +175,9 @@ def changed(**about: Any) -> Callable[[Path], None]:
         (lambda run: (run / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda run: (run / "config.json").write_bytes(b"\0" * 9), "config.json cannot be read"),
         (lambda run: (run / "config.json").write_text("[" * 100_000), "config.json cannot be read"),
-        (lambda run: (run / "config.json").write_text("[1]"), "holds no object"),
+        (lambda run: (run / "config.json").write_text("[1]"), "it is no JSON object"),
         (lambda run: (run / "config.json").unlink(), "holds a training that is not finished"),
-        (changed(env=None), "config.json has no 'env'"),
+        (changed(env=None), "it lacks env"),
         (changed(settings=5), "settings 5: expected an object"),
         (changed(agent=5), "agent 5: expected a name"),
         (changed(env=5), "env 5: expected the id"),
@@ -223,3 +240,159 @@ def test_prompts_that_were_trained_on_are_not_called_held_out(
     assert main([*train, "--out", "measured", "--eval-prompts", "prompts.txt"]) == 0
     assert "fresh completions of held-out prompts" in capsys.readouterr().out
     assert "<h1>Completions of held-out prompts, before and after" in (place / "measured" / "samples.html").read_text()
+
+
+def typing(monkeypatch: pytest.MonkeyPatch, *lines: str, terminal: bool = False) -> None:
+    """Have lines typed in a terminal, or piped."""
+    typed = iter(lines)
+
+    def read(_: str) -> str:
+        for line in typed:
+            return line
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal)
+
+
+def dialogue_of(monkeypatch: pytest.MonkeyPatch) -> list[Dialogue]:
+    """Return the conversations that are held from here on."""
+    found: list[Dialogue] = []
+    say = Dialogue.say
+
+    def told(self: Dialogue, text: str) -> Any:
+        found.append(self)
+        return say(self, text)
+
+    monkeypatch.setattr(Dialogue, "say", told)
+    return found
+
+
+CHAT = ["--max-new-tokens", "8", "--seed", "3"]
+
+
+def test_a_chat_model_in_a_terminal_holds_a_conversation(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, chat = dialogue_of(monkeypatch), str(place / "chat")
+    typing(monkeypatch, "Hello", "And then?", terminal=True)
+    shown = sampled([chat, *CHAT, "--system", "Be brief."], capsys)
+    assert "/reset begins anew" in shown
+    assert "KL" not in shown
+    dialogue = held[0]
+    assert [message["role"] for message in dialogue.messages] == ["system", *("user", "assistant") * 2]
+    assert [dialogue.messages[place]["content"] for place in (0, 1, 3)] == ["Be brief.", "Hello", "And then?"]
+    assert visible(str(dialogue.messages[2]["content"]), keep="\n") in shown
+    typing(monkeypatch, "Hello", "/reset", "And then?", "/quit", "Not read", terminal=True)
+    sampled([chat, *CHAT], capsys)
+    assert [message["content"] for message in held[-1].messages[::2]] == ["And then?"]
+    typing(monkeypatch, "Hello", "And then?", terminal=True)
+    sampled([str(place / "chat_run"), *CHAT], capsys)
+    assert len(held[-1].messages) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "terminal"),
+    [
+        ([], False),
+        (["--chat", "no"], True),
+        (["--samples", "2"], True),
+        (["--reward", "vader"], True),
+        (["--prompt", "Hello", "And then?"], True),
+        (["--prompt", "Hello", "And then?", "--chat", "yes"], True),
+    ],
+    ids=str,
+)
+def test_lines_that_are_piped_or_sampled_stand_by_themselves(
+    arguments: list[str],
+    terminal: bool,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    typing(monkeypatch, "Hello", "And then?", terminal=terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = sampled([str(place / "chat"), *CHAT, *arguments], capsys)
+    assert shown.count(" nats, ") == (4 if "--samples" in arguments else 2)
+    assert ("user: Hello" in shown) is ("--chat" in arguments and "yes" in arguments)
+
+
+def test_a_conversation_is_piped_where_it_is_asked_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, chat = dialogue_of(monkeypatch), str(place / "chat")
+    typing(monkeypatch, "Hello", "And then?")
+    sampled([chat, *CHAT, "--chat", "yes"], capsys)
+    assert len(held[0].messages) == 4
+    typing(monkeypatch, "Hello", "the film " * 40)
+    limits = [*CHAT, "--max-prompt-tokens", "60", "--chat", "yes"]
+    capsys.readouterr()
+    assert main(["sample", chat, *limits]) == 1
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("error: The message 'the film the film")
+    assert told.endswith("Shorten the message, or begin anew.")
+    typing(monkeypatch, "Hello", "the film " * 40, "And then?", terminal=True)
+    assert "Shorten the message, or begin anew" in sampled([chat, *limits[:-2]], capsys)
+    assert [message["content"] for message in held[-1].messages[::2]] == ["Hello", "And then?"]
+
+
+@pytest.mark.parametrize("run", ["best", "lora"])
+def test_agents_of_every_kind_converse(
+    run: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = dialogue_of(monkeypatch)
+    typing(monkeypatch, "Hello", "And then?")
+    sampled([str(place / run), *CHAT, "--chat", "yes", "--reward", "vader"], capsys)
+    assert len(held[0].messages) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["bundled", "--chat", "yes"], "--chat yes: the model has no chat template"),
+        (["bundled", "--prompt", "a", "--system", "Be brief."], "has no chat template"),
+        (["chat", "--chat", "yes", "--samples", "2"], "a conversation has one answer a message"),
+        (["guess", "--chat", "yes"], "--chat yes: the run's world answers"),
+    ],
+    ids=lambda value: "",
+)
+def test_what_is_no_conversation_is_told(
+    arguments: list[str], wanted: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    typing(monkeypatch, "Hello")
+    assert wanted in refused(arguments, capsys)
+
+
+def test_a_run_with_a_world_plays_with_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = sampled([str(place / "guess"), "--samples", "2", "--html", "episodes.html"], capsys)
+    assert shown.count("world: Guess") == 2
+    assert shown.count("agent: ") == 4
+    assert shown.count(" nats, ") == 2
+    assert sampled([str(place / "guess"), "--samples", "2"], capsys) == shown
+    assert sampled([str(place / "guess"), "--samples", "2", "--seed", "5"], capsys) != shown
+    assert "<h2>world</h2>" in Path("episodes.html").read_text()
+    shown = sampled([str(place / "letters"), "--samples", "3"], capsys)
+    assert shown.count("agent: ") == 6
+
+
+def test_a_world_is_given_the_prompts_of_the_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = sampled([str(place / "counts"), "--samples", "2", "--trust"], capsys)
+    assert "the film Count from 0 to" in shown
+    assert "the plot Count from 0 to" in shown
+    assert sampled([str(place / "counts"), "--samples", "2", "--trust"], capsys) == shown
+    shown = sampled([str(place / "counts"), "--prompt", "Go on.", "--trust"], capsys)
+    assert "Go on. Count from 0 to" in shown
+
+
+def test_a_run_with_a_world_of_its_own_is_measured_on_its_prompts(place: Path) -> None:
+    for run in ("letters", "guess"):
+        assert "<h1>Completions of the world's prompts" in html.unescape((place / run / "samples.html").read_text())

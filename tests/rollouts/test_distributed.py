@@ -27,7 +27,7 @@ from textenv.commands.settings import TrainSettings
 from textenv.commands.training_run import train
 from textenv.data.files import locked
 from textenv.rollouts.collect import sample_episodes
-from textenv.rollouts.distributed import ALONE, World, connect
+from textenv.rollouts.distributed import ALONE, Processes, connect
 from textenv.types import TextEnvError
 
 ROOT = Path(__file__).parents[2]
@@ -57,27 +57,29 @@ CASES = {
 }
 
 
-def make_agent(case: Case, world: World) -> PPO:
+def make_agent(case: Case, processes: Processes) -> PPO:
     keywords = {"prompts": PROMPTS, "reward": count_e, "max_new_tokens": TOKENS, "kl_mode": "lump", **case.env}
     envs = gym.make_vec(
         "textenv/Text-v0",
-        num_envs=world.share("rows", ROWS),
+        num_envs=processes.share("rows", ROWS),
         autoreset_mode=AutoresetMode.DISABLED,
         model=build_lm(case.architecture),
         **keywords,
     )
     rates = {"learning_rate": 1e-3, "embedding_learning_rate": 8e-4, "value_learning_rate": 3e-3}
     settings: dict[str, Any] = {**rates, "seed": 5, "minibatch_size": 4, "epochs": 2, **case.ppo}
-    return PPO(envs, PPOConfig(**settings), world=world)
+    return PPO(envs, PPOConfig(**settings), processes=processes)
 
 
 class StopError(Exception):
     pass
 
 
-def run(case: Case, world: World, folder: Path, *, checkpoints: Path | None = None, until: int | None = None) -> PPO:
+def run(
+    case: Case, processes: Processes, folder: Path, *, checkpoints: Path | None = None, until: int | None = None
+) -> PPO:
     """Train, for ``until`` iterations where it is given, and leave weights, metrics and samples in ``folder``."""
-    agent, history = make_agent(case, world), []
+    agent, history = make_agent(case, processes), []
 
     def log(steps: int, metrics: Any) -> None:
         history.append({"steps": steps, **{k: v for k, v in metrics.items() if not k.startswith("time/")}})
@@ -88,19 +90,23 @@ def run(case: Case, world: World, folder: Path, *, checkpoints: Path | None = No
         agent.learn(STEPS, progress=log, checkpoints=checkpoints, checkpoint_every=1)
     except StopError:
         return agent
-    assert len({json.dumps(theirs) for theirs in world.gather(history)}) == 1, "the processes tell different metrics"
+    assert len({json.dumps(theirs) for theirs in processes.gather(history)}) == 1, (
+        "the processes tell different metrics"
+    )
     agent.save(folder)
     with agent.whole_weights():
         generator = torch.Generator().manual_seed(1)
-        episodes = sample_episodes(agent.envs, agent.policy, generator, [*PROMPTS, *PROMPTS, "x"][:5], world=world)
+        episodes = sample_episodes(
+            agent.envs, agent.policy, generator, [*PROMPTS, *PROMPTS, "x"][:5], processes=processes
+        )
     values = [value for state in agent.optimizer.state.values() for value in state.values() if value.ndim]
     held = sum((value.to_local() if hasattr(value, "to_local") else value).numel() for value in values)
     about = {
         "history": history,
         "completions": [episode.completion for episode in episodes],
-        "optimizer": [world.gather(held), sum(value.numel() for value in values)],
+        "optimizer": [processes.gather(held), sum(value.numel() for value in values)],
     }
-    if world.first:
+    if processes.first:
         (folder / "about.json").write_text(json.dumps(about))
     return agent
 
@@ -108,10 +114,10 @@ def run(case: Case, world: World, folder: Path, *, checkpoints: Path | None = No
 def work(folder: Path) -> None:
     """Make the runs of a process of several."""
     torch.set_num_threads(1)
-    world = connect()
-    assert world.size == 2
+    processes = connect()
+    assert processes.size == 2
     for name, case in CASES.items():
-        here = dataclasses.replace(world, sharded=case.sharded)
+        here = dataclasses.replace(processes, sharded=case.sharded)
         checkpoints = folder / f"{name}-of-one" if case.sharded else None
         run(case, here, folder / name, checkpoints=checkpoints)
         run(case, here, folder, checkpoints=folder / f"{name}-of-two", until=3)
@@ -254,13 +260,13 @@ def test_without_a_launcher_the_broken_connection_tells(tmp_path: Path) -> None:
         import os, signal, sys
         from textenv.rollouts.distributed import connect
         from textenv.types import TextEnvError
-        world = connect()
+        processes = connect()
         try:
-            with world.watch():
-                assert world.counts(world.rank + 5) == [5, 6]
-                if world.rank == 1:
+            with processes.watch():
+                assert processes.counts(processes.rank + 5) == [5, 6]
+                if processes.rank == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
-                world.sums({"loss": 1.0})
+                processes.sums({"loss": 1.0})
         except TextEnvError as error:
             sys.exit(str(error))
     """
@@ -305,47 +311,47 @@ def test_a_launch_that_starts_one_process_where_several_were_asked_for_is_refuse
 
 
 def test_what_does_not_divide_is_refused() -> None:
-    world = World(rank=1, size=4, device=torch.device("cpu"))
-    assert world.share("num_envs", 128) == 32
-    assert world.own(range(8)) == range(2, 4)
+    processes = Processes(rank=1, size=4, device=torch.device("cpu"))
+    assert processes.share("num_envs", 128) == 32
+    assert processes.own(range(8)) == range(2, 4)
     with pytest.raises(TextEnvError, match=r"num_envs=10 on 4 processes: expected a multiple of 4"):
-        world.share("num_envs", 10)
+        processes.share("num_envs", 10)
     envs: Any = gym.make("textenv/Text-v0", model=build_lm(), prompts=PROMPTS)
     with pytest.raises(TextEnvError, match=r"minibatch_size=2 on 4 processes"):
-        PPO(envs, PPOConfig(minibatch_size=2), world=world)
+        PPO(envs, PPOConfig(minibatch_size=2), processes=processes)
 
 
 def test_a_reward_with_statistics_of_its_own_is_refused() -> None:
-    world = World(rank=1, size=2, device=torch.device("cpu"))
+    processes = Processes(rank=1, size=2, device=torch.device("cpu"))
     reward = {"name": "clip", "low": -1.0, "high": 1.0, "reward": {"name": "normalize", "reward": "vader"}}
     envs: Any = gym.make("textenv/Text-v0", model=build_lm(), prompts=PROMPTS, reward=reward)
     with pytest.raises(TextEnvError, match="keeps statistics"):
-        PPO(envs, PPOConfig(), world=world)
+        PPO(envs, PPOConfig(), processes=processes)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_all_processes_end_where_the_first_is_refused(rank: int, tmp_path: Path) -> None:
     @dataclasses.dataclass(frozen=True)
-    class Told(World):
+    class Told(Processes):
         """A process that is told what the first one found."""
 
         def gather(self, item: Any) -> list[Any]:
             assert item is (self.rank == 0)  # only the first one has tried
             return [True, False]
 
-    world = Told(rank=rank, size=2, device=torch.device("cpu"))
+    processes = Told(rank=rank, size=2, device=torch.device("cpu"))
     with (
         locked(tmp_path / "run"),
         pytest.raises(TextEnvError, match=["is being written", "as the first one does"][rank]),
     ):
-        train(TrainSettings(out=tmp_path / "run"), world)
+        train(TrainSettings(out=tmp_path / "run"), processes)
 
 
 def test_errors_of_the_network_alone_are_explained() -> None:
-    world = World(size=2, device=torch.device("cpu"))
-    with pytest.raises(TextEnvError, match="another process is gone"), world.watch():
+    processes = Processes(size=2, device=torch.device("cpu"))
+    with pytest.raises(TextEnvError, match="another process is gone"), processes.watch():
         raise RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
-    with pytest.raises(RuntimeError, match="shapes"), world.watch():
+    with pytest.raises(RuntimeError, match="shapes"), processes.watch():
         raise RuntimeError("The shapes differ")
     with pytest.raises(RuntimeError, match="Connection"), ALONE.watch():
         raise RuntimeError("Connection closed by peer")

@@ -16,6 +16,7 @@ from tests.conftest import build_lm
 from tests.families import make_family
 from tests.worlds.checks import env_of, passes_both_checkers, write
 from textenv import TextEnvError
+from textenv.models.chat import end_of_turn, with_tools
 from textenv.testing import WorldContract
 from textenv.worlds import find
 from textenv.worlds.tools import Tools
@@ -148,6 +149,10 @@ class TestToolsOfAnEnvironment(WorldContract):
         ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "expected {"),
         ('<tool_call>{"arguments": {}}</tool_call>', "There is no tool 'None'"),
         ("<tool_call></tool_call>", "Expecting value"),
+        ('{"name": "add", "parameters": {"a": 2, "b": 3}}', "5"),
+        ('<|python_tag|>{"name": "add", "arguments": {"a": 2}}', "3"),
+        ('{"name": "sub", "parameters": {}}', "There is no tool 'sub'"),
+        ('{"name": "add", "parameters": [1]}', "expected {"),
     ],
 )
 def test_a_call_is_answered_by_its_result_or_its_error(written: str, content: str) -> None:
@@ -170,28 +175,94 @@ def test_calls_of_a_turn_are_made_one_after_the_other_and_a_turn_without_ends() 
         {"role": "tool", "name": "add", "content": "2"},
         {"role": "tool", "name": "shout", "content": "B"},
     ]
-    assert world.step("That is all.") == ("", 0.0, True, False, {})
+    for text in ("That is all.", "5", '{"name": "add"}', "{" * 5, '["name"]'):
+        assert world.step(text) == ("", 0.0, True, False, {})
 
 
-def test_the_system_message_says_which_tools_there_are() -> None:
+# How the templates of Qwen 2.5 and of Llama 3.1 write tools, in short.
+_QWEN = (
+    "{% if tools %}{{ '<|im_start|>system\\n' }}"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% endif %}"
+    "{{ '# Tools\\n<tools>' }}{% for tool in tools %}{{ '\\n' + (tool | tojson) }}{% endfor %}"
+    "{{ '\\n</tools><|im_end|>\\n' }}{% elif messages[0].role == 'system' %}"
+    "{{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + "
+    "'\\n</tool_response><|im_end|>\\n' }}{% elif m.role != 'system' %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_LLAMA = (
+    "{% for m in messages %}{{ '<|start_header_id|>' + ('ipython' if m.role == 'tool' else m.role) + "
+    '\'<|end_header_id|>\\n\\n\' }}{% if tools and loop.first %}{{ \'Write {"name": function name, "parameters": '
+    "dictionary}.' }}{% for tool in tools %}{{ '\\n' + (tool | tojson) }}{% endfor %}{{ '\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+
+
+def parameters(name: str, **arguments: Any) -> str:
+    return json.dumps({"name": name, "parameters": arguments})
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "write_call"), [("qwen2", _QWEN, call), ("llama", _LLAMA, parameters)], ids=["Qwen", "Llama"]
+)
+def test_a_template_that_takes_tools_writes_them(family: str, template: str, write_call: Any) -> None:
+    lm = make_family(family, max_position_embeddings=2048)
+    lm.tokenizer.chat_template = template
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add."}]
+    schemas = Tools(tools=[add]).reset()[1]["tools"]
+
+    def rendered(conversation: list[dict[str, Any]]) -> list[int]:
+        how: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+        return list(lm.tokenizer.apply_chat_template(conversation, tools=schemas, **how)["input_ids"])
+
+    settings: dict[str, Any] = {"prompts": [{"prompt": messages}], "max_tokens": 2000, "max_new_tokens": 200}
+    with env_of(lm, {"name": "tools", "tools": [add]}, **settings) as env:
+        obs, _ = env.reset(seed=0)
+        assert obs["input_ids"][: obs["attention_mask"].sum()].tolist() == rendered(messages)
+        over = False
+        written = lm.tokenizer(write_call("add", a=2, b=3), add_special_tokens=False)["input_ids"]
+        for token in (*written, end_of_turn(lm.tokenizer)):
+            obs, _, over, _, _ = env.step(token)
+        assert not over
+        said = [*messages, {"role": "assistant", "content": write_call("add", a=2, b=3)}]
+        answer = {"role": "tool", "name": "add", "content": "5"}
+        assert obs["input_ids"][: obs["attention_mask"].sum()].tolist() == rendered([*said, answer])
+        _, over, _, info = write(env, "5")
+        assert over
+        assert info["turns"][0].answer == (answer,)
+        (episode,) = env.batch.last_episodes
+        assert episode is not None
+        assert episode.start.given == tuple(messages)
+
+
+def test_with_any_other_template_a_system_message_says_which_tools_there_are() -> None:
     world = Tools(tools=[add, shout], environment=Counter)
-    (system, user), _ = world.reset(seed=0)
+    said, info = world.reset(seed=0)
     assert list(world.tools) == ["add", "shout", "count"]
-    assert system["role"] == "system"
+    tokenizer = make_family("qwen2").tokenizer
+    (system, user), left = with_tools(tokenizer, tuple(said), info["tools"])
+    assert (system["role"], user, list(left)) == ("system", said[0], [])
+    content = str(system["content"])
     described = [
-        json.loads(line) for line in system["content"].split("<tools>\n")[1].split("\n</tools>")[0].split("\n")
+        json.loads(line) for line in content.split("<tools>\n")[1].split("\n</tools>", maxsplit=1)[0].split("\n")
     ]
+    assert described == info["tools"]
     assert [tool["function"]["name"] for tool in described] == list(world.tools)
     assert described[0]["function"]["parameters"]["required"] == ["a"]
     assert described[0]["function"]["description"] == "Add two numbers."
     assert user["content"].startswith(" Count from 0 to ")
     conversation = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."})
-    (first, second), _ = world.reset(seed=0, options={"prompt": conversation})
-    assert first["content"] == f"Be brief.\n\n{system['content']}"
+    said, info = world.reset(seed=0, options={"prompt": conversation})
+    (first, second), _ = with_tools(tokenizer, tuple(said), info["tools"])
+    assert first["content"] == f"Be brief.\n\n{content}"
     assert second["content"] == f"Hi.{user['content']}"
     assert conversation[0]["content"] == "Be brief."
-    messages, _ = Tools(tools=[add], describe=False).reset(options={"prompt": "Add."})
-    assert messages == [{"role": "user", "content": "Add."}]
+    assert Tools(tools=[add], describe=False).reset(options={"prompt": "Add."}) == (
+        [{"role": "user", "content": "Add."}],
+        {},
+    )
 
 
 def test_an_environment_is_given_the_columns_and_a_seed() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from tests.complaints import plain
 from tests.worlds.checks import env_of
-from textenv import CausalLM, TextEnvError
+from textenv import CausalLM, TextEnvError, plugins
+from textenv.testing import WorldContract
 from textenv.types import World
 from textenv.worlds import find, names
 from textenv.worlds.guess_number import GuessNumber
@@ -118,3 +120,13 @@ def test_what_makes_no_world_is_refused_by_the_environment(tiny_lm: CausalLM) ->
     for world in made:
         with pytest.raises(TextEnvError, match="expected an object with reset and step"), env_of(tiny_lm, world):
             pass
+
+
+@pytest.mark.parametrize("package", ["textenv.worlds", "textenv.worlds.adapters"])
+def test_every_bundled_world_is_held_to_the_contract(package: str) -> None:
+    for name, class_name in plugins.built_in(package).items():
+        world = getattr(importlib.import_module(f"{package}.{name}"), class_name)
+        tests = importlib.import_module(f"{package.replace('textenv', 'tests', 1)}.test_{name}")
+        classes = [each for each in vars(tests).values() if isinstance(each, type) and issubclass(each, WorldContract)]
+        made = [get_type_hints(each.make_world)["return"] for each in classes]
+        assert world in made, f"{tests.__name__} has no WorldContract whose make_world returns {world.__name__}"

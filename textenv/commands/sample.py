@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from textenv.commands.base import Command, use_threads
 from textenv.commands.flags import parse_reward
+from textenv.data.files import read_json
 from textenv.data.outputs import OutputFile
-from textenv.types import Episode, TextEnvError
+from textenv.types import Conversation, Episode, Prompt, TextEnvError
 from textenv.validation import Count, Positive, Seed, Threads
+
+if TYPE_CHECKING:
+    from textenv.env.dialogue import Dialogue
+    from textenv.env.vector import TextVectorEnv
+    from textenv.models.causal_lm import CausalLM
 
 __all__ = ["Sample"]
 
@@ -24,20 +29,27 @@ __all__ = ["Sample"]
 class Sample(Command):
     """Continue prompts with a trained policy or any language model: those that are given, or every line that is typed.
 
+    A model that has a chat template holds a conversation with whoever types: each line is a message that goes on from
+    all before it, "/reset" begins anew, "/quit" ends. A run that was trained with a world plays episodes with it.
+
     Attributes:
         run_folder: Folder of a run of ``textenv train``, of its policy, or of any model in Hugging Face format; or
             "bundled".
         prompt: Prompts to continue; none to read them from the terminal.
-        samples: Completions a prompt.
+        samples: Completions a prompt; episodes, where a world begins them by itself.
         greedy: Take the likeliest token every time.
         temperature: Divides the logits; None for that of the run, else 1.
-        max_new_tokens: Token budget of a completion; None for that of the run, else 12.
+        max_new_tokens: Token budget of a completion; None for that of the run, else 12, and 256 in a conversation.
         seed: Seeds the tokens.
         html: File to write the episodes to, with every token colored by its KL.
-        chat: Take what is typed as a user's message, also where the run did not: one of conversations, say.
+        chat: "yes" takes prompts as messages of a user, and lines, typed or piped, as a conversation. "no" takes every
+            line by itself. "auto" is a conversation where lines are typed in a terminal, the model has a chat template,
+            and neither "--samples" nor "--html" nor "--reward" asks for more than the answer.
+        system: System message before a prompt, or at the beginning of a conversation.
         device: Where it runs; None for where it was trained.
         max_prompt_tokens: Room for a prompt; None for that of the run, else for the longest prompt that is given, or
-            for 128 tokens where they are typed; where the environment makes the model, for that of its own prompts.
+            for 128 tokens where they are typed; where the environment makes the model, for that of its own prompts. In
+            a conversation, room for all of it before an answer; None for what the model reads.
         reward: Reward to score with, as in "textenv train", or "run" for that of the run; None scores nothing.
         trust: Let the run's config.json import code and read environment variables: only for a run of your own.
         threads: Threads that torch computes with; None leaves that to torch.
@@ -51,7 +63,8 @@ class Sample(Command):
     max_new_tokens: Count | None = None
     seed: Seed = 0
     html: OutputFile | None = None
-    chat: bool = False
+    chat: Literal["auto", "yes", "no"] = "auto"
+    system: str | None = None
     device: str | None = None
     max_prompt_tokens: Count | None = None
     reward: str | None = None
@@ -59,25 +72,107 @@ class Sample(Command):
     threads: Threads | None = None
 
     def run(self) -> int:
-        """Print the completions."""
+        """Print the completions, or hold the conversation."""
         import torch  # noqa: PLC0415 (what takes long to load, here and below)
 
         from textenv.env.registry import make_envs  # noqa: PLC0415
         from textenv.env.render import color_is_shown, save_html, to_ansi  # noqa: PLC0415
+        from textenv.rollouts.collect import text_env  # noqa: PLC0415
 
         use_threads(self.threads)
         writer = self._writer()
-        envs: Any = make_envs(writer.env, self.samples, **self._settings(writer))
-        sample = writer.load(envs)
-        generator = None if self.greedy else torch.Generator(envs.unwrapped.reference.device).manual_seed(self.seed)
-        episodes: list[Episode] = []
-        for prompt in self.prompt or _typed():
-            for episode in sample([prompt] * self.samples, generator):
-                sys.stdout.write(to_ansi(episode, color=color_is_shown(), scored=self.reward is not None) + "\n")
+        settings, converses = self._settings(writer)
+        envs: Any = make_envs(writer.env, self.samples, **settings)
+        base, loaded = text_env(envs), writer.load(envs)
+        generator = None if self.greedy else torch.Generator(base.reference.device).manual_seed(self.seed)
+        if converses:
+            self._converse(base, loaded, generator)
+            return 0
+        scored, episodes = self.reward is not None, list[Episode]()
+        for starts in self._starts(base):
+            for episode in loaded.sample(starts, generator):
+                sys.stdout.write(to_ansi(episode, color=color_is_shown(), scored=scored) + "\n")
                 episodes.append(episode)
         if self.html is not None:
-            save_html(self.html, episodes, scored=self.reward is not None)
+            save_html(self.html, episodes, scored=scored)
         return 0
+
+    def _starts(self, base: TextVectorEnv) -> Iterator[list[Any]]:
+        """Yield what episodes begin with, as many at a time as there are samples: prompts, or seeds of a world."""
+        if base.worlds is None or self.prompt:
+            for text in self.prompt or _typed("prompt> "):
+                yield [self._asked(text)] * self.samples
+            return
+        base.reset(seed=self.seed)  # of what worlds draw where they are given prompts
+        prompts = base.prompts
+        numbers = range(self.samples)
+        yield [prompts[place % len(prompts)] if prompts else self.seed + place for place in numbers]
+
+    def _asked(self, text: str) -> str | Conversation:
+        """Return a prompt that was typed, with the system message if there is one."""
+        if self.system is None:
+            return text
+        return {"role": "system", "content": self.system}, {"role": "user", "content": text}
+
+    def _converses(self, model: CausalLM | None, settings: dict[str, Any]) -> bool:
+        """Tell whether lines are read as a conversation.
+
+        Args:
+            model: What writes; None where the environment makes it.
+            settings: Of the environment.
+
+        Raises:
+            TextEnvError: A conversation was asked for, and there can be none.
+        """
+        if self.chat == "no" or self.prompt or (self.chat == "auto" and (self.samples > 1 or self.html or self.reward)):
+            return False
+        template = model is not None and bool(getattr(model.tokenizer, "chat_template", None))
+        if self.chat == "auto":
+            return template and settings.get("world") is None and sys.stdin.isatty() and sys.stdout.isatty()
+        why = (
+            "the model has no chat template"
+            if not template
+            else "the run's world answers"
+            if settings.get("world") is not None
+            else "a conversation has one answer a message, and is no episode"
+            if self.samples > 1 or self.html is not None
+            else ""
+        )
+        if why:
+            raise TextEnvError(f"--chat yes: {why}; leave it out, or give what is asked with --prompt.")
+        return True
+
+    def _converse(self, base: TextVectorEnv, loaded: _Loaded, generator: Any) -> None:
+        """Answer every line that is typed or piped as a message of a conversation.
+
+        Raises:
+            TextEnvError: A line that was piped cannot be answered; one that was typed may be typed again.
+        """
+        from textenv.env.dialogue import Dialogue  # noqa: PLC0415
+
+        dialogue = Dialogue(
+            base.reference,
+            lambda prompt: loaded.write(prompt, generator),
+            endings=base.endings,
+            max_tokens=base.width,
+            system=self.system,
+        )
+        typed = sys.stdin.isatty()
+        if typed:
+            sys.stdout.write("A conversation: /reset begins anew, /quit ends it.\n")
+        for line in _typed("you> "):
+            command = line.strip()
+            if command == "/quit":
+                return
+            if command == "/reset":
+                dialogue.reset()
+                continue
+            try:
+                _print_answer(dialogue, line)
+            except TextEnvError as error:
+                if not typed:
+                    raise
+                sys.stdout.write(f"{error} (/reset begins anew.)\n")
 
     def _writer(self) -> _Writer:
         """Return what writes: the policy of a run, or a model.
@@ -94,12 +189,11 @@ class Sample(Command):
             return _Writer("textenv/Text-v0", {"model": name}, None, None, None)
         path = run / "config.json"
         source = Source(path, self.trust)
-        try:
-            config = _read_config(run)
-            settings, env, agent = source.settings(config["settings"]), source.env(config["env"]), config["agent"]
-            model, reward = config["model"], config["reward"]
-        except KeyError as error:
-            raise TextEnvError(f"{path} has no {error}; expected the one that 'textenv train' wrote.") from error
+        config = read_json(path, "settings", "env", "agent", "model", "reward", "prompts")
+        settings, env, agent = source.settings(config["settings"]), source.env(config["env"]), config["agent"]
+        model, reward = config["model"], config["reward"]
+        if settings.get("world") is not None and config["prompts"] is not None:
+            settings["prompts"] = config["prompts"]  # which its world is given
         if model is not None:  # else the environment makes it
             settings["model"] = model
         if self.reward == "run" and reward is not None:
@@ -111,8 +205,8 @@ class Sample(Command):
             )
         return _Writer(env, settings, agent, run / "policy", reward)
 
-    def _settings(self, writer: _Writer) -> dict[str, Any]:
-        """Return the keywords of ``gymnasium.make`` to sample with."""
+    def _settings(self, writer: _Writer) -> tuple[dict[str, Any], bool]:
+        """Return the keywords of ``gymnasium.make`` to sample with, and whether lines are read as a conversation."""
         from textenv.env.reference import load_reference  # noqa: PLC0415
         from textenv.env.scoring import unscored  # noqa: PLC0415
         from textenv.env.settings import TextEnvSettings  # noqa: PLC0415
@@ -120,17 +214,16 @@ class Sample(Command):
         given = {name: getattr(self, name) for name in ("temperature", "max_new_tokens", "max_prompt_tokens", "device")}
         settings = {**writer.settings, **{name: value for name, value in given.items() if value is not None}}
         settings["kl_mode"] = "lump"
-        settings["chat"] = self.chat or settings.get("chat", False)
+        settings["chat"] = self.chat == "yes" or settings.get("chat", False)
+        model = None
         if "model" in settings:  # else the environment makes it, and has prompts that it can read
             weights = {name: settings.pop(name, None) for name in ("model", "device", "torch_dtype")}
             settings["model"] = model = load_reference(TextEnvSettings.of(weights))
-            settings["prompts"] = list(self.prompt) or ["a"]
-            if not self.prompt and settings.get("max_prompt_tokens") is None:
-                new = settings.get("max_new_tokens", TextEnvSettings.of({}).max_new_tokens)
-                limit = model.max_positions
-                if limit is not None and new >= limit:
-                    raise TextEnvError(f"max_new_tokens={new}, but the model takes {limit} in all; lower it.")
-                settings["max_prompt_tokens"] = _TYPED if limit is None else min(_TYPED, limit - new)
+        converses = self._converses(model, settings)
+        if model is not None:
+            settings |= self._room(model, settings, converses=converses)
+            if self.prompt or settings.get("world") is None:
+                settings["prompts"] = [self._asked(text) for text in self.prompt or ("a",)]
         if self.reward != "run":
             settings["reward"] = unscored if self.reward is None else parse_reward(self.reward)
         elif writer.agent is None:
@@ -139,11 +232,40 @@ class Sample(Command):
             settings.pop("reward", None)  # the environment makes it
         else:
             settings["reward"] = writer.reward
-        return settings
+        return settings, converses
+
+    def _room(self, model: CausalLM, settings: dict[str, Any], *, converses: bool) -> dict[str, int]:
+        """Return the settings of tokens that follow from what the model takes, where lines are read.
+
+        Raises:
+            TextEnvError: A completion would take all that the model reads.
+        """
+        from textenv.env.settings import TextEnvSettings  # noqa: PLC0415
+
+        if self.prompt or settings.get("world") is not None:
+            return {}
+        limit = model.max_positions
+        new = settings.get("max_new_tokens")
+        if new is None:
+            most = _ANSWER if limit is None else min(_ANSWER, limit // 2)
+            new = most if converses else TextEnvSettings.of({}).max_new_tokens
+        if limit is not None and new >= limit:
+            raise TextEnvError(f"max_new_tokens={new}, but the model takes {limit} in all; lower it.")
+        room = self.max_prompt_tokens if converses else settings.get("max_prompt_tokens")
+        if room is None:
+            most = (limit or _CONVERSATION) if converses else _TYPED
+            room = most if limit is None else min(most, limit - new)
+        return {"max_new_tokens": new, "max_prompt_tokens": room}
 
 
 _TYPED = 128
 """Tokens of a prompt that is typed, where nothing says otherwise and the model reads as many."""
+
+_ANSWER = 256
+"""Tokens of an answer in a conversation, where nothing says otherwise; half of what the model reads, at most."""
+
+_CONVERSATION = 8192
+"""Tokens of a conversation before an answer, with a model that reads any number."""
 
 
 @dataclass(frozen=True)
@@ -164,50 +286,87 @@ class _Writer:
     policy: Path | None
     reward: Any
 
-    def load(self, envs: Any) -> Callable[[Sequence[str], Any], list[Episode]]:
-        """Return a function of prompts and a generator that writes an episode from each prompt."""
+    def load(self, envs: Any) -> _Loaded:
+        """Return what writes in an environment."""
         from textenv.agents import find  # noqa: PLC0415
         from textenv.models.policy import TextPolicy  # noqa: PLC0415
         from textenv.rollouts.collect import sample_episodes, text_env  # noqa: PLC0415
 
+        base = text_env(envs)
         if self.agent is None:
-            policy = TextPolicy.of_reference(text_env(envs))
-            return lambda prompts, generator: sample_episodes(envs, policy, generator, prompts)
+            policy = TextPolicy.of_reference(base)
+            return _Loaded(base, lambda starts, generator: sample_episodes(envs, policy, generator, starts), policy)
         agent: Any = find(self.agent).load(self.policy, envs)
-        return lambda prompts, generator: agent.sample(envs, prompts, generator=generator)
+        drawn, plain = getattr(agent, "policy", None), getattr(agent, "best_of", None) is None
+        return _Loaded(
+            base,
+            lambda starts, generator: agent.sample(envs, starts, generator=generator),
+            drawn if plain and type(drawn) is TextPolicy else None,
+            getattr(agent, "mask", None),
+        )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A policy or a model in an environment.
+
+    Attributes:
+        base: The environment.
+        sample: Writes an episode from each of some prompts or seeds, given a generator.
+        policy: What draws its tokens one by one; None for an agent that does more than draw.
+        mask: Which tokens the policy may draw; None for all that the environment allows.
+    """
+
+    base: TextVectorEnv
+    sample: Callable[[Sequence[Any], Any], list[Episode]]
+    policy: Any
+    mask: Any = None
+
+    def write(self, prompt: Prompt, generator: Any) -> Iterator[int]:
+        """Yield the tokens that follow a prompt, as long as they are asked for."""
+        import numpy as np  # noqa: PLC0415
+
+        if self.policy is None:
+            (episode,) = self.sample([prompt], generator)
+            yield from episode.completion_ids
+            return
+        ids = list(prompt.ids)
+        while True:
+            obs = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), dtype=np.int8)}
+            masks = self.base.action_masks_at(obs)
+            if self.mask is not None:
+                masks = self.mask(obs, np.arange(1), masks)
+            (token,), _ = self.policy.act(obs, generator=generator, masks=masks)
+            ids.append(int(token))
+            yield ids[-1]
 
 
 def _run_of(folder: Path) -> Path | None:
     """Return the run that a folder is, or that it is the policy of; None for a folder of something else."""
     for run in (folder, folder.parent):
         known = run == folder or ((folder / "agent.json").is_file() and folder.name == "policy")
-        if known and {"settings", "agent"} <= _read_config(run).keys():
+        path = run / "config.json"
+        if known and path.is_file() and {"settings", "agent"} <= read_json(path).keys():
             return run
     return None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a folder; nothing if it has none.
+def _print_answer(dialogue: Dialogue, line: str) -> None:
+    """Print the answer to a line, token by token, and say so if it was cut."""
+    from textenv.env.render import visible  # noqa: PLC0415
 
-    Raises:
-        TextEnvError: It cannot be read, or holds no object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TextEnvError(f"{path} cannot be read ({error}).") from error
-    if not isinstance(config, dict):
-        raise TextEnvError(f"{path} holds no object; expected the settings of a run, or of a model.")
-    return config
+    for piece in dialogue.say(line):
+        sys.stdout.write(visible(piece, keep="\n"))
+        sys.stdout.flush()
+    cut = " [cut: --max-new-tokens gives longer answers]" if dialogue.end == "length" else ""
+    sys.stdout.write(f"{cut}\n")
 
 
-def _typed() -> Iterator[str]:
+def _typed(ask: str) -> Iterator[str]:
+    """Yield the lines that are typed or piped, less those that are empty; ``ask`` stands before each."""
     while True:
         try:
-            line = input("prompt> ")
+            line = input(ask)
         except EOFError:
             return
         except UnicodeDecodeError as error:

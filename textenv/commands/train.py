@@ -42,9 +42,9 @@ class Train(Command, TrainSettings):
         from textenv.rollouts.distributed import connect  # noqa: PLC0415
 
         use_threads(self.threads)
-        world = connect(self.timeout)
-        console.quiet = not world.first
-        with world.watch():
-            train(self, world)
-        world.close()
+        processes = connect(self.timeout)
+        console.quiet = not processes.first
+        with processes.watch():
+            train(self, processes)
+        processes.close()
         return 0

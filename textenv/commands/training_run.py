@@ -29,7 +29,7 @@ from textenv.env.render import save_html
 from textenv.env.settings import WORLD_SETTINGS
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
-from textenv.rollouts.distributed import ALONE, World
+from textenv.rollouts.distributed import ALONE, Processes
 from textenv.rollouts.runs import check_settings, described, figure_text, summary
 from textenv.rollouts.tables import make_table
 from textenv.rollouts.tracking import RunLogger, comparison_markdown, comparison_table, plot_training
@@ -68,7 +68,7 @@ def _plain_or_none(value: Any) -> Any:
         return None
 
 
-def train(command: TrainSettings, world: World = ALONE) -> None:
+def train(command: TrainSettings, processes: Processes = ALONE) -> None:
     """Train an agent as a command says, or go on with it, and write what came of it.
 
     Raises:
@@ -76,37 +76,37 @@ def train(command: TrainSettings, world: World = ALONE) -> None:
     """
     with contextlib.ExitStack() as stack:
         refused = None
-        if world.first:
+        if processes.first:
             try:
                 stack.enter_context(locked(command.out))
             except TextEnvError as error:
                 refused = error
-        if any(world.gather(refused is not None)):  # all processes end, and none waits for the first
-            raise refused or TextEnvError(f"Process {world.rank} of {world.size} ends, as the first one does.")
-        _train(command, world)
+        if any(processes.gather(refused is not None)):  # all processes end, and none waits for the first
+            raise refused or TextEnvError(f"Process {processes.rank} of {processes.size} ends, as the first one does.")
+        _train(command, processes)
 
 
-def _train(command: TrainSettings, world: World) -> None:
+def _train(command: TrainSettings, processes: Processes) -> None:
     out = command.out
     if (out / "results.json").exists():
         raise TextEnvError(f"{out} holds a finished run; give this one another folder with --out.")
     own = agent_config(command)
     typed = make_keywords(command.settings, reward=command.reward, model=command.model, prompts=command.prompts)
     keywords = {**TRAINING, **typed}
-    if world.device is not None and world.device.type != "cpu":
-        keywords["device"] = str(world.device)
-    rows = world.share("num_envs", command.num_envs)
+    if processes.device is not None and processes.device.type != "cpu":
+        keywords["device"] = str(processes.device)
+    rows = processes.share("num_envs", command.num_envs)
     envs: Any = make_envs(command.env, rows, **keywords)
     config = described(command, without=("out", "threads", "timeout", "agent_flags"))
     config |= {"settings": made_with(envs, typed), "agent_settings": plain_settings(own)}
     for name in ("reward", "model"):
         config[name] = _plain_or_none(typed.get(name, getattr(text_env(envs).settings, name)))
     check_settings(out, config)
-    agent = find(command.agent)(envs, own, world=world)
-    if world.size > 1:
-        how = "FSDP" if world.sharded else "DDP"
-        tell(f"{world.size} processes of {rows} rows, {how}, this one on {world.device}.")
-    if world.first:
+    agent = find(command.agent)(envs, own, processes=processes)
+    if processes.size > 1:
+        how = "FSDP" if processes.sharded else "DDP"
+        tell(f"{processes.size} processes of {rows} rows, {how}, this one on {processes.device}.")
+    if processes.first:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", config)
     shared = {name: value for name, value in keywords.items() if name not in ("device", "torch_dtype")}
@@ -114,7 +114,7 @@ def _train(command: TrainSettings, world: World) -> None:
         shared["model"] = text_env(envs).reference  # so that it is not loaded twice
     fresh, prompts = held_out(command, shared, rows)
     reference = TextPolicy.of_reference(text_env(fresh))
-    before = sample_episodes(fresh, reference, _generator(fresh), prompts, world=world)
+    before = sample_episodes(fresh, reference, _generator(fresh), prompts, processes=processes)
     checkpoints = out / "checkpoints"
     resumed = agent.resume(checkpoints, command.total_steps)
     if resumed:
@@ -122,7 +122,7 @@ def _train(command: TrainSettings, world: World) -> None:
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         logger = None
-        if world.first:
+        if processes.first:
             logger = stack.enter_context(RunLogger(out, total_steps=command.total_steps, resume_from=agent.steps))
         agent.learn(
             command.total_steps,
@@ -133,17 +133,23 @@ def _train(command: TrainSettings, world: World) -> None:
     seconds = time.perf_counter() - began
     agent.save(out / "policy")
     after = agent.sample(fresh, prompts, generator=_generator(fresh))
-    if world.first:
+    if processes.first:
         about = {"seconds": seconds, "resumed": resumed, "steps": agent.steps}
-        _report(out, before, after, about, measured_on(command))
+        by_world = not text_env(fresh).prompts
+        _report(out, before, after, about, measured_on(command, by_world=by_world))
 
 
-def measured_on(command: TrainSettings) -> Literal["held-out prompts", "training prompts", "the world's prompts"]:
+def measured_on(
+    command: TrainSettings, *, by_world: bool = False
+) -> Literal["held-out prompts", "training prompts", "the world's prompts"]:
     """Return what a run measures on: prompts that it does not train on, if any are given or its environment has any.
 
-    Where a world begins episodes by itself, these are of seeds that are the same before and after.
+    Args:
+        command: The training run.
+        by_world: Whether there are no prompts, since a world begins the episodes by itself: their seeds are then the
+            same before and after.
     """
-    if "world" in command.settings and command.prompts is None and command.eval_prompts is None:
+    if by_world:
         return "the world's prompts"
     own = command.prompts is None and record_of(command.env).held_out is not None
     return "held-out prompts" if own or command.eval_prompts is not None else "training prompts"
@@ -164,12 +170,12 @@ def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> 
         keywords["prompts"] = str(command.eval_prompts)
     elif measured_on(command) == "held-out prompts":
         keywords |= record_of(command.env).held_out or {}
-    elif measured_on(command) == "training prompts":
-        tell("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     envs: Any = make_envs(command.env, rows, **keywords)
     prompts = text_env(envs).prompts
     if not prompts:
         return envs, range(command.eval_episodes)
+    if measured_on(command) == "training prompts":
+        tell("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
     return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
 
 

@@ -136,10 +136,10 @@ class WorldStarts:
         options = [
             None if p is None else {"prompt": p.text if p.given is None else p.given, **p.columns} for p, _ in starts
         ]
-        said = self._worlds.begin(rows, [seed or 0 for _, seed in starts], options)
+        begun = self._worlds.begin(rows, [seed or 0 for _, seed in starts], options)
         prompts = [
-            self._encoder.first(first, {} if prompt is None else prompt.columns)
-            for first, (prompt, _) in zip(said, starts, strict=True)
+            self._encoder.first(first.said, {} if prompt is None else prompt.columns, first.tools)
+            for first, (prompt, _) in zip(begun, starts, strict=True)
         ]
         for prompt in prompts:
             if len(prompt.ids) > self.max_prompt_tokens:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textenv.models.causal_lm import CausalLM
+from textenv.models.chat import with_tools
 from textenv.types import Conversation, Prompt, TextEnvError, as_conversation, as_text, short
 
 __all__ = ["TurnEncoder", "as_observation", "context_of", "joined"]
@@ -25,20 +26,26 @@ class TurnEncoder:
         """
         self._model, self._chat = model, chat
 
-    def first(self, observation: str | Conversation, columns: Mapping[str, Any]) -> Prompt:
+    def first(
+        self,
+        observation: str | Conversation,
+        columns: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Prompt:
         """Return the prompt that the first observation of an episode makes.
 
         Args:
             observation: A text or messages.
             columns: Of the prompt that the world was given, if it was given one.
+            tools: JSON schemas of the functions that the agent may call.
 
         Raises:
             TextEnvError: There is no chat template for messages, or it refuses them.
         """
-        if isinstance(observation, str) and not self._chat:
+        if isinstance(observation, str) and not self._chat and not tools:
             return Prompt(observation, self._model.encode(observation), columns)
-        messages = _as_messages(observation)
-        text, ids = self._model.encode_conversation(messages)
+        messages, tools = with_tools(self._model.tokenizer, _as_messages(observation), tools)
+        text, ids = self._model.encode_conversation(messages, tools)
         return Prompt(text, ids, columns, given=messages)
 
     def answer(self, prompt: Prompt, answer: str | Conversation, last_id: int) -> tuple[int, ...]:

@@ -17,7 +17,20 @@ from textenv.env.settings import WORLD_SETTINGS, TextEnvSettings
 from textenv.env.turns import as_observation
 from textenv.types import Conversation, TextEnvError, World, as_number, in_one_line, short
 
-__all__ = ["Answer", "WorldRows", "make_worlds"]
+__all__ = ["Answer", "Beginning", "WorldRows", "make_worlds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a world's ``reset`` has returned, checked.
+
+    Attributes:
+        said: A text or messages.
+        tools: JSON schemas of the functions that the agent may call.
+    """
+
+    said: str | Conversation
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +88,8 @@ class WorldRows:
 
     def begin(
         self, rows: Sequence[int], seeds: Sequence[int], options: Sequence[Mapping[str, Any] | None]
-    ) -> list[str | Conversation]:
-        """Begin an episode in each of some rows; return the first observations.
+    ) -> list[Beginning]:
+        """Begin an episode in each of some rows; return how.
 
         Args:
             rows: Which rows.
@@ -84,7 +97,7 @@ class WorldRows:
             options: For each, the prompt that it is given and its columns, or None.
 
         Raises:
-            TextEnvError: A world raises, takes too long, or says anything but a text or messages.
+            TextEnvError: A world raises, takes too long, or returns anything but what ``reset`` of ``World`` does.
         """
 
         def begin(row: int, seed: int, given: Mapping[str, Any] | None) -> Any:
@@ -94,7 +107,7 @@ class WorldRows:
             _Call(f"reset(seed={seed})", begin, (row, seed, given))
             for row, seed, given in zip(rows, seeds, options, strict=True)
         ]
-        return [as_observation(_first_of(found, 2, self.name), self.name, "reset") for found in self._pool.run(calls)]
+        return [self._beginning(found) for found in self._pool.run(calls)]
 
     def answer(self, rows: Sequence[int], texts: Sequence[str], turns: Sequence[int]) -> list[Answer]:
         """Have the worlds of some rows answer a turn each.
@@ -151,6 +164,16 @@ class WorldRows:
         if save is None or not hasattr(world, "load_state_dict"):
             return None
         return json_state(save(), f"the world {self.name}")
+
+    def _beginning(self, found: Any) -> Beginning:
+        said = as_observation(_first_of(found, 2, self.name), self.name, "reset")
+        tools = found[1].get("tools", ()) if isinstance(found[1], Mapping) else ()
+        if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
+            raise TextEnvError(
+                f"The world {self.name} returned info['tools']={short(tools)} in reset; expected a list of JSON "
+                "schemas of functions."
+            )
+        return Beginning(said, tools)
 
     def _checked(self, found: Any, what: str) -> Answer:
         said = as_observation(_first_of(found, 5, self.name), self.name, what)

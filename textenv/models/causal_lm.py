@@ -8,7 +8,7 @@ environment gets cached decoding, and no protocol can get out of step with the c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,14 +147,20 @@ class CausalLM:
             encoded.append(self._prompt_ids(text, ids[:-1] if self._appends_eos else ids))
         return encoded
 
-    def encode_conversation(self, messages: Conversation) -> tuple[str, tuple[int, ...]]:
+    def encode_conversation(
+        self, messages: Conversation, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, tuple[int, ...]]:
         """Return the text and token ids that the chat template makes of messages, up to where the assistant goes on.
+
+        Args:
+            messages: The messages, at least one.
+            tools: JSON schemas of functions, for a template that takes them.
 
         Raises:
             TextEnvError: There is no chat template or it refuses the messages, or the text has a token that the model
                 does not know.
         """
-        text, ids = render_conversation(self.tokenizer, messages)
+        text, ids = render_conversation(self.tokenizer, messages, tools)
         return text, self._prompt_ids(text, ids)
 
     def _prompt_ids(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:

@@ -1,17 +1,21 @@
-"""Conversations as a tokenizer's chat template writes them, and the token that ends a turn in them."""
+"""Conversations and tools as a tokenizer's chat template writes them, and the token that ends a turn in them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textenv.types import Conversation, TextEnvError
 
-__all__ = ["end_of_turn", "render_answer", "render_conversation"]
+__all__ = ["end_of_turn", "render_answer", "render_conversation", "with_tools"]
 
 _ANSWER = "xyzzy"  # stands for a message of the assistant, where what the template puts after it is looked for
 
 
-def render_conversation(tokenizer: Any, messages: Conversation) -> tuple[str, list[int]]:
+def render_conversation(
+    tokenizer: Any, messages: Conversation, tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[str, list[int]]:
     """Return the text and token ids of a conversation, up to where the assistant writes next.
 
     If the last message is not the assistant's, the template's opening of an assistant turn follows it; if it is, its
@@ -20,6 +24,7 @@ def render_conversation(tokenizer: Any, messages: Conversation) -> tuple[str, li
     Args:
         tokenizer: The tokenizer.
         messages: The messages, at least one.
+        tools: JSON schemas of the functions that the assistant may call, for a template that takes them.
 
     Returns:
         The text, and the token ids of it.
@@ -27,9 +32,45 @@ def render_conversation(tokenizer: Any, messages: Conversation) -> tuple[str, li
     Raises:
         TextEnvError: There is no chat template, or it refuses the conversation.
     """
-    ends = {"continue_final_message" if messages[-1]["role"] == "assistant" else "add_generation_prompt": True}
+    ends: dict[str, Any] = {
+        "continue_final_message" if messages[-1]["role"] == "assistant" else "add_generation_prompt": True
+    }
+    if tools:
+        ends["tools"] = [dict(tool) for tool in tools]
     text = _apply(tokenizer, messages, tokenize=False, **ends)
     return text, list(_apply(tokenizer, messages, tokenize=True, return_dict=True, **ends)["input_ids"])
+
+
+def with_tools(
+    tokenizer: Any, messages: Conversation, tools: Sequence[Mapping[str, Any]]
+) -> tuple[Conversation, Sequence[Mapping[str, Any]]]:
+    """Return what to render so that the assistant knows of tools: messages, and tools for the template.
+
+    A template that writes ``tools`` is given them. With any other a system message says which there are and how they
+    are called, in the form of Qwen 2.5.
+
+    Args:
+        tokenizer: The tokenizer.
+        messages: The conversation.
+        tools: JSON schemas of functions, as in ``render_conversation``.
+
+    Raises:
+        TextEnvError: As ``render_conversation``.
+    """
+    if not tools or render_conversation(tokenizer, messages, tools) != render_conversation(tokenizer, messages):
+        return messages, tools
+    given = f"{messages[0]['content']}\n\n" if messages[0]["role"] == "system" else ""
+    rest = messages[1:] if given else messages
+    lines = "\n".join(json.dumps(tool) for tool in tools)
+    system = {"role": "system", "content": f"{given}{_TOOLS_BEFORE}{lines}{_TOOLS_BEHIND}"}
+    return (system, *rest), ()
+
+
+_TOOLS_BEFORE = "You can call functions. These are their signatures, inside <tools></tools>:\n<tools>\n"
+_TOOLS_BEHIND = (
+    "\n</tools>\n\nFor each call, write a JSON object with the function's name and its arguments, inside "
+    '<tool_call></tool_call>:\n<tool_call>\n{"name": <name>, "arguments": <arguments>}\n</tool_call>'
+)
 
 
 def render_answer(tokenizer: Any, messages: Conversation) -> str:

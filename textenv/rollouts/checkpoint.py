@@ -3,7 +3,7 @@
 A checkpoint is a folder ``step-00000042`` with ``tensors.safetensors`` (parameters, buffers, optimizer moments, random
 number generators) and ``state.json``. It is written under a temporary name and renamed, so a run killed at any moment
 leaves its last whole one. ``state.json`` holds the SHA-256 of the tensors' file and of its own values, so that a run
-never goes on from what a disk or a copy has changed.
+never goes on from files that a disk error or a copy has changed.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from textenv.env.kl import AdaptiveKL
 from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import TextPolicy
-from textenv.rollouts.distributed import ALONE, World
+from textenv.rollouts.distributed import ALONE, Processes
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
 from textenv.types import Episode, IntArray, Observation, TextEnvError, short
 from textenv.validation import Count, NonNegativeInt, validated
@@ -129,7 +129,7 @@ def collect(
     episodes: Count | None = None,
     seed: NonNegativeInt | None = None,
     options: dict[str, Any] | None = None,
-    world: World = ALONE,
+    processes: Processes = ALONE,
     mask: ActionMask | None = None,
 ) -> Rollout:
     """Let ``policy`` write an episode in every row, and more in the rows that finish first.
@@ -148,7 +148,7 @@ def collect(
             finished, so that short ones are not preferred. Rows begin anew a few at a time.
         seed: Seeds the environment, if given.
         options: Handed to ``reset``; a list of prompts has one for each episode.
-        world: The processes that write, each in an environment of as many rows.
+        processes: The processes that write, each in an environment of as many rows.
         mask: Which tokens the policy may draw; None for all that the environment allows.
 
     Returns:
@@ -176,7 +176,7 @@ def collect(
     coef = base.kl_controller.coef
     buffer = RolloutBuffer(n, total, pad_id=base.reference.pad_id)
     buffer.assign(np.arange(n))
-    obs, infos = envs.reset(seed=None if seed is None else seed + world.rank * n, options=buffer.options(options))
+    obs, infos = envs.reset(seed=None if seed is None else seed + processes.rank * n, options=buffer.options(options))
     buffer.begin(base.row_prompts)
     with contextlib.ExitStack() as stack:
         stack.enter_context(base.attached(policy))
@@ -184,7 +184,9 @@ def collect(
         stack.enter_context(base.reference.unchanged())
         later = envs is base and base.can_pay_later  # no wrapper looks at the rewards
         settle = stack.enter_context(base.paying_later()) if later else None
-        _write(envs, policy, generator, buffer, obs, infos, options=options, kl_coef=coef, world=world, mask=mask)
+        _write(
+            envs, policy, generator, buffer, obs, infos, options=options, kl_coef=coef, processes=processes, mask=mask
+        )
         if settle is not None:
             buffer.add_scored(settle())
     rollout = buffer.rollout(coef, base.settings.turn_discount)
@@ -192,8 +194,8 @@ def collect(
         if settle is None:
             _check_pay(rollout)
         _spread(rollout)
-    if world.size > 1:
-        rollout = join(world.gather(rollout))
+    if processes.size > 1:
+        rollout = join(processes.gather(rollout))
         base.kl_controller.coef = coef  # not what the rows of this process have made of it
         _adapt(base.kl_controller, rollout.finished)
     return rollout
@@ -209,13 +211,13 @@ def _write(  # noqa: PLR0917
     *,
     options: dict[str, Any] | None,
     kl_coef: float,
-    world: World,
+    processes: Processes,
     mask: ActionMask | None,
 ) -> None:
     """Write a buffer's episodes, which have begun with ``obs`` and ``infos``; arguments as those of ``collect``."""
     base, allowed = text_env(envs), _allowed(infos, None)
-    while any(writing := world.counts(int(buffer.writing.sum()))):
-        uniform = None if generator is None else _uniform(generator, writing, world.rank)
+    while any(writing := processes.counts(int(buffer.writing.sum()))):
+        uniform = None if generator is None else _uniform(generator, writing, processes.rank)
         if not buffer.writing.any():  # other processes still write
             continue
         rows = np.flatnonzero(buffer.writing)
@@ -270,7 +272,7 @@ def sample_episodes(
     generator: torch.Generator | None,
     prompts: Sequence[Any],
     *,
-    world: World = ALONE,
+    processes: Processes = ALONE,
     mask: ActionMask | None = None,
 ) -> list[Episode]:
     """Let ``policy`` write one episode from each prompt.
@@ -287,13 +289,15 @@ def sample_episodes(
         raise TextEnvError(f"prompts={short(prompts)}: expected a list of prompts.")
     name = "world_seed" if all(isinstance(prompt, int) for prompt in prompts) else "prompt"
     episodes: list[Episode] = []
-    size = envs.num_envs * world.size
-    step = len(prompts) if world.size == 1 else size
+    size = envs.num_envs * processes.size
+    step = len(prompts) if processes.size == 1 else size
     for begin in range(0, len(prompts), max(1, step)):
         group = list(prompts[begin : begin + step])
-        filled = list(world.own(group + [group[-1]] * (size - len(group))))
+        filled = list(processes.own(group + [group[-1]] * (size - len(group))))
         options = {name: filled}
-        rollout = collect(envs, policy, generator, episodes=len(filled), options=options, world=world, mask=mask)
+        rollout = collect(
+            envs, policy, generator, episodes=len(filled), options=options, processes=processes, mask=mask
+        )
         episodes += rollout.finished[: len(group)]
     return episodes
 

@@ -30,18 +30,18 @@ from torch import distributed, nn
 from textenv.models.policy import Evaluation, TextPolicy
 from textenv.types import TextEnvError
 
-__all__ = ["ALONE", "World", "connect", "fill", "full"]
+__all__ = ["ALONE", "Processes", "connect", "fill", "full"]
 
 T = TypeVar("T")
 _NETWORK = re.compile(r"gloo|nccl|connection|socket|broken pipe|timed out|timeout|process group", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class World:
+class Processes:
     """The processes of a run.
 
     Attributes:
-        rank: Number of this one, from 0. The process of rank 0 writes files and speaks.
+        rank: Number of this one, from 0. The process of rank 0 writes files and prints.
         size: How many there are.
         device: Where this one computes; None in a run of one process: where its model is.
         sharded: Whether each keeps only its part of parameters, gradients and optimizer state (FSDP); else each keeps
@@ -57,7 +57,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, name: str, total: int) -> int:
@@ -167,7 +167,7 @@ class World:
     def watch(self) -> Iterator[None]:
         """Turn the loss of another process into an error that says what to do.
 
-        It shows in one of two ways, whichever comes first: a broken connection, or the launcher that ends the rest.
+        It is noticed by a broken connection, or by the signal with which the launcher ends the other processes.
 
         Raises:
             TextEnvError: Another process is gone, or did not answer in time.
@@ -193,7 +193,7 @@ class World:
                 signal.signal(signal.SIGTERM, before)
 
     def close(self) -> None:
-        """Part from the other processes; they are not waited for."""
+        """Close the connection to the other processes, without waiting for them."""
         global _connected  # noqa: PLW0603 (as many as torch has default process groups)
         if self.size > 1:
             distributed.destroy_process_group()
@@ -203,7 +203,7 @@ class World:
         return self.sharded and hasattr(network, "unshard")
 
     def _lost(self, sign: str) -> str:
-        time.sleep(0.3)  # a connection breaks a moment before its process is off the list
+        time.sleep(0.3)  # a connection breaks a moment before its process ends
         here = socket.gethostname()
         gone = [rank for rank, (host, process) in enumerate(self._peers) if host == here and not _runs(process)]
         who = f"rank {', '.join(map(str, gone))} is gone" if gone else "another process is gone or did not answer"
@@ -213,16 +213,16 @@ class World:
         )
 
 
-ALONE = World()
+ALONE = Processes()
 """A run of one process."""
 
-_connected: World | None = None
+_connected: Processes | None = None
 
 
-def connect(timeout: float = 600.0) -> World:
+def connect(timeout: float = 600.0) -> Processes:
     """Return the processes of this run, as the environment variables of ``accelerate launch`` or ``torchrun`` say.
 
-    Without them, or where they speak of one process, nothing is imported or connected.
+    Without them, or where they name one process, nothing is imported or connected.
 
     Args:
         timeout: Seconds that one process waits for another before it gives up.
@@ -276,9 +276,9 @@ def connect(timeout: float = 600.0) -> World:
             f"The {size} processes could not be connected: {error}. Start all of them, with one launcher."
         ) from error
     device = torch.device("cpu") if cpu else torch.device("cuda", local)
-    world = World(accelerator.process_index, accelerator.num_processes, device, sharded, accelerator)
-    peers = world.gather((socket.gethostname(), os.getpid()))
-    _connected = dataclasses.replace(world, _peers=tuple(peers))
+    processes = Processes(accelerator.process_index, accelerator.num_processes, device, sharded, accelerator)
+    peers = processes.gather((socket.gethostname(), os.getpid()))
+    _connected = dataclasses.replace(processes, _peers=tuple(peers))
     return _connected
 
 

@@ -81,7 +81,7 @@ class RunLogger:
             self._bar.start()
         self._plain = progress and self._bar is None
         self._total, self._unit = total_steps, unit
-        self._spoke = -math.inf
+        self._printed = -math.inf  # when the last line was
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step.
@@ -100,12 +100,12 @@ class RunLogger:
             csv.DictWriter(file, self._columns, restval="", lineterminator="\n").writerow(row)
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
-        self._board.flush()  # or a kill takes rows that come before the checkpoint, which a resumed run won't log again
+        self._board.flush()  # a killed run would lose rows from before its checkpoint, which are not logged again
         note = ", ".join(f"{label} {metrics[name]:{form}}" for label, name, form in _SHOWN if name in metrics)
         if self._bar is not None:
             self._bar.update(self._task, completed=min(step, self._total), note=note)
-        elif self._plain and (time.monotonic() - self._spoke > _QUIET_SECONDS or step >= self._total):
-            self._spoke = time.monotonic()
+        elif self._plain and (time.monotonic() - self._printed > _QUIET_SECONDS or step >= self._total):
+            self._printed = time.monotonic()
             sys.stdout.write(f"{step:,}/{self._total:,} {self._unit}: {note}\n")
             sys.stdout.flush()
 
@@ -146,7 +146,7 @@ def _board(folder: Path, purge_step: int) -> SummaryWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's ``metrics.jsonl``; a last line that a kill cut short is left out.
+    """Return the rows of a run's ``metrics.jsonl``, less a last line that a killed run left incomplete.
 
     Args:
         folder: The run's folder; no rows where it has none yet.

@@ -1,4 +1,4 @@
-"""What every server of textenv turns away before its application sees it: requests that pages of other sites make."""
+"""Refuses requests that pages of other sites make, before the application of a server sees them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Headers of every answer: they tell a browser how little it may do."""
+"""Headers of every answer, which restrict what a browser does with it."""
 
 
 class Guard:
@@ -56,7 +56,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                for name in ("etag", "last-modified"):  # by these, a clip shown again could be told
+                for name in ("etag", "last-modified"):  # they would show a labeler that a clip is the same as before
                     del headers[name]
             await send(message)
 

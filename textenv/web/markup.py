@@ -26,11 +26,11 @@ class _Formatter(string.Formatter):
 
 
 def fill(template: str, **values: Any) -> Markup:
-    """Return a template of HTML with its places filled.
+    """Return a template of HTML with its fields filled.
 
     Args:
         template: As of ``str.format``, written in the source: nothing of it is escaped.
-        values: For the places, formatted as those say and then escaped, inside quotes too; ``Markup`` stays as it is.
+        values: For the fields, formatted as those say and then escaped, inside quotes too; ``Markup`` stays as it is.
     """
     return Markup(_Formatter().vformat(template, (), values))
 

@@ -33,7 +33,7 @@ from textenv.web.guard import Guard, is_media_type, known_hosts
 __all__ = ["Batch", "Health", "Queries", "Rewards", "Scores", "make_app", "serve"]
 
 _RESERVED = {"prompts", "completions", "completion_ids"}
-_NOBODY_LISTENS = 499  # nginx's status for a client that has gone; nobody reads it
+_CLIENT_GONE = 499  # nginx's status for a request whose client has closed the connection
 _MOST_BYTES = 8_000_000
 _log = logging.getLogger(__name__)
 _Model = TypeVar("_Model", bound="BaseModel")
@@ -116,17 +116,17 @@ def make_app(reward: Reward, *, max_bytes: int = _MOST_BYTES, hosts: Sequence[st
     # No pages of documentation: they would run scripts of another site.
     app = FastAPI(title="textenv reward", summary=reward_name(reward), docs_url=None, redoc_url=None)
     app.add_middleware(Guard, hosts=known_hosts(hosts))
-    turn = asyncio.Lock()
+    scoring = asyncio.Lock()
 
     async def scores_of(request: Request, batch_of: Callable[[bytes], Batch]) -> list[float]:
         """Return the scores of what a request holds."""
         if not is_media_type(request.headers.get("content-type", ""), "application/json"):
             raise HTTPException(415, "Expected JSON: a header Content-Type: application/json.")
         try:
-            # In a thread, as the scoring: a large body takes long, and others ask too.
+            # In a thread, as scoring is: reading a large body takes long, and other requests have to be answered.
             batch = await run_in_threadpool(_checked, batch_of, await _read(request, max_bytes), reward)
-            async with turn:
-                if await request.is_disconnected():  # it gave up while others had their turn, and may have come again
+            async with scoring:
+                if await request.is_disconnected():  # while it waited; the client may have sent the batch again
                     raise ClientDisconnect
                 scores = await run_in_threadpool(
                     score,
@@ -137,7 +137,7 @@ def make_app(reward: Reward, *, max_bytes: int = _MOST_BYTES, hosts: Sequence[st
                     columns=batch.columns,
                 )
         except ClientDisconnect as error:
-            raise HTTPException(_NOBODY_LISTENS) from error
+            raise HTTPException(_CLIENT_GONE) from error
         except TextEnvError as error:
             _log.exception("The reward failed.")
             raise HTTPException(500, str(error)) from error
@@ -181,7 +181,7 @@ def serve(
         port: Port to listen at; 0 for one that is free.
         max_bytes: Size of a request's body, at most.
         hosts: Other names that the server answers by, such as a proxy's.
-        announce: Told the address to post to, once it can be.
+        announce: Called with the address to post to, once the server listens.
 
     Raises:
         TextEnvError: The address cannot be listened at, or no request could be small enough.

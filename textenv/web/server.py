@@ -1,7 +1,7 @@
-"""Run a web application until a signal ends it, also among clients that never finish what they began.
+"""Run a web application until a signal ends it, with limits for clients that send a request slowly or never whole.
 
 uvicorn sets no limit on how long a client may take to send a request, and none on how many connections are open. Here
-both have one, so that clients that connect and say nothing cannot shut the others out.
+both have one, so that clients that connect and send nothing cannot keep others from connecting.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What clients may take up.
+    """Limits of what a client may use.
 
     Attributes:
         header_seconds: From the connection, or the answer before, to the end of a request's headers.
         body_seconds: From there to the end of its body.
-        write_seconds: For the client to take up a part of the answer.
+        write_seconds: For the client to read a part of the answer.
         idle_seconds: Before a connection is closed on which nothing more is asked.
         connections: Open at once. For one more, the one that has kept the server waiting for its request longest is
             closed; if every request is whole and being answered, the new one.
@@ -69,7 +69,7 @@ def make_server(app: ASGIApp | Callable[..., Any], limits: Limits | None = None)
 
     Args:
         app: The ASGI application.
-        limits: What clients may take up; None for the defaults.
+        limits: Of what a client may use; None for the defaults.
     """
     limits = limits or Limits()
     config = uvicorn.Config(
@@ -103,8 +103,8 @@ def serve(
         app: The ASGI application.
         host: Address to listen at.
         port: Port to listen at; 0 for one that is free.
-        announce: Told the address, such as ``http://127.0.0.1:8900``, once it can be asked.
-        limits: What clients may take up; None for the defaults.
+        announce: Called with the address, such as ``http://127.0.0.1:8900``, once the server listens.
+        limits: Of what a client may use; None for the defaults.
 
     Raises:
         TextEnvError: The address cannot be listened at.
@@ -127,7 +127,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Ends in time after a signal, also where a thread of the application does not."""
+    """Ends the process some seconds after a signal, also where a thread of the application goes on."""
 
     def __init__(self, config: uvicorn.Config, limits: Limits) -> None:
         super().__init__(config)
@@ -136,13 +136,13 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
             # A thread that computes cannot be cancelled, and the interpreter would wait for it.
-            last = threading.Timer(self._limits.grace_seconds + 2, _give_up, [sig])
+            last = threading.Timer(self._limits.grace_seconds + 2, _exit_at_once, [sig])
             last.daemon = True
             last.start()
         super().handle_exit(sig, frame)
 
 
-def _give_up(sig: int) -> None:
+def _exit_at_once(sig: int) -> None:
     _log.error("A request did not end within the time that it had after %s.", signal.Signals(sig).name)
     os._exit(128 + sig)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pkgutil
 from typing import Any, get_origin, get_type_hints
 
+from textenv import plugins
 from textenv.types import TextEnvError
 
 
@@ -22,13 +22,7 @@ def resolve(kind: str, value: Any) -> Any:
     if isinstance(value, str):
         if ":" not in value:
             raise TextEnvError(f"The {kind} {value!r}: expected 'package.module:attribute'.")
-        try:
-            found = pkgutil.resolve_name(value)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise TextEnvError(
-                f"The {kind} {value!r} cannot be imported ({error}). Expected 'package.module:attribute', the package "
-                "installed or in a folder of PYTHONPATH."
-            ) from error
+        found = plugins.at_path(kind, value)
     if not callable(found):
         raise TextEnvError(f"The {kind} {value!r} is {found!r:.80}; expected something that can be called.")
     return found

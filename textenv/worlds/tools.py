@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
 import re
@@ -21,10 +22,12 @@ _NOT_TOOLS = ("reset", "get_reward")
 class Tools:
     """Makes the calls that the agent writes, and answers with what they return, as messages of the role ``tool``.
 
-    It takes what TRL's ``GRPOTrainer`` takes as ``tools`` and ``environment_factory``, unmodified. The agent calls by
-    ``<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>``, which is how the chat templates of
-    Qwen 2.5 and Qwen 3 write calls, several in a turn if it likes. A call that cannot be made is answered by its error.
-    A turn without a call is the last one.
+    It takes what TRL's ``GRPOTrainer`` takes as ``tools`` and ``environment_factory``, unmodified. Which tools there
+    are, the agent reads in the form of the model's chat template, or in a system message where the template takes no
+    ``tools``. It calls by ``<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>``, as Qwen 2.5 and
+    Qwen 3 do, several in a turn if it likes; or by a turn that is ``{"name": "add", "parameters": {"a": 1, "b": 2}}``
+    and nothing else, as Llama 3.1 does. A call that cannot be made is answered by its error. A turn without a call is
+    the last one.
 
     An environment's public methods are tools, less ``reset`` and ``get_reward``. ``reset`` is given the prompt and its
     columns, and may return a text, which is appended to the last message; a ``seed`` it is given if it names one. The
@@ -46,8 +49,7 @@ class Tools:
                 paths, ``"package.module:function"``.
             environment: A class whose methods are tools, a function that makes such an object, or the import path of
                 either; at a path, the function says by its return annotation what it makes.
-            describe: Say in a system message which tools there are and how they are called. Without it, the prompts
-                have to.
+            describe: Tell the agent which tools there are and how they are called. Without it, the prompts have to.
 
         Raises:
             TextEnvError: A tool cannot be imported or described, two have one name, or there is none.
@@ -60,7 +62,7 @@ class Tools:
             raise TextEnvError(
                 f"The tools are {[tool.__name__ for tool in functions]}; expected at least one, and names that differ."
             )
-        self._description = _describe(functions) if describe else ""
+        self._schemas = [_schema(tool) for tool in functions] if describe else []
         self._paid = 0.0
 
     def reset(
@@ -70,9 +72,6 @@ class Tools:
         columns = dict(options or {})
         prompt = columns.get("prompt", "")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(each) for each in prompt]
-        if self._description:
-            system = messages.pop(0)["content"] + "\n\n" if messages[0]["role"] == "system" else ""
-            messages.insert(0, {"role": "system", "content": system + self._description})
         if self._environment is not None:
             if "seed" in inspect.signature(self._environment.reset).parameters:
                 columns.setdefault("seed", seed)
@@ -80,11 +79,11 @@ class Tools:
             if said is not None:
                 messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}{said}"}
         self._paid = 0.0
-        return messages, {}
+        return messages, {"tools": copy.deepcopy(self._schemas)} if self._schemas else {}
 
     def step(self, action: str) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Make the calls of a turn, one after the other."""
-        answers = [self._call(written) for written in _CALL.findall(action)]
+        answers = [self._call(written) for written in _CALL.findall(action) or _bare_call(action)]
         worth = self._worth()
         reward, self._paid = worth - self._paid, worth
         return answers or "", reward, not answers, False, {}
@@ -100,12 +99,13 @@ class Tools:
         name = "unknown"
         try:
             call = json.loads(written)
-            if not isinstance(call, dict) or not isinstance(call.get("arguments", {}), dict):
+            arguments = call.get("arguments", call.get("parameters", {})) if isinstance(call, dict) else None
+            if not isinstance(arguments, dict):
                 raise ValueError(f'expected {{"name": ..., "arguments": {{...}}}}, not {written}')
             name = str(call.get("name"))
             if name not in self.tools:
                 raise ValueError(f"There is no tool {name!r}; expected one of {', '.join(self.tools)}.")
-            result = _result_of(self.tools[name](**call.get("arguments", {})))
+            result = _result_of(self.tools[name](**arguments))
         except Exception as error:  # what the agent has done wrong, it reads
             result = {"error": str(error)}
         return {"role": "tool", "name": name, "content": str(result)}
@@ -138,29 +138,32 @@ def _methods(environment: Any) -> list[Callable[..., Any]]:
     return [getattr(environment, name) for name in names if name not in _NOT_TOOLS and not name.startswith("_")]
 
 
-def _describe(tools: Sequence[Callable[..., Any]]) -> str:
-    """Return the system message that names the tools, as the chat templates of Qwen put it.
+def _bare_call(action: str) -> list[str]:
+    """Return the turn, if it is a call and nothing else, as Llama 3.1 writes it."""
+    written = action.strip().removeprefix("<|python_tag|>")
+    try:
+        call = json.loads(written)
+    except (ValueError, RecursionError):
+        return []
+    return [written] if isinstance(call, dict) and "name" in call and {"parameters", "arguments"} & set(call) else []
+
+
+def _schema(tool: Callable[..., Any]) -> dict[str, Any]:
+    """Return the JSON schema of a function, as chat templates take it.
 
     Raises:
-        TextEnvError: The type hints or the docstring of one leave open what it takes.
+        TextEnvError: Its type hints or its docstring leave open what it takes.
     """
     from transformers.utils.chat_template_utils import get_json_schema  # noqa: PLC0415 (slow to import)
 
-    lines = []
-    for tool in tools:
-        try:
-            lines.append(json.dumps(get_json_schema(tool), allow_nan=False))
-        except Exception as error:
-            raise TextEnvError(
-                f"The tool {tool.__name__!r} cannot be described to the agent ({error}). Expected type hints and a "
-                "docstring in Google's style with all arguments."
-            ) from error
-    return (
-        "You can call functions. These are their signatures, inside <tools></tools>:\n<tools>\n"
-        + "\n".join(lines)
-        + "\n</tools>\n\nFor each call, write a JSON object with the function's name and its arguments, inside "
-        '<tool_call></tool_call>:\n<tool_call>\n{"name": <name>, "arguments": <arguments>}\n</tool_call>'
-    )
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(get_json_schema(tool), allow_nan=False))
+    except Exception as error:
+        raise TextEnvError(
+            f"The tool {tool.__name__!r} cannot be described to the agent ({error}). Expected type hints and a "
+            "docstring in Google's style with all arguments."
+        ) from error
+    return found
 
 
 def _result_of(value: Any) -> Any:
