@@ -19,6 +19,7 @@ from textenv.env.awaiting import wait_for_all
 from textenv.types import TextEnvError, TrainerState, as_number
 
 __all__ = [
+    "LARGEST",
     "SERVICES",
     "Batch",
     "Call",
@@ -37,7 +38,8 @@ SERVICES = ("log_extra", "log_metric", "trainer_state")
 
 _RESERVED = ("prompts", "completions", "completion_ids", *SERVICES)
 _SHOWN = 120  # characters of a text in a message
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,7 @@ def _checked(reward: Callable[..., Any], value: Any, row: str, tokens: int) -> V
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= _LARGEST
+    return isinstance(value, int | float) and abs(value) <= LARGEST
 
 
 def _as_list(reward: Callable[..., Any], returned: Any, count: int) -> list[Any]:

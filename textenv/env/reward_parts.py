@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
-
-from textenv.env.reward_calls import Batch, Call, Value, call_all, reward_name, total
+from textenv.env.reward_calls import LARGEST, Batch, Call, Value, call_all, reward_name, total
 from textenv.types import Reward, TextEnvError
 
 __all__ = ["CombinedReward", "Evaluation", "evaluate", "leaf_rewards", "part_names", "unique_names"]
@@ -132,7 +130,7 @@ def _known(reward: Callable[..., Any], value: Value, batch: Batch, row: int) -> 
             f"The reward {reward_name(reward)} returned None. {shown} Expected a finite float32 number"
             + (f", of one of the parts {', '.join(mix)} at least." if mix else "; None is for the parts of a mix.")
         )
-    if not abs(total(value)) <= np.finfo(np.float32).max:
+    if not abs(total(value)) <= LARGEST:
         raise TextEnvError(
             f"The reward {reward_name(reward)} returned {total(value)!r}. {shown} Expected a finite float32 number."
         )
