@@ -228,7 +228,7 @@ def _part_table(results: Results, task: str) -> tuple[list[str], list[list[str]]
     for agent, parts in found.items():
         known = [[each[name] for each in parts if name in each] for name in names]
         rows.append([agent, *(f"{np.mean(values):.4f}" if values else "–" for values in known)])
-    return (["agent", *names], rows) if names else None
+    return (["agent", *map(visible, names)], rows) if names else None
 
 
 def _profiles(results: Results) -> Markup:
