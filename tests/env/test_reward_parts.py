@@ -185,7 +185,7 @@ WORLD = {"world": Echo, "max_turns": 3, "max_tokens": 90}
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
 @pytest.mark.parametrize("mode", ["dense", "lump"])
 def test_tokens_are_paid_what_the_reward_names(world: dict[str, Any], estimator: str, mode: str) -> None:
-    given = {"kl_mode": mode, "kl_estimator": estimator, "missing_eos_penalty": 0.25, **world}
+    given: dict[str, Any] = {"kl_mode": mode, "kl_estimator": estimator, "missing_eos_penalty": 0.25, **world}
     envs = make_envs(reward=[of_bytes, vowels], reward_weights=[2.0, 1.0], **given)
     rollout = collect(envs, policy_of(LM), torch.Generator().manual_seed(0), episodes=6, seed=1)
     for row, episode in enumerate(rollout.finished):

@@ -248,7 +248,8 @@ def test_the_picture_of_one_run_shows_the_parts_of_its_score(tmp_path: Path, mon
     panel = drawn[0].axes[2]
     assert panel.get_title() == "Parts of the score, smoothed"
     assert [line.get_label() for line in panel.get_lines()] == ["vader", "length"]
-    np.testing.assert_allclose(panel.get_lines()[0].get_ydata(), 0.1 * np.arange(1, 10))
+    heights = np.asarray(panel.get_lines()[0].get_ydata(), dtype=np.float64)
+    assert heights.tolist() == pytest.approx([0.1 * step for step in range(1, 10)])
     assert len(drawn[1].axes) == 2
 
 
