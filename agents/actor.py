@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from textenv.agents.metrics import episode_metrics
 from textenv.data.files import make_folder, read_json, write_json
 from textenv.data.values import as_mapping, as_whole_number
 from textenv.lazy import lazy
-from textenv.types import Episode, IntArray, Observation, TextEnvError, short
+from textenv.types import Episode, IntArray, Observation, TextEnvError, TrainerState, short
 from textenv.validation import Count, FilePath, build, validated
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class Actor(ABC, Generic[ConfigT]):
             self.resume(folder, total_steps)
         while self.steps < total_steps:
             began = time.perf_counter()
+            self.base.scorer.trainer_state = self._trainer_state(total_steps)
             rollout, own = self.iterate(total_steps)
             self.steps += rollout.tokens
             self.iterations += 1
@@ -182,6 +184,22 @@ class Actor(ABC, Generic[ConfigT]):
             if ended:
                 break
         return self
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes an iteration, in all processes together."""
+        return self.envs.num_envs * self.world.size
+
+    def _trainer_state(self, total_steps: int) -> TrainerState:
+        """Return how far the training is, for rewards that ask; the texts to come are taken as long as those so far."""
+        done = self.iterations
+        size = self.steps / done if done else self.episodes * self.base.most_tokens
+        return TrainerState(
+            global_step=done,
+            max_steps=done + math.ceil((total_steps - self.steps) / size),
+            epoch=self.steps / total_steps,
+            num_input_tokens_seen=self.steps,
+        )
 
     def checkpoint(self, folder: Path, total_steps: int) -> None:
         """Write what the rest of the run depends on; every process calls it. Here there is nothing to write."""

@@ -17,6 +17,7 @@ import numpy as np
 from textenv.agents.actor import Actor
 from textenv.agents.config import ActorConfig
 from textenv.agents.environment import refuse_processes, refuse_unscored, refuse_world
+from textenv.agents.metrics import reward_metrics
 from textenv.lazy import lazy
 from textenv.types import Episode, IntArray, Observation, Prompt
 from textenv.validation import Count
@@ -80,11 +81,12 @@ class BestOfN(Actor[BestOfNConfig]):
         prompts = self.base.prompts
         prompt = prompts[int(torch.randint(len(prompts), (), generator=self._generator))]
         rollout = self._completions(prompt, self._generator)
-        score = max(episode.score for episode in rollout.finished)
+        best = max(rollout.finished, key=lambda episode: episode.score)
         kl = float(frontier.best_of_n_kl(self.config.samples))
         return rollout, {
-            "rollout/ep_rew_mean": score - self.base.kl_coef * kl,
-            "objective/score": score,
+            **reward_metrics([best]),
+            "rollout/ep_rew_mean": best.score - self.base.kl_coef * kl,
+            "objective/score": best.score,
             "objective/kl": kl,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ __all__ = [
     "refuse_statistics",
     "refuse_unscored",
     "refuse_world",
+    "scored_at_the_end",
     "split_kl_penalty",
 ]
 
@@ -88,6 +90,20 @@ def split_kl_penalty(base: TextVectorEnv, rollout: Rollout) -> tuple[FloatArray,
             )
         kl[row, : len(episode.kl)] = episode.kl
     return kl, np.asarray(rollout.rewards + np.float32(rollout.kl_coef) * kl, dtype=np.float32)
+
+
+def scored_at_the_end(rollout: Rollout) -> Rollout:
+    """Return episodes whose scores are paid at their last tokens, also where the reward has scored each token.
+
+    It is for agents that take the score of a text as what it earns, which is then the sum over its tokens.
+    """
+    rewards = rollout.rewards.copy()
+    for row, episode in enumerate(rollout.episodes):
+        if episode is not None and episode.token_scores:
+            size = len(episode.token_scores)
+            rewards[row, :size] -= np.asarray(episode.token_scores, dtype=np.float32)
+            rewards[row, size - 1] += episode.score
+    return dataclasses.replace(rollout, rewards=rewards)
 
 
 def refuse_no_kl(base: TextVectorEnv, agent: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from textenv.rollouts.collect import Rollout
+    from textenv.types import Episode
 
-__all__ = ["episode_metrics"]
+__all__ = ["episode_metrics", "reward_metrics"]
 
 
 def episode_metrics(rollout: Rollout) -> dict[str, float]:
@@ -19,7 +21,8 @@ def episode_metrics(rollout: Rollout) -> dict[str, float]:
     Returns:
         Means over the episodes: their reward and length; of those that were scored also score, with what a world has
         paid, KL from the reference and entropy in nats, and the share that ended with the end-of-sequence token; with a
-        world also what it has paid by itself, and the number of turns.
+        world also what it has paid by itself, and the number of turns; and what the reward tells, see
+        ``reward_metrics``.
     """
     finished = rollout.finished
     means = {
@@ -34,4 +37,21 @@ def episode_metrics(rollout: Rollout) -> dict[str, float]:
         means["objective/kl"] = float(np.mean([math.fsum(episode.kl) for episode in finished]))
         means["objective/entropy"] = -float(rollout.log_probs[rollout.mask].sum() / len(rollout.episodes))
         means["rollout/eos_fraction"] = float(np.mean([episode.stop_reason == "eos" for episode in finished]))
-    return means
+    return {**means, **reward_metrics(finished)}
+
+
+def reward_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return what a reward tells of episodes: means of its parts' scores, and of what it has logged.
+
+    Returns:
+        ``objective/score/NAME`` of each part, over the episodes that it applied to, before its weight; and
+        ``reward/NAME`` of each number that was logged for a batch (``log_metric``).
+    """
+    found: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, score in episode.scores.items():
+            if score is not None:
+                found.setdefault(f"objective/score/{name}", []).append(score)
+        for name, value in episode.metrics.items():
+            found.setdefault(f"reward/{name}", []).append(value)
+    return {name: float(np.mean(values)) for name, values in found.items()}

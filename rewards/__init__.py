@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, get_origin, get_type_hints
 
 from textenv import plugins
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a reward is found without an
 __all__ = ["make", "names"]
 
 
-def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | None = None) -> Reward:
+def make(spec: str | Mapping[str, Any] | Callable[..., Any] | Sequence[Any], *, device: str | None = None) -> Reward:
     """Build a reward from its specification.
 
     - ``"vader"``: a built-in reward, see ``names``.
@@ -45,6 +45,7 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | No
       ``Callable``), is called with the arguments to make the reward. Nothing else is called. The module may also be in
       the working folder, see ``textenv.plugins.import_module``.
     - A callable: itself. A class is called without arguments.
+    - A list of these: their sum, see ``textenv.rewards.WeightedSum``.
 
     Args:
         spec: The specification.
@@ -67,6 +68,8 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | No
         if not isinstance(name, str):
             raise TextEnvError(f"The reward {short(dict(spec))} has no name; expected {{'name': 'vader', ...}}.")
         return _build(name, _find(name), arguments, device)
+    if isinstance(spec, list | tuple):
+        return make({"name": "weighted_sum", "rewards": spec}, device=device)
     if isinstance(spec, type):
         return _build(repr(spec), spec, {}, device)
     if callable(spec):
@@ -79,7 +82,7 @@ def make(spec: str | Mapping[str, Any] | Callable[..., Any], *, device: str | No
         return cast("Reward", spec)
     raise TextEnvError(
         f"{short(spec)} is no reward; expected a name such as 'vader', a mapping like {{'name': 'length', "
-        "'target': 20}, an import path 'package.module:attribute', or a callable."
+        "'target': 20}, an import path 'package.module:attribute', a callable, or a list of these."
     )
 
 

@@ -1,12 +1,55 @@
-"""Shared by the rewards that wrap other rewards: checks, scores and states."""
+"""Shared by the rewards that are made of other rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from textenv.env.scoring import checked_scores
-from textenv.types import Reward, TextEnvError, is_stateful
+from textenv.env.reward_calls import SERVICES, Batch, Value
+from textenv.env.reward_parts import evaluate
+from textenv.types import Reward, TextEnvError, TrainerState, is_stateful
+
+
+class Combined:
+    """A reward that is made of others, see ``textenv.env.reward_parts.CombinedReward``."""
+
+    __slots__ = ()
+
+    @property
+    def inner_rewards(self) -> Sequence[Reward]:
+        """The rewards that it is made of."""
+        raise NotImplementedError
+
+    @property
+    def part_names(self) -> Sequence[str]:
+        """No names: what it is made of is not reported by itself."""
+        return ()
+
+    def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
+        """Return what it says of ``n`` completions, given what each of ``inner_rewards`` says of them."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        /,
+        *,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Any,
+    ) -> list[Any]:
+        """Return ``n`` scores, or for each a sequence of those of its tokens.
+
+        Raises:
+            TextEnvError: As ``textenv.env.reward_parts.evaluate``.
+        """
+        services = {name: columns.pop(name) for name in SERVICES if name in columns}
+        state = services.get("trainer_state", TrainerState())
+        found = evaluate(self, Batch(prompts, completions, completion_ids, columns, state))
+        for service, logged in (("log_extra", found.extra), ("log_metric", found.metrics)):
+            for name, value in logged.items() if service in services else ():
+                services[service](name, value)
+        return list(found.values)
 
 
 def check_reward(user: str, reward: object) -> None:
@@ -19,28 +62,6 @@ def check_reward(user: str, reward: object) -> None:
         raise TextEnvError(
             f"{user} wraps a reward and was given {reward!r}; expected a callable, such as make('vader') returns."
         )
-
-
-def inner_scores(
-    reward: Reward,
-    /,
-    *,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    completion_ids: Sequence[Sequence[int]],
-    **columns: Sequence[Any],
-) -> list[float]:
-    """Call a wrapped reward and check its scores, before combining them could hide a NaN or a missing score.
-
-    Returns:
-        ``n`` finite floats.
-
-    Raises:
-        TextEnvError: As ``textenv.env.scoring.checked_scores``.
-    """
-    return checked_scores(
-        reward, prompts=prompts, completions=completions, completion_ids=completion_ids, columns=columns
-    )
 
 
 def state_of(reward: Reward) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from textenv.env.reward_calls import SERVICES
 from textenv.types import TextEnvError
 
 
@@ -26,7 +27,7 @@ def references(user: str, column: str, columns: Mapping[str, Sequence[Any]], cou
     if column not in columns:
         raise TextEnvError(
             f"The reward {user!r} needs the column {column!r}, but the prompts come with "
-            f"{sorted(columns) or 'no columns'}. Add it to the prompts, or name another one: "
+            f"{sorted(set(columns) - set(SERVICES)) or 'no columns'}. Add it to the prompts, or name another one: "
             f"{{'name': {user!r}, 'column': ...}}."
         )
     values = columns[column]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from textenv.rewards._inner import check_reward, check_state, inner_scores, load_state, state_of
+from textenv.env.reward_calls import Value, total
+from textenv.rewards._inner import Combined, check_reward, check_state, load_state, state_of
 from textenv.types import Reward, TextEnvError
 from textenv.validation import validate
 
@@ -14,10 +15,11 @@ __all__ = ["Clip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class Clip(Combined):
     """Another reward's scores, clipped to ``[low, high]``.
 
-    NaN is an error and is not clipped, so that a broken reward is noticed.
+    NaN is an error and is not clipped, so that a broken reward is noticed. Of a reward that scores tokens the sum is
+    clipped, and paid at the end.
 
     Attributes:
         reward: The reward whose scores are clipped.
@@ -38,20 +40,14 @@ class Clip:
         if not self.low < self.high:
             raise TextEnvError(f"Clip(low={self.low!r}, high={self.high!r}): expected finite numbers with low < high.")
 
-    def __call__(
-        self,
-        /,
-        *,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
-        **columns: Sequence[Any],
-    ) -> list[float]:
+    @property
+    def inner_rewards(self) -> tuple[Reward]:
+        """The wrapped reward."""
+        return (self.reward,)
+
+    def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
         """Return ``n`` scores from ``low`` to ``high``."""
-        scores = inner_scores(
-            self.reward, prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
-        )
-        return [min(max(score, self.low), self.high) for score in scores]
+        return [None if value is None else min(max(total(value), self.low), self.high) for value in said[0]]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped reward's state as JSON values."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from textenv.env.reward_calls import SERVICES
 from textenv.rewards._http_client import fetch_scores
 from textenv.rewards._http_format import score_request
 from textenv.rewards._http_settings import HttpSettings
@@ -91,7 +92,8 @@ class Http(HttpSettings):
 
     def _sent_columns(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
         if self.columns is None:
-            return {} if self.protocol == "openrlhf" else dict(columns)
+            sent = {name: values for name, values in columns.items() if name not in SERVICES}
+            return {} if self.protocol == "openrlhf" else sent
         if missing := [name for name in self.columns if name not in columns]:
             raise TextEnvError(
                 f"{self!r} is to send the columns {missing}, but the prompts have {sorted(columns) or 'none'}."

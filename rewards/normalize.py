@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from textenv.rewards._inner import check_reward, check_state, inner_scores, load_state, state_of
+from textenv.env.reward_calls import Value, total
+from textenv.rewards._inner import Combined, check_reward, check_state, load_state, state_of
 from textenv.types import Reward, TextEnvError
 from textenv.validation import validate
 
@@ -18,13 +19,14 @@ _LEAST_STD = 1e-8
 
 
 @dataclass(slots=True)
-class Normalize:
+class Normalize(Combined):
     """Another reward's scores, divided by the standard deviation of all scores seen so far.
 
     The mean is kept unless ``keep_mean`` is false: if it were subtracted, the scores of every policy would average
     about 0, and progress would no longer show. A batch is added to the statistics before it is normalized. Until two
-    scores have differed, scores are returned as they are. The first batches are normalized by the statistics of few
-    scores: put ``Clip`` around this reward to bound them.
+    scores have differed, scores are returned as they are. Scores of tokens are divided by the standard deviation of
+    their sums, and the mean is subtracted at the last of them. The first batches are normalized by the statistics of
+    few scores: put ``Clip`` around this reward to bound them.
 
     Welford, 1962: *Note on a Method for Calculating Corrected Sums of Squares and Products*; the variance is that of
     the population, as in ``numpy.var``.
@@ -52,28 +54,31 @@ class Normalize:
         check_reward("Normalize", self.reward)
         validate(self, owner="Normalize")
 
-    def __call__(
-        self,
-        /,
-        *,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
-        **columns: Sequence[Any],
-    ) -> list[float]:
+    @property
+    def inner_rewards(self) -> tuple[Reward]:
+        """The wrapped reward."""
+        return (self.reward,)
+
+    def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
         """Return ``n`` normalized scores."""
-        scores = inner_scores(
-            self.reward, prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
-        )
         if self.training:
-            for score in scores:
-                self.count += 1
-                distance = score - self.mean
-                self.mean += distance / self.count
-                self.squares += distance * (score - self.mean)
+            for value in said[0]:
+                if value is not None:
+                    self._add(total(value))
+        return [None if value is None else self._normalized(value) for value in said[0]]
+
+    def _add(self, score: float) -> None:
+        self.count += 1
+        distance = score - self.mean
+        self.mean += distance / self.count
+        self.squares += distance * (score - self.mean)
+
+    def _normalized(self, value: float | tuple[float, ...]) -> float | tuple[float, ...]:
         shift = 0.0 if self.keep_mean else self.mean
         scale = self.std if self.std > _LEAST_STD else 1.0
-        return [(score - shift) / scale for score in scores]
+        if isinstance(value, tuple):
+            return tuple(score / scale for score in (*value[:-1], value[-1] - shift)) if value else value
+        return (value - shift) / scale
 
     @property
     def std(self) -> float:

@@ -21,6 +21,7 @@ ARGUMENTS = {
     "pendulum_from_preferences.py": (["--seeds", "1", "--labels", "20", "--total-steps", "400"], "| true reward | -"),
     "hopper_backflip.py": (["--labels", "8", "--total-steps", "600"], "turns backward in the 4 seconds"),
     "best_of_n.py": (["--n", "2", "--prompts", "2"], "best of 2: mean score"),
+    "trl_rewards.py": (["--total-steps", "60"], "GRPO has learned from all of them"),
     "own_reward.py": (["--total-steps", "150", "--num-envs", "4"], "What begins as"),
 }
 
@@ -34,6 +35,7 @@ NEEDS = {
     "openenv_world.py": ("openenv",),
     "minari_dataset.py": ("minari", "jax", "h5py"),
     "torchrl_env.py": ("torchrl",),
+    "trl_rewards.py": ("trl", "math_verify"),
     "rllib_ppo.py": ("ray", "tree", "lz4"),
 }
 

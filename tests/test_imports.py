@@ -33,7 +33,7 @@ ORDER = (
 """The rooms of ``textenv/``; each may import those before it."""
 RUNTIME = {"textenv.rollouts.runtime"}  # asks the process for threads and memory; imports nothing of ours
 BY_NAME = {"textenv.plugins", "textenv.env.registry"}  # find a file by the name that it has in a folder
-SCORER = "textenv.env.scoring."  # rewards that wrap others call them as the environment does
+SCORER = ("textenv.env.reward_calls.", "textenv.env.reward_parts.")  # what is made of rewards calls them so
 IMPORTERS = {"import_module", "__import__", "resolve_name", "lazy"}
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "StatefulReward",
     "StopReason",
     "TextEnvError",
+    "TrainerState",
     "Turn",
     "TurnEnd",
     "World",
@@ -155,11 +156,16 @@ class Episode:
         ref_log_probs: The same of the reference, shape ``(T,)``.
         kl: KL penalty per token in nats, before the coefficient, shape ``(T,)``.
         token_rewards: What each token earned: ``-kl_coef * kl``, at the last of a turn what the world paid, and at the
-            last the score; shape ``(T,)``.
+            last the score, or of a reward of tokens at each its own; shape ``(T,)``.
         score: The reward model's score, a missing end-of-sequence penalty included; 0 where the world truncated it.
         stop_reason: Why it ended, see ``StopReason``.
         turns: The turns, where a world answers; without a world none.
         truncated: Whether the world cut it off, so that it has no score and an agent has to bootstrap.
+        token_scores: What the score is the sum of, where the reward said it token by token, shape ``(T,)``; else empty.
+        scores: What each part of the reward said, before its weight, by name; None where it did not apply. Empty for a
+            reward without parts.
+        logged: What the reward has logged of this episode (``log_extra``), by name.
+        metrics: What the reward has logged of the batch that this episode was scored in (``log_metric``), by name.
     """
 
     start: Prompt
@@ -174,6 +180,10 @@ class Episode:
     stop_reason: StopReason
     turns: tuple[Turn, ...] = ()
     truncated: bool = False
+    token_scores: tuple[float, ...] = ()
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    logged: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def world_reward(self) -> float:
@@ -255,12 +265,40 @@ class Ranking:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """How far a training is, for rewards that change with it: they take it as ``trainer_state``.
+
+    The names are those of ``transformers.TrainerState``, which TRL hands over. Where no agent is training, it is that
+    of a training that has not begun.
+
+    Attributes:
+        global_step: Iterations that the agent has finished: it has learned from so many batches of episodes.
+        max_steps: Iterations that the training will have, as far as the lengths of the texts so far tell.
+        epoch: Share of the training that is done, from 0 to 1.
+        num_train_epochs: 1.
+        num_input_tokens_seen: Tokens that the agent has written, in all processes.
+    """
+
+    global_step: int = 0
+    max_steps: int = 1
+    epoch: float = 0.0
+    num_train_epochs: int = 1
+    num_input_tokens_seen: int = 0
+
+
 @runtime_checkable
 class Reward(Protocol):
     """Scores a batch of ``n`` finished completions; functions written for TRL fit unmodified.
 
     Prompts come in the form in which they were given. For a text, both it and its completion are texts. For a
     conversation both are lists of messages, the completion being ``[{"role": "assistant", "content": ...}]``.
+
+    A reward that names them, or takes ``**columns``, is also given what TRL's trainers give: ``log_extra(name,
+    values)``, which notes a value for each completion, ``log_metric(name, value)``, which notes a number for the batch,
+    and ``trainer_state`` (see ``TrainerState``).
+
+    It may be ``async def``: it is awaited, together with other such parts of a mix.
 
     A class writes ``def __call__(self, /, *, ...)``: without the ``/``, a column cannot be named ``self``.
     """
@@ -272,9 +310,14 @@ class Reward(Protocol):
         prompts: Sequence[Any],
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
-        **columns: Sequence[Any],
-    ) -> Sequence[float]:
-        """Return ``n`` finite floats, one for each completion."""
+        **columns: Any,
+    ) -> Any:
+        """Return a sequence with one item for each completion.
+
+        An item is a finite float; or a sequence of them, one for each of its ``completion_ids``, which are the tokens
+        that the agent wrote: each is paid at its token, and the score is their sum. Or it is None where a part of a mix
+        does not apply.
+        """
         ...
 
 

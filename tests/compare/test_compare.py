@@ -33,6 +33,7 @@ from textenv.compare.plan import Budget, Compare, ComparedAgent, ComparedTask, P
 from textenv.compare.report import write_report
 from textenv.compare.results import Results, read_results, write_tables
 from textenv.compare.runs import Evaluator, finished, measure_task, run_folder, train_run
+from textenv.data.files import to_json
 from textenv.env import registry
 from textenv.env.registry import EnvRecord
 from textenv.models.policy import TextPolicy
@@ -443,6 +444,27 @@ def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
     assert "All figures here are exact" not in page
 
 
+def test_the_report_tells_the_parts_of_the_score(tmp_path: Path) -> None:
+    parts = [{"name": "length", "target": 2}, {"name": "pattern", "pattern": "a", "mode": "count"}]
+    mix = to_json({"name": "weighted_sum", "rewards": parts, "weights": [1.0, 0.5]})
+    plan = make_plan(command(tmp_path, agents=("rloo",), rewards=(mix,), seeds=1, total_steps=48))
+    run = only_run(plan)
+    measure_task(run.task, plan.budget, tmp_path, 1)
+    train_run(run, plan.budget, tmp_path, 1)
+    results = read_results(plan, tmp_path)
+    (label,) = results.tasks
+    (found,) = results.runs["rloo", label].values()
+    for told in (results.tasks[label]["parts"], found["parts"]):
+        assert set(told) == {"length", "pattern"}
+    episodes = Evaluator(run.task, plan.budget).reference()
+    mean = np.mean([episode.completion.count("a") for episode in episodes])
+    assert results.tasks[label]["parts"]["pattern"] == pytest.approx(mean)
+    write_report(results, [], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "Parts of the score, before their weights" in page
+    assert f"<td>{found['parts']['pattern']:.4f}</td>" in page
+
+
 # -- the whole -----------------------------------------------------------------------------------------------------
 
 
@@ -559,7 +581,7 @@ def made_up(plan: Plan, text: str) -> Results:
         "samples": samples, "frontier": {"n": [1, 32], "kl": [0.0, 0.3], "score": [0.1, 0.6]},
     }  # fmt: skip
     row = {**outcome, "steps": 60, "seconds": 1.0, "stderr": 0.0}
-    run = {**row, "curve": [row], "samples": samples, "threads": 1, "versions": {text: text}}
+    run = {**row, "curve": [row], "samples": samples, "threads": 1, "versions": {text: text}, "parts": {text: 0.5}}
     runs = {(agent.label, each.label): {0: run} for agent in plan.agents for each in plan.tasks}
     return Results(plan, {each.label: task for each in plan.tasks}, runs)
 
@@ -592,6 +614,8 @@ def test_nothing_of_a_file_is_markup(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("tasks/Exact-dense.json", ("frontier", "n"), ["<script>alert(1)</script>"]),
         ("tasks/Exact-dense.json", ("frontier", "n"), [1]),
         ("tasks/Exact-dense.json", ("frontier",), None),
+        ("tasks/Exact-dense.json", ("parts",), ["vader"]),
+        ("tasks/Exact-dense.json", ("parts",), {"vader": "0.5"}),
         ("tasks/Exact-dense.json", ("kl_coef",), "0.1"),
         ("tasks/Exact-dense.json", ("kl_coef",), True),
         ("tasks/Exact-dense.json", ("kl_coef",), float("inf")),

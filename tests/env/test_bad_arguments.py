@@ -45,7 +45,8 @@ KEYWORDS: dict[str, list[Any]] = {
         ["a", [USER]],
     ],
     "chat": ["yes", 1, None],
-    "reward": ["vadder", 3, {}, {"name": "clip"}, '{"name": "vader"}', dict, len, lambda texts: texts, ["vader"]],
+    "reward": ["vadder", 3, {}, {"name": "clip"}, '{"name": "vader"}', dict, len, lambda texts: texts, ["vadder"], []],
+    "reward_weights": [[1.0, 2.0], [], ["1"], [math.nan], 2.0, "1"],
     "max_new_tokens": [0, -1, "12", 1.5, True, None, 10**6],
     "max_prompt_tokens": [0, "8", 1.5, 1, 10**9],
     "kl_coef": [-0.1, "0.1", math.nan, math.inf, None, True],
@@ -126,7 +127,9 @@ def test_a_reward_that_cannot_be_called_with_the_columns(
 
 
 @pytest.mark.parametrize(
-    "returned", [["1.0"], "1", [math.nan], [math.inf], [None], [], [1.0, 2.0], 1.0, None, {0: 1.0}, [[1.0]]], ids=plain
+    "returned",
+    [["1.0"], "1", [math.nan], [math.inf], [None], [], [1.0, 2.0], 1.0, None, {0: 1.0}, [[1.0] * 9]],
+    ids=plain,
 )
 def test_what_a_reward_returns(returned: Any, tiny_lm: CausalLM) -> None:
     env = TextEnv(**settings(tiny_lm, reward=lambda **_: returned, max_new_tokens=1))

@@ -44,6 +44,17 @@ def episode(*tokens: str, kl: float = 1.0) -> Episode:
     )
 
 
+def test_parts_of_the_score_and_what_was_logged_are_shown() -> None:
+    shown = dataclasses.replace(
+        episode("good"), scores={"vader": 0.5, "<b>": None}, logged={"answer": "<script>4</script>\x1b[31m"}
+    )
+    assert "score +0.250 (vader +0.500, <b> -), KL" in to_ansi(shown, color=False)
+    page = to_html([shown])
+    assert "score (vader +0.500, &lt;b&gt; -)" in page
+    assert "<b>answer</b> &lt;script&gt;4&lt;/script&gt;\\x1b[31m" in page
+    assert "(" not in to_ansi(episode("good"), color=False)
+
+
 class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

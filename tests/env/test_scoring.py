@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from textenv.env.scoring import Scorer, resolve_reward, reward_name, score
+from textenv.env.reward_calls import SERVICES, reward_name
+from textenv.env.scoring import Scorer, resolve_reward, score
 from textenv.rewards.clip import Clip
 from textenv.rewards.normalize import Normalize
 from textenv.rewards.weighted_sum import WeightedSum
@@ -48,7 +49,8 @@ class TestScore:
         calls: list[dict[str, Any]] = []
 
         def spy(**arguments: Any) -> list[float]:
-            calls.append(arguments)
+            calls.append({name: value for name, value in arguments.items() if name not in SERVICES})
+            assert set(SERVICES) <= set(arguments)
             return [1.0, 2.0, 3.0]
 
         scores = score(
@@ -109,7 +111,7 @@ class TestScore:
 
     @pytest.mark.parametrize(
         "bad",
-        [float("nan"), float("inf"), -float("inf"), 1e300, -1e300, 10**400, None, "1.0", 1j, [1.0], Fraction(1, 2)],
+        [float("nan"), float("inf"), -float("inf"), 1e300, -1e300, 10**400, None, "1.0", 1j, Fraction(1, 2)],
         ids=repr,
     )
     def test_names_the_row_whose_score_is_no_finite_number(self, bad: Any) -> None:
@@ -144,8 +146,8 @@ class TestScore:
             call(returning(returned))
         assert said in str(caught.value)
 
-    def test_a_column_vector_is_refused(self) -> None:
-        with pytest.raises(TextEnvError, match=r"returned \[0.0\]. The prompt is"):
+    def test_a_column_vector_is_no_score_of_each_token(self) -> None:
+        with pytest.raises(TextEnvError, match=r"returned 1 scores for the 2 tokens of a completion. The prompt is"):
             call(returning(np.zeros((3, 1))))
 
     def test_keeps_the_exception_that_a_reward_raised(self) -> None:

@@ -143,7 +143,8 @@ def _module(monkeypatch: pytest.MonkeyPatch) -> None:
         (3, "is no reward"),
         (None, "is no reward"),
         (True, "is no reward"),
-        (["vader"], "is no reward"),
+        ([], "non-empty list of rewards"),
+        ([3], "is no reward"),
         ({}, "has no name"),
         ({"name": None}, "has no name"),
         ({"name": ["vader"]}, "has no name"),
@@ -199,14 +200,16 @@ def returning(value: Any) -> Callable[..., Any]:
 
 
 async def awaited(completions: Sequence[Any], **_: Any) -> list[float]:
-    return [0.0] * len(completions)
+    return [0.0] * (len(completions) + 1)
 
 
 @pytest.mark.parametrize("wrap", ["clip", "normalize", "weighted_sum"])
 @pytest.mark.parametrize(
     "function",
     [
-        *map(returning, ([1.0], ["1.0", "2.0"], "12", [math.nan, 1.0], [None, 1.0], 1.0, None, [[1.0], [2.0]], 1j)),
+        *map(
+            returning, ([1.0], ["1.0", "2.0"], "12", [math.nan, 1.0], [None, 1.0], 1.0, None, [[1.0], [2.0, 3.0]], 1j)
+        ),
         awaited,
         without_completions,
     ],

@@ -236,6 +236,23 @@ def test_the_picture_has_a_title_and_a_legend(tmp_path: Path, monkeypatch: pytes
         assert (score.get_title(), kl.get_title()) == ("Score of the reward", "KL from the reference")
 
 
+def test_the_picture_of_one_run_shows_the_parts_of_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("textenv.rollouts.tracking.save_figure", lambda figure, path: drawn.append(figure))
+    with RunLogger(tmp_path / "a", total_steps=9, progress=False) as logger:
+        for step in range(1, 10):
+            told = {"objective/score/vader": 0.1 * step} | ({"objective/score/length": 1.0} if step > 4 else {})
+            logger.log(step, {"objective/score": 1.0, "objective/kl": 0.5, **told})
+    plot_training({"a": tmp_path / "a"}, tmp_path / "x.png")
+    plot_training({"a": tmp_path / "a", "b": tmp_path / "a"}, tmp_path / "x.png")
+    panel = drawn[0].axes[2]
+    assert panel.get_title() == "Parts of the score, smoothed"
+    assert [line.get_label() for line in panel.get_lines()] == ["vader", "length"]
+    heights = np.asarray(panel.get_lines()[0].get_ydata(), dtype=np.float64)
+    assert heights.tolist() == pytest.approx([0.1 * step for step in range(1, 10)])
+    assert len(drawn[1].axes) == 2
+
+
 def test_there_must_be_something_to_draw(tmp_path: Path) -> None:
     with pytest.raises(TextEnvError, match="no metrics to draw"):
         plot_training({"a": tmp_path}, tmp_path / "x.png")

@@ -21,7 +21,8 @@ class Doctor(Command):
 
     Attributes:
         env: Registered id of the environment.
-        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute; None for the
+        reward: Name of a reward, a JSON object with "name" and arguments, package.module:attribute, or a JSON list of
+            these, which are added up; None for the
             environment's own.
         model: Reference model: "bundled", a folder, or a Hugging Face id; None for the environment's own.
         prompts: File of prompts; None for the environment's own.

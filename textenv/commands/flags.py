@@ -15,7 +15,7 @@ import tyro
 from textenv import plugins
 from textenv.data.files import parse_json
 from textenv.data.values import short
-from textenv.env.settings import TextEnvSettings
+from textenv.env.settings import TextEnvSettings, as_one_reward
 from textenv.types import Ranking, TextEnvError
 
 __all__ = [
@@ -208,22 +208,28 @@ def make_keywords(
     """
     from textenv.models.loading import resolve_model, resolve_models_in  # noqa: PLC0415 (loads torch)
 
+    weights = settings.get("reward_weights")
+    if weights is not None and reward is None:
+        raise TextEnvError("--reward-weights without --reward: give the rewards too, as a JSON list.")
     given = {
-        "reward": None if reward is None else resolve_models_in(parse_reward(reward)),
+        "reward": None if reward is None else as_one_reward(resolve_models_in(parse_reward(reward)), weights),
         "model": None if model is None else resolve_model(model),
         "prompts": None if prompts is None else str(prompts),
     }
     if isinstance(settings.get("world"), str):
         given["world"] = _parse_spec("world", settings["world"])
-    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+    others = {name: value for name, value in settings.items() if name != "reward_weights"}
+    return {**others, **{name: value for name, value in given.items() if value is not None}}
 
 
 def parse_reward(reward: str) -> Any:
-    """Return the specification of a reward that was typed: a name, or the mapping that a JSON object stands for.
+    """Return the specification of a reward that was typed: a name, or what a JSON object or list stands for.
 
     Raises:
-        TextEnvError: It begins like a JSON object, and is none.
+        TextEnvError: It begins like a JSON object or list, and is none.
     """
+    if reward.startswith("["):
+        return parse_json(reward, f"The reward {short(reward)} begins like a JSON list, and")
     return _parse_spec("reward", reward)
 
 

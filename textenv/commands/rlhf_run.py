@@ -61,7 +61,7 @@ def rlhf(config: RlhfSettings) -> bool:
     if "world" in config.settings:
         raise TextEnvError("--world: people rank the completions of a prompt, which no world answers; leave it out.")
     config = dataclasses.replace(config, model=resolve_model(config.model))
-    if config.gold is not None and config.gold.startswith("{"):
+    if config.gold is not None and config.gold.startswith(("{", "[")):
         config = dataclasses.replace(config, gold=to_json(resolve_models_in(parse_reward(config.gold))))
     with locked(config.out):
         return _rlhf(config)

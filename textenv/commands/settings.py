@@ -32,7 +32,8 @@ class TrainSettings:
         env: Registered id of the environment.
         agent: Algorithm, or package.module:Class for your own.
         agent_settings: Settings of the agent as a JSON object, in place of its flags.
-        reward: Name of a reward, a JSON object with "name" and arguments, or package.module:attribute; None for the
+        reward: Name of a reward, a JSON object with "name" and arguments, package.module:attribute, or a JSON list of
+            these, which are added up; None for the
             environment's own.
         model: Reference model and starting point: "bundled", a folder, or a Hugging Face id; None for the
             environment's own.

@@ -206,6 +206,9 @@ def _task(results: Results, task: str) -> Markup:
                 bons=bons,
             )
         )
+    if of_parts := _part_table(results, task):
+        many = f"{results.plan.budget.eval_episodes:,} fresh completions"
+        parts.append(_table(*of_parts, f"Parts of the score, before their weights, on {many}"))
     columns = [("before", about["samples"])]
     columns += [
         (agent, next(iter(results.runs[agent, task].values()))["samples"]) for agent, t in results.pairs if t == task
@@ -221,6 +224,19 @@ def _task(results: Results, task: str) -> Markup:
     told = "<details><summary>Completions of the first seed, before and after</summary>{samples}</details>"
     parts.append(fill(told, samples=samples))
     return join(parts, "\n")
+
+
+def _part_table(results: Results, task: str) -> tuple[list[str], list[list[str]]] | None:
+    """Return the heading and the rows of what the parts of the reward said, means over seeds; None without parts."""
+    told = {"before": [results.tasks[task]]}
+    told |= {agent: list(results.runs[agent, task].values()) for agent, where in results.pairs if where == task}
+    found = {name: [run.get("parts", {}) for run in runs] for name, runs in told.items()}
+    names = list(dict.fromkeys(name for parts in found.values() for each in parts for name in each))
+    rows = []
+    for agent, parts in found.items():
+        known = [[each[name] for each in parts if name in each] for name in names]
+        rows.append([agent, *(f"{np.mean(values):.4f}" if values else "–" for values in known)])
+    return (["agent", *map(visible, names)], rows) if names else None
 
 
 def _profiles(results: Results) -> Markup:

@@ -219,6 +219,8 @@ def _read(path: Path, form: Any) -> Any:
     frontier = found.get("frontier", {})
     if len({len(column) for column in frontier.values()}) > 1:
         raise TextEnvError(f"{path}: frontier: expected lists of the same length.")
+    parts = found.get("parts", {})  # of a reward that has some
+    _check(parts, dict.fromkeys(parts, float) if isinstance(parts, dict) else {"NAME": float}, path, "parts")
     if "curve" in form and not found["curve"]:
         raise TextEnvError(f"{path}: curve: expected one measurement at least.")
     return found

@@ -166,7 +166,7 @@ def measure_task(task: ComparedTask, budget: Budget, out: Path, threads: int) ->
     if tree is None:
         score = found["frontier"]["score"][0] if found["frontier"]["score"] else summary(written)["score"]["mean"]
         found["reference"] = {"score": score, "kl": 0.0, "value": score}
-    found["samples"] = _shown(written)
+    found |= {"samples": _shown(written), **_parts(written)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found, indent=1)
 
@@ -195,8 +195,10 @@ def train_run(run: Run, budget: Budget, out: Path, threads: int) -> None:
             curve.add({"steps": steps, "seconds": 0.0, **figures})
     else:
         curve = _train(agent, evaluator, budget, folder)
-    after = _shown(evaluator.sample(agent, _SHOWN))
-    results = {**curve.rows[-1], "curve": curve.rows, "samples": after, "threads": threads, "versions": versions()}
+    parts = bool(text_env(evaluator.envs).scorer.part_names)
+    after = evaluator.sample(agent, None if parts else _SHOWN)
+    told = {"samples": _shown(after), **_parts(after), "threads": threads, "versions": versions()}
+    results = {**curve.rows[-1], "curve": curve.rows, **told}
     write_json(folder / "results.json", results, indent=1)
 
 
@@ -306,6 +308,12 @@ def _shown(episodes: list[Episode]) -> list[dict[str, Any]]:
         {"prompt": prompt_lines(episode.start), "completion": episode.completion, "score": episode.earned}
         for episode in episodes[:_SHOWN]
     ]
+
+
+def _parts(episodes: list[Episode]) -> dict[str, Any]:
+    """Return the mean score of each part of the reward, as ``parts``; nothing for a reward without parts."""
+    found = summary(episodes).get("scores", {})
+    return {"parts": {name: figure["mean"] for name, figure in found.items()}} if found else {}
 
 
 def _plain(value: Any) -> Any:

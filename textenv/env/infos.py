@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,10 @@ __all__ = ["add_masks", "add_rows", "add_tokens", "of_episode"]
 
 
 def of_episode(episode: Episode) -> dict[str, Any]:
-    """Return the info of the step that ended an episode."""
+    """Return the info of the step that ended an episode.
+
+    Mappings in it are no ``dict``: of these, vector environments make an array of each value, in which None is NaN.
+    """
     return {
         "kl": episode.kl[-1],
         "logprob": episode.log_probs[-1],
@@ -27,6 +31,8 @@ def of_episode(episode: Episode) -> dict[str, Any]:
         "completion_ids": episode.completion_ids,
         "token_kl": episode.kl,
         "token_rewards": episode.token_rewards,
+        "logged": UserDict({**episode.metrics, **episode.logged}),
+        **({"scores": UserDict(episode.scores)} if episode.scores else {}),
         **({"turns": episode.turns} if episode.turns else {}),
     }
 

@@ -198,8 +198,14 @@ def _figures(episode: Episode, finished: bool, scored: bool) -> str:
     kl = f"KL {total_kl(episode):.2f} nats"
     if not finished:
         return f"{kl}, unfinished"
-    score = f"score {episode.earned:+.3f}, " if scored or episode.turns else ""
+    score = f"score {episode.earned:+.3f}{_parts(episode)}, " if scored or episode.turns else ""
     return f"{score}{kl}, {len(episode.completion_ids)} tokens, {episode.stop_reason}"
+
+
+def _parts(episode: Episode) -> str:
+    """Return what the parts of the reward said, ``" (vader +0.500, length -)"``; nothing for one without parts."""
+    told = ", ".join(f"{name} {'-' if score is None else f'{score:+.3f}'}" for name, score in episode.scores.items())
+    return f" ({visible(told)})" if told else ""
 
 
 def _strength(kl: float) -> float:
@@ -223,12 +229,16 @@ def _article(episode: Episode, caption: str, scored: bool) -> str:
         _turn(*turn, "".join(_piece(episode, *piece, scored) for piece in _pieces(episode, places)))
         for turn, places in _conversation(episode)
     ]
-    score = f"<b>{episode.earned:+.3f}</b> score" if scored else ""
+    score = f"<b>{episode.earned:+.3f}</b> score{html.escape(_parts(episode))}" if scored else ""
+    logged = "".join(
+        f"<br><b>{html.escape(visible(name))}</b> {html.escape(visible(str(value)))}"
+        for name, value in episode.logged.items()
+    )
     return (
         f"<article>{''.join(shown)}"
         f"<footer>{score}<b>{total_kl(episode):.2f}</b> nats KL"
         f"<b>{len(episode.completion_ids)}</b> tokens<b>{html.escape(episode.stop_reason)}</b> ended it"
-        f"<i>{html.escape(visible(caption))}</i></footer></article>"
+        f"<i>{html.escape(visible(caption))}</i>{logged}</footer></article>"
     )
 
 

@@ -1,13 +1,9 @@
-"""Call a reward on a batch of finished completions, and check what it returns.
-
-A score that is missing, NaN or infinite would surface thousands of steps later as a policy that stopped learning. Here
-it becomes an error that names the reward and the completion.
-"""
+"""Scoring finished completions with a reward, as an environment does."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -15,24 +11,32 @@ from numpy.typing import NDArray
 
 from textenv import plugins
 from textenv.data.files import json_state
-from textenv.types import FloatArray, Prompt, Reward, TextEnvError, Turn, is_stateful
+from textenv.env.reward_calls import Batch, reward_name, signature_mismatch, total
+from textenv.env.reward_parts import evaluate, leaf_rewards, part_names
+from textenv.types import FloatArray, Prompt, Reward, TextEnvError, TrainerState, Turn, is_stateful, short
 
-__all__ = [
-    "RewardSpec",
-    "Scorer",
-    "checked_scores",
-    "resolve_reward",
-    "reward_name",
-    "score",
-    "signature_mismatch",
-    "unscored",
-]
+__all__ = ["RewardSpec", "Score", "Scorer", "resolve_reward", "score", "unscored"]
 
-RewardSpec: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
+RewardSpec: TypeAlias = str | Mapping[str, Any] | Callable[..., Any] | Sequence[Any]
 
-_RESERVED = ("prompts", "completions", "completion_ids")
-_SHOWN = 120  # characters of a text in a message
-_LARGEST = float(np.finfo(np.float32).max)
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a completion is paid, and what there is to tell of it.
+
+    Attributes:
+        total: The score, less the penalty for a missing end.
+        tokens: What it is the sum of, where the reward says it token by token; else empty.
+        parts: As ``scores`` of ``textenv.types.Episode``.
+        logged: As there.
+        metrics: As there.
+    """
+
+    total: float
+    tokens: tuple[float, ...] = ()
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    logged: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scorer:
@@ -41,6 +45,8 @@ class Scorer:
     Attributes:
         reward: The reward.
         missing_eos_penalty: Subtracted from the score of a completion that the token budget ended.
+        part_names: Names of the parts that the reward reports; none for a reward without parts.
+        trainer_state: How far the training is that the completions are written in; its agent sets it.
     """
 
     def __init__(self, spec: RewardSpec, *, missing_eos_penalty: float = 0.0, device: str | None = None) -> None:
@@ -55,6 +61,8 @@ class Scorer:
             TextEnvError: ``spec`` describes no reward, or one whose state is not made of JSON values.
         """
         self.reward, self.missing_eos_penalty = resolve_reward(spec, device=device), missing_eos_penalty
+        self.part_names = part_names(self.reward)
+        self.trainer_state = TrainerState()
         self.state()  # refused here, and not at the first checkpoint
 
     def score(
@@ -66,29 +74,65 @@ class Scorer:
         unfinished: Sequence[bool],
         turns: Sequence[Sequence[Turn]] | None = None,
     ) -> NDArray[np.float64]:
-        """Return what completions are paid, shape ``(n,)``.
+        """Return what completions are paid in all, shape ``(n,)``; arguments and errors are those of ``scores``."""
+        found = self.scores(prompts, completions, completion_ids, unfinished=unfinished, turns=turns)
+        return np.array([each.total for each in found], dtype=np.float64)
+
+    def scores(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        *,
+        unfinished: Sequence[bool],
+        turns: Sequence[Sequence[Turn]] | None = None,
+    ) -> list[Score]:
+        """Return what each of ``n`` completions is paid.
 
         Args:
             prompts: ``n`` prompts.
             completions: Texts, as ``textenv.env.endings.Endings.completion_text`` gives them.
-            completion_ids: Their token ids.
+            completion_ids: Their token ids: those that the agent wrote.
             unfinished: Whether the token budget ended each, or its last turn.
             turns: The turns of each, where worlds answered.
 
         Raises:
-            TextEnvError: The reward raises, or returns anything but ``n`` finite numbers.
+            TextEnvError: The reward raises, or returns anything but ``n`` finite numbers, or sequences of one for each
+                token.
         """
         turns = [()] * len(prompts) if turns is None else turns
         names = sorted({name for prompt in prompts for name in prompt.columns})
         given = [prompt.for_reward(text, each) for prompt, text, each in zip(prompts, completions, turns, strict=True)]
-        scores = score(
-            self.reward,
+        batch = Batch(
             prompts=[prompt for prompt, _ in given],
             completions=[completion for _, completion in given],
             completion_ids=completion_ids,
             columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
-        ).astype(np.float64)
-        return np.asarray(scores - self.missing_eos_penalty * np.array(unfinished, dtype=bool))
+            trainer_state=self.trainer_state,
+        )
+        found = evaluate(self.reward, batch)
+        return [
+            self._score(
+                value,
+                unfinished[row],
+                parts={name: values[row] for name, values in found.parts.items()},
+                logged={name: values[row] for name, values in found.extra.items()},
+                metrics=found.metrics,
+            )
+            for row, value in enumerate(found.values)
+        ]
+
+    def _score(self, value: float | tuple[float, ...], unfinished: bool, **told: Any) -> Score:
+        penalty = self.missing_eos_penalty if unfinished else 0.0
+        if isinstance(value, tuple):
+            tokens = (*value[:-1], value[-1] - penalty) if value else ()
+            return Score(total(value) - penalty, tokens, **told)
+        return Score(float(np.float32(value)) - penalty, **told)
+
+    @property
+    def no_score(self) -> Score:
+        """What is told of a completion that is not scored."""
+        return Score(0.0, parts=dict.fromkeys(self.part_names))
 
     def check_columns(self, prompts: Sequence[Prompt]) -> None:
         """Check that the reward can be called with the columns of prompts, before anything is written.
@@ -96,8 +140,10 @@ class Scorer:
         Raises:
             TextEnvError: It needs a column that the prompts lack, or takes none that they have.
         """
-        if wrong := signature_mismatch(self.reward, sorted({name for prompt in prompts for name in prompt.columns})):
-            raise TextEnvError(wrong)
+        columns = sorted({name for prompt in prompts for name in prompt.columns})
+        for reward in leaf_rewards(self.reward):
+            if wrong := signature_mismatch(reward, columns):
+                raise TextEnvError(wrong)
 
     @property
     def keeps_state(self) -> bool:
@@ -125,7 +171,7 @@ class Scorer:
         elif state is not None or is_stateful(self.reward):
             has = "no state" if state is not None else "a state, and none was saved"
             raise TextEnvError(
-                f"The saved state of a reward is {_shorten(repr(state))}, but {reward_name(self.reward)} has {has}; "
+                f"The saved state of a reward is {short(state)}, but {reward_name(self.reward)} has {has}; "
                 "give the reward that the run was started with."
             )
 
@@ -138,7 +184,7 @@ def _holds_anything(state: Any) -> bool:
 
 
 def resolve_reward(spec: RewardSpec, *, device: str | None = None) -> Reward:
-    """Build a reward from a name, a mapping or an import path; a callable is returned as it is.
+    """Build a reward from a name, a mapping, an import path or a list of these; a callable is returned as it is.
 
     ``textenv.rewards`` is imported when it is asked for, and not before: the environment doesn't depend on it.
 
@@ -161,12 +207,6 @@ def unscored(*, completions: Sequence[Any], **_: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-def reward_name(reward: Callable[..., Any]) -> str:
-    """Return what to call a reward in a message: a function's name, otherwise its ``repr``, shortened."""
-    name = getattr(reward, "__qualname__", None)
-    return name if isinstance(name, str) else _shorten(repr(reward))
-
-
 def score(
     reward: Callable[..., Any],
     *,
@@ -175,26 +215,7 @@ def score(
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
 ) -> FloatArray:
-    """Score ``n`` finished completions with one call of the reward; arguments and errors as of ``checked_scores``.
-
-    Returns:
-        The scores, finite, shape ``(n,)``.
-    """
-    found = checked_scores(
-        reward, prompts=prompts, completions=completions, completion_ids=completion_ids, columns=columns
-    )
-    return np.array(found, dtype=np.float32)
-
-
-def checked_scores(
-    reward: Callable[..., Any],
-    *,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    completion_ids: Sequence[Sequence[int]],
-    columns: Mapping[str, Sequence[Any]],
-) -> list[float]:
-    """Call a reward on ``n`` finished completions, and check what it returns.
+    """Score ``n`` finished completions with one call of the reward.
 
     Args:
         reward: The reward, as ``Reward`` describes it. It may return a sequence, an array or a tensor, shape ``(n,)``.
@@ -204,95 +225,11 @@ def checked_scores(
         columns: The prompts' other columns, ``n`` values each.
 
     Returns:
-        ``n`` scores, as precise as the reward returned them.
+        The scores, finite, shape ``(n,)``; those that a reward gives tokens are added up.
 
     Raises:
-        TextEnvError: If the reward raises, or returns anything but ``n`` numbers that are finite in float32.
+        TextEnvError: If the reward raises, or returns anything but ``n`` numbers that are finite in float32, or
+            sequences of one for each token.
     """
-    clashing = sorted(set(columns) & set(_RESERVED))
-    if clashing:
-        raise TextEnvError(
-            f"The prompts have columns named {clashing}, which a reward gets from the environment. Rename them."
-        )
-    if not completions:
-        return []
-    # Lists, because functions written for TRL get lists, and copies, because such a function may change them.
-    arguments: dict[str, Any] = {
-        "prompts": list(prompts),
-        "completions": list(completions),
-        "completion_ids": [list(ids) for ids in completion_ids],
-        **{name: list(values) for name, values in columns.items()},
-    }
-    try:
-        values = _as_list(reward, reward(**arguments), len(completions))
-    except TextEnvError:
-        raise
-    except Exception as error:
-        raise TextEnvError(
-            signature_mismatch(reward, columns)
-            or f"The reward {reward_name(reward)} raised {type(error).__name__}: {' '.join(str(error).split())}. It "
-            f"was scoring a batch of {len(completions)}, of which the first {_row(prompts[0], completions[0])}."
-        ) from error
-    for value, prompt, completion in zip(values, prompts, completions, strict=True):
-        if not isinstance(value, int | float) or not abs(value) <= _LARGEST:
-            raise TextEnvError(
-                f"The reward {reward_name(reward)} returned {_shorten(repr(value))}. The {_row(prompt, completion)}. "
-                "Expected a finite float32 number. A reward that has no opinion returns 0.0."
-            )
-    return [float(value) for value in values]
-
-
-def _as_list(reward: Callable[..., Any], returned: Any, count: int) -> list[Any]:
-    """Turn what the reward returned into ``count`` Python values, not checked yet."""
-    unawaited: Any = returned
-    if inspect.iscoroutine(unawaited):
-        unawaited.close()  # else Python warns that nobody has awaited it
-    if hasattr(returned, "tolist"):  # arrays and tensors, wherever they are and whether they need a gradient or not
-        values = returned.tolist()
-    else:
-        values = list(returned) if isinstance(returned, Sequence) else returned
-    if not isinstance(values, list) or len(values) != count:
-        what = f"{len(values)} scores" if isinstance(values, list) else f"{_shorten(repr(returned))}"
-        raise TextEnvError(
-            f"The reward {reward_name(reward)} returned {what} for {count} completions; "
-            "expected a list of floats, one for each completion."
-        )
-    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
-
-
-def signature_mismatch(reward: Callable[..., Any], columns: Iterable[str]) -> str | None:
-    """Say why a reward cannot be called with columns of these names; ``None`` if it can."""
-    names = [*_RESERVED, *columns]
-    for call, by_place in _as_called(reward):
-        try:
-            signature = inspect.signature(call)
-        except (TypeError, ValueError):  # a builtin without one
-            continue
-        try:
-            signature.bind(*by_place, **dict.fromkeys(names))
-        except TypeError as error:
-            return (
-                f"The reward {reward_name(reward)}{signature} cannot be called with the keywords {', '.join(names)}: "
-                f"{error}. Expected (*, prompts, completions, completion_ids, **columns), columns being the prompts' "
-                "other columns. Add **columns to take those that it doesn't use; a column that it needs must be in the "
-                "prompts."
-            )
-    return None
-
-
-def _as_called(reward: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """Yield a reward, and the function behind it with what it is given by position: ``self``, which a column may be."""
-    yield reward, ()
-    if inspect.ismethod(reward):
-        yield reward.__func__, (reward.__self__,)
-    elif inspect.isfunction(type(reward).__call__):
-        yield type(reward).__call__, (reward,)
-
-
-def _row(prompt: Any, completion: Any) -> str:
-    return f"prompt is {_shorten(repr(prompt))} and the completion {_shorten(repr(completion))}"
-
-
-def _shorten(text: str) -> str:
-    half = _SHOWN // 2
-    return text if len(text) <= _SHOWN else f"{text[:half]}…{text[-half:]}"
+    found = evaluate(reward, Batch(prompts, completions, completion_ids, columns))
+    return np.array([total(value) for value in found.values], dtype=np.float32)

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Interval
 
-from textenv.types import KLEstimator, KLMode
+from textenv.types import KLEstimator, KLMode, TextEnvError
 from textenv.validation import Count, NonEmpty, NonNegative, Positive, Probability, Temperature, build, validate
 
-__all__ = ["WORLD_SETTINGS", "TextEnvSettings"]
+__all__ = ["WORLD_SETTINGS", "TextEnvSettings", "as_one_reward"]
 
 WORLD_SETTINGS = ("world", "max_turns", "max_tokens", "context", "turn_discount", "world_workers", "world_timeout")
 """Settings that say something only where a world answers."""
@@ -37,7 +37,9 @@ class TextEnvSettings:
             Conversations go through the tokenizer's chat template, and the reward gets them as messages.
         chat: Take a prompt that is a text as one message of a user to a chat model. The reward gets it as a text.
         reward: A name, a JSON mapping with ``name`` and arguments, ``"package.module:attribute"``, or a callable
-            (see ``textenv.types.Reward``). None for ``"learned"``, or with a world for what the world pays alone.
+            (see ``textenv.types.Reward``); or a list of these, which are added up. None for ``"learned"``, or with a
+            world for what the world pays alone.
+        reward_weights: A number for each of a list of rewards, by which it is multiplied; None for 1 each.
         world: What answers the agent at the end of each turn (see ``textenv.types.World``): a name, a JSON mapping with
             ``name`` and arguments, ``"gymnasium:ID"`` and other prefixes of ``textenv.worlds.adapters``,
             ``"package.module:Class"``, or a class or function that makes one. None for texts that nobody answers: an
@@ -73,6 +75,7 @@ class TextEnvSettings:
     prompts: Any = None
     chat: bool = False
     reward: Any = None
+    reward_weights: tuple[float, ...] | None = None
     world: Any = None
     max_turns: Count = 8
     max_tokens: Count | None = None
@@ -111,6 +114,8 @@ class TextEnvSettings:
         elif isinstance(stop, Iterable) and not isinstance(stop, Sequence):
             object.__setattr__(self, "stop", tuple(stop))
         validate(self)
+        object.__setattr__(self, "reward", as_one_reward(self.reward, self.reward_weights))
+        object.__setattr__(self, "reward_weights", None)  # it is in the reward now
         if self.reward is None and self.world is None:
             object.__setattr__(self, "reward", "learned")
 
@@ -134,3 +139,20 @@ class TextEnvSettings:
     def reads_each_step(self) -> bool:
         """Whether the reference reads every token as it is written, and not a whole episode at its end."""
         return self.kl_mode == "dense" or self.kl_estimator == "full" or self.masks_actions
+
+
+def as_one_reward(reward: Any, weights: Sequence[float] | None) -> Any:
+    """Return the specification of a reward: of a list, or of one with weights, that of their sum.
+
+    Raises:
+        TextEnvError: There are weights, and no reward.
+    """
+    if weights is not None and reward is None:
+        raise TextEnvError(
+            f"reward_weights={list(weights)} without a reward; expected a list of rewards with it, one for each."
+        )
+    listed = isinstance(reward, list | tuple)
+    if weights is None and not listed:
+        return reward
+    mix = {"name": "weighted_sum", "rewards": list(reward) if listed else [reward]}
+    return mix if weights is None else {**mix, "weights": list(weights)}

@@ -7,7 +7,7 @@ import numpy as np
 from textenv.env.endings import Endings
 from textenv.env.episodes import EpisodeBatch
 from textenv.env.kl import kl_estimate
-from textenv.env.scoring import Scorer
+from textenv.env.scoring import Score, Scorer
 from textenv.env.settings import TextEnvSettings
 from textenv.env.turns import context_of, joined
 from textenv.models.causal_lm import CausalLM
@@ -64,23 +64,25 @@ class Settlement:
         scored = np.flatnonzero(~ended.truncated).tolist()
         turns = [ended.turns[row] for row in scored]
         ends = [each[-1].end if each else ended.reasons[row] for row, each in zip(scored, turns, strict=True)]
-        scores = np.zeros(len(ids))
-        scores[scored] = self._scorer.score(
+        scores = [self._scorer.no_score] * len(ids)
+        found = self._scorer.scores(
             [ended.prompts[row] for row in scored],
             [completions[row] for row in scored],
             [ids[row] for row in scored],
             unfinished=[end == "length" for end in ends],
             turns=turns,
         )
+        for row, score in zip(scored, found, strict=True):
+            scores[row] = score
         return [
             self._episode(ended, row, tokens, completion, score)
-            for row, (tokens, completion, score) in enumerate(zip(ids, completions, scores.tolist(), strict=True))
+            for row, (tokens, completion, score) in enumerate(zip(ids, completions, scores, strict=True))
         ]
 
     def unfinished(self, episodes: EpisodeBatch, row: int) -> Episode:
         """Return the episode of a row so far, not scored; its KL is known where the reference reads every token."""
         ids = episodes.completion_ids(row)
-        return self._episode(episodes, row, ids, self._completion(episodes, row, ids), 0.0)
+        return self._episode(episodes, row, ids, self._completion(episodes, row, ids), self._scorer.no_score)
 
     def _completion(self, batch: EpisodeBatch, row: int, ids: list[int]) -> str:
         """Return the text of a row's episode after its prompt, cut before the stop string that has ended it.
@@ -105,10 +107,13 @@ class Settlement:
         spans = ((context_of(self._reference, span.before), span.written) for span in batch.spans(row))
         return tuple(text for before, written in spans for text in self._reference.token_texts(written, before))
 
-    def _episode(self, batch: EpisodeBatch, row: int, ids: list[int], completion: str, score: float) -> Episode:
+    def _episode(self, batch: EpisodeBatch, row: int, ids: list[int], completion: str, score: Score) -> Episode:
         prompt, size = batch.prompts[row], len(ids)
         rewards = batch.paid[row, :size] - batch.kl_coefs[row] * batch.kl[row, :size]
-        rewards[size - 1 :] += score
+        if score.tokens:
+            rewards += score.tokens
+        else:
+            rewards[size - 1 :] += score.total
         return Episode(
             start=prompt,
             completion=completion,
@@ -118,10 +123,14 @@ class Settlement:
             ref_log_probs=tuple(batch.ref_log_probs[row, :size].tolist()),
             kl=tuple(batch.kl[row, :size].tolist()),
             token_rewards=tuple(rewards.tolist()),
-            score=score,
+            score=score.total,
             stop_reason=batch.reasons[row] or "length",
             turns=batch.turns[row],
             truncated=bool(batch.truncated[row]),
+            token_scores=score.tokens,
+            scores=score.parts,
+            logged=score.logged,
+            metrics=score.metrics,
         )
 
 

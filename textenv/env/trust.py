@@ -45,6 +45,10 @@ class Source:
 
     def reward(self, spec: Any) -> Any:
         """Check the specification of a reward, those inside it (of a weighted sum, say) included."""
+        if isinstance(spec, list | tuple):
+            for inner in spec:
+                self.reward(inner)
+            return spec
         self._name("reward", spec, "imports a module")
         if isinstance(spec, Mapping):
             for value in (spec.get(key) for key in ("reward", "rewards")):

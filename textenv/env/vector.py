@@ -71,8 +71,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     At each step ``info`` holds ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` at the end
     of an episode only), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the
     model reads. At the end of an episode it also holds ``score``, ``stop_reason``, ``completion``, ``completion_ids``,
-    ``token_kl`` and ``token_rewards``: what each token earned, also where ``kl_mode="lump"`` pays all at the end. With
-    a world there is ``turns`` too, see ``textenv.types.Turn``.
+    ``token_kl`` and ``token_rewards``: what each token earned, also where ``kl_mode="lump"`` or a reward that scores
+    tokens pays all at the end. ``logged`` holds what the reward has logged, by name; ``scores`` those of its parts, if
+    it has any, None where one does not apply. With a world there is ``turns`` too, see ``textenv.types.Turn``.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)

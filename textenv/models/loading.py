@@ -133,6 +133,8 @@ def resolve_models_in(reward: Any) -> Any:
         reward: As in ``textenv.rewards.make``. Its argument ``model``, a name or a list of them, and those of the
             rewards inside it are made absolute where they are folders.
     """
+    if isinstance(reward, list | tuple):
+        return [resolve_models_in(inner) for inner in reward]
     if not isinstance(reward, Mapping):
         return reward
     found = dict(reward)

@@ -156,7 +156,7 @@ def collect(
 
     Raises:
         TextEnvError: An argument is not what is expected, there are fewer episodes than rows, or a wrapper changed
-            rewards that are paid in a lump, or kept them from being paid.
+            rewards that are paid in a lump (the KL, or the scores of tokens), or kept them from being paid.
     """
     given: Any = policy
     if not isinstance(given, TextPolicy):
@@ -190,7 +190,7 @@ def collect(
         if settle is not None:
             buffer.add_scored(settle())
     rollout = buffer.rollout(coef, base.settings.turn_discount)
-    if base.settings.kl_mode == "lump":
+    if base.settings.kl_mode == "lump" or any(episode.token_scores for episode in rollout.finished):
         if settle is None:
             _check_pay(rollout)
         _spread(rollout)
@@ -316,7 +316,7 @@ def _adapt(controller: AdaptiveKL, episodes: Sequence[Episode]) -> None:
 
 
 def _spread(rollout: Rollout) -> None:
-    """Put rewards at the tokens that earned them; a lump was paid at the end of an episode, or not at all yet."""
+    """Put rewards at the tokens that earned them; they were paid at the end of an episode, or not at all yet."""
     for rewards, episode in zip(rollout.rewards, rollout.episodes, strict=True):
         if episode is not None:
             rewards[: len(episode.token_rewards)] = episode.token_rewards
@@ -331,5 +331,5 @@ def _check_pay(rollout: Rollout) -> None:
         if abs(paid - earned) > 1e-4 * max(1.0, abs(paid)):
             raise TextEnvError(
                 f"An episode was paid {paid:.6g}, but its tokens earned {earned:.6g}: a wrapper changes the reward. "
-                "Use kl_mode='dense', where every token is paid at once."
+                "Use kl_mode='dense' and a reward with one score a text, where every token is paid at once."
             )

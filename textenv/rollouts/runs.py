@@ -60,14 +60,23 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Return the number of episodes, and mean and standard error of their ``score``, ``kl`` (nats) and ``length``.
 
-    The score has what a world has paid in it.
+    The score has what a world has paid in it. For a reward with parts, ``scores`` has the same of each that applied, by
+    its name.
     """
+    names = [name for name in (episodes[0].scores if episodes else ()) if _known(episodes, name)]
+    parts = {name: mean_and_error(_known(episodes, name)) for name in names}
     return {
         "episodes": len(episodes),
         "score": mean_and_error([episode.earned for episode in episodes]),
         "kl": mean_and_error([math.fsum(episode.kl) for episode in episodes]),
         "length": mean_and_error([float(len(episode.completion_ids)) for episode in episodes]),
+        **({"scores": parts} if parts else {}),
     }
+
+
+def _known(episodes: Sequence[Episode], name: str) -> list[float]:
+    """Return what a part of the reward said of the episodes that it applied to."""
+    return [score for episode in episodes if (score := episode.scores.get(name)) is not None]
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:

@@ -158,6 +158,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def plot_training(runs: Mapping[str, Path], path: Path) -> None:
     """Draw score and KL over the tokens written, for one run or several: of each iteration, faintly, and smoothed.
 
+    For one run whose reward has parts, the smoothed scores of these are drawn beside them.
+
     Args:
         runs: Folders of runs, by the name in the title or, of several, in the legend.
         path: ``.png`` or ``.svg`` to write.
@@ -166,25 +168,42 @@ def plot_training(runs: Mapping[str, Path], path: Path) -> None:
         TextEnvError: A run has no metrics, or the picture's kind is another.
     """
     check_picture(path)
-    figure = Figure(figsize=(9, 3.9), dpi=130, layout="constrained")
-    panels = figure.subplots(1, 2)
     alone = len(runs) == 1
+    parts = _part_curves(next(iter(runs.values()))) if alone else {}
+    count = len(_DRAWN) + bool(parts)
+    figure = Figure(figsize=(4.5 * count, 3.9), dpi=130, layout="constrained")
+    panels = figure.subplots(1, count)
     figure.suptitle(f"Training of {next(iter(runs))}" if alone else "Training; faint: each iteration")
     for place, (name, folder) in enumerate(runs.items()):
         rows = read_metrics(folder)
         if not rows:
             raise TextEnvError(f"{folder} has no metrics to draw; expected a run of 'textenv train'.")
-        for panel, key in zip(panels, _DRAWN, strict=True):
+        for panel, key in zip(panels, _DRAWN, strict=False):
             steps, values = _finite(rows, key)
             labels = ("each iteration", "smoothed") if alone else ("", legend_label(name))
             panel.plot(steps, values, color=f"C{place}", alpha=0.35, linewidth=1, label=labels[0])
             panel.plot(steps, _smooth(steps, values), color=f"C{place}", linewidth=2, label=labels[1])
-    for panel, (title, label) in zip(panels, _DRAWN.values(), strict=True):
+    for name, (steps, values) in parts.items():
+        panels[-1].plot(steps, _smooth(steps, values), linewidth=2, label=legend_label(name))
+    titles = [*_DRAWN.values(), ("Parts of the score, smoothed", "score")]
+    for panel, (title, label) in zip(panels, titles, strict=False):
         panel.set(title=title, xlabel="tokens written", ylabel=label)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize="small")
+    for panel in [panels[0], *panels[len(_DRAWN) :]]:
+        panel.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
+
+
+_PART = "objective/score/"
+"""What the names of the metrics of a reward's parts begin with."""
+
+
+def _part_curves(folder: Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return steps and scores of each part of a run's reward, by its name."""
+    rows = read_metrics(folder)
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith(_PART))
+    return {key.removeprefix(_PART): _finite(rows, key) for key in keys}
 
 
 _DRAWN = {

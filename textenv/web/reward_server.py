@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from textenv.data.values import as_prompt
-from textenv.env.scoring import reward_name, score, signature_mismatch
+from textenv.env.reward_calls import reward_name, signature_mismatch
+from textenv.env.reward_parts import leaf_rewards
+from textenv.env.scoring import score
 from textenv.types import Reward, TextEnvError
 
 try:
@@ -265,6 +267,7 @@ def _checked(batch_of: Callable[[bytes], Batch], body: bytes, reward: Reward) ->
             )
     if clashing := sorted(_RESERVED & batch.columns.keys()):
         raise HTTPException(422, f"columns holds {clashing}, which are not columns; rename them.")
-    if mismatch := signature_mismatch(reward, batch.columns):
-        raise HTTPException(422, mismatch)
+    for each in leaf_rewards(reward):
+        if mismatch := signature_mismatch(each, batch.columns):
+            raise HTTPException(422, mismatch)
     return batch

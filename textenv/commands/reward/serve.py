@@ -36,7 +36,8 @@ class Serve(Command):
 
     def run(self) -> int:
         """Serve until a signal ends it."""
-        from textenv.env.scoring import resolve_reward, reward_name  # noqa: PLC0415
+        from textenv.env.reward_calls import reward_name  # noqa: PLC0415
+        from textenv.env.scoring import resolve_reward  # noqa: PLC0415
         from textenv.web.reward_server import serve  # noqa: PLC0415 (an optional dependency)
 
         reward = resolve_reward(parse_reward(self.reward))
