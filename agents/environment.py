@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,13 @@ else:
 __all__ = [
     "as_observations",
     "refuse_no_kl",
+    "refuse_other_discount",
     "refuse_processes",
     "refuse_statistics",
     "refuse_unscored",
     "refuse_world",
     "split_kl_penalty",
+    "without_shaping",
 ]
 
 
@@ -88,6 +91,28 @@ def split_kl_penalty(base: TextVectorEnv, rollout: Rollout) -> tuple[FloatArray,
             )
         kl[row, : len(episode.kl)] = episode.kl
     return kl, np.asarray(rollout.rewards + np.float32(rollout.kl_coef) * kl, dtype=np.float32)
+
+
+def without_shaping(rollout: Rollout) -> Rollout:
+    """Return episodes with their rewards less what shaping has paid; none of them was cut by a wrapper."""
+    rewards = rollout.rewards.copy()
+    for row, episode in enumerate(rollout.finished):
+        rewards[row, : len(episode.shaping)] -= np.float32(episode.shaping)
+    return dataclasses.replace(rollout, rewards=rewards)
+
+
+def refuse_other_discount(base: TextVectorEnv, gamma: float) -> None:
+    """Refuse an environment whose rewards are shaped with another discount than an agent's.
+
+    Raises:
+        TextEnvError: They are, and the optimum would move.
+    """
+    settings = base.settings
+    if settings.potential is not None and settings.potential_discount != gamma:
+        raise TextEnvError(
+            f"potential_discount={settings.potential_discount:g}, and the agent discounts by {gamma:g}: shaping leaves "
+            f"the optimum where it is with the agent's own discount alone. Give potential_discount={gamma:g}."
+        )
 
 
 def refuse_no_kl(base: TextVectorEnv, agent: str) -> None:

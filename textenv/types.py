@@ -154,12 +154,13 @@ class Episode:
         log_probs: log pi of each token in nats as the reward took it, shape ``(T,)``; 0 where no policy was known.
         ref_log_probs: The same of the reference, shape ``(T,)``.
         kl: KL penalty per token in nats, before the coefficient, shape ``(T,)``.
-        token_rewards: What each token earned: ``-kl_coef * kl``, at the last of a turn what the world paid, and at the
-            last the score; shape ``(T,)``.
+        token_rewards: What each token earned: ``-kl_coef * kl``, at the last of a turn what the world paid, at the
+            last the score, and ``shaping``; shape ``(T,)``.
         score: The reward model's score, a missing end-of-sequence penalty included; 0 where the world truncated it.
         stop_reason: Why it ended, see ``StopReason``.
         turns: The turns, where a world answers; without a world none.
         truncated: Whether the world cut it off, so that it has no score and an agent has to bootstrap.
+        shaping: What shaping by a potential paid for each token, shape ``(T,)``; empty without a potential.
     """
 
     start: Prompt
@@ -174,6 +175,7 @@ class Episode:
     stop_reason: StopReason
     turns: tuple[Turn, ...] = ()
     truncated: bool = False
+    shaping: tuple[float, ...] = ()
 
     @property
     def world_reward(self) -> float:
@@ -182,7 +184,7 @@ class Episode:
 
     @property
     def earned(self) -> float:
-        """The score, and what the world has paid: the return without the KL penalty."""
+        """The score, and what the world has paid: the return without the KL penalty and shaping."""
         return self.score + self.world_reward
 
     @property

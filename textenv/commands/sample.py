@@ -85,6 +85,7 @@ class Sample(Command):
         Raises:
             TextEnvError: There is no such folder, or its run is not finished, or imports code and is not trusted.
         """
+        from textenv.env.settings import unshaped  # noqa: PLC0415
         from textenv.env.trust import Source  # noqa: PLC0415
         from textenv.models.loading import BUNDLED, resolve_model  # noqa: PLC0415
 
@@ -96,10 +97,11 @@ class Sample(Command):
         source = Source(path, self.trust)
         try:
             config = _read_config(run)
-            settings, env, agent = source.settings(config["settings"]), source.env(config["env"]), config["agent"]
+            settings, env, agent = config["settings"], source.env(config["env"]), config["agent"]
             model, reward = config["model"], config["reward"]
         except KeyError as error:
             raise TextEnvError(f"{path} has no {error}; expected the one that 'textenv train' wrote.") from error
+        settings = source.settings(unshaped(settings) if isinstance(settings, dict) else settings)
         if model is not None:  # else the environment makes it
             settings["model"] = model
         if self.reward == "run" and reward is not None:
