@@ -25,7 +25,7 @@ is paid with the discount of a token inside a turn, as ``textenv.rollouts.rollou
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,21 +34,28 @@ from textenv.env.episodes import EpisodeBatch
 from textenv.env.scoring import Scorer
 from textenv.env.settings import TextEnvSettings
 from textenv.env.settlement import Settlement
-from textenv.types import IntArray, TextEnvError
+from textenv.types import IntArray, Prompt, TextEnvError
 
 __all__ = ["Shaping", "make_potential"]
 
 
-def make_potential(settings: TextEnvSettings, device: str) -> Scorer | None:
+def make_potential(settings: TextEnvSettings, prompts: Sequence[Prompt], device: str) -> Scorer | None:
     """Return what scores unfinished texts; None where the settings name nothing.
 
+    Args:
+        settings: Of the environment.
+        prompts: Of the environment.
+        device: Where a model runs, unless the settings say otherwise.
+
     Raises:
-        TextEnvError: They name no reward.
+        TextEnvError: They name no reward, or one that cannot be called with the prompts' columns.
     """
     if settings.potential is None:
         return None
     with _named():
-        return Scorer(settings.potential, device=device)
+        found = Scorer(settings.potential, device=device)
+        found.check_columns(prompts)
+    return found
 
 
 class Shaping:

@@ -114,14 +114,12 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             device=str(self.reference.device),
         )
         """Scores completions: the reward, and what belongs to it."""
-        self.potential = make_potential(given, str(self.reference.device))
-        """Scores unfinished completions, by which rewards are shaped; None where they are not."""
         self.worlds = make_worlds(given, self.num_envs)
         """What answers the rows; None where nothing does."""
         self._starts = make_starts(given, self.reference, self.worlds)
         self.scorer.check_columns(self._starts.prompts)
-        if self.potential is not None:
-            self.potential.check_columns(self._starts.prompts)
+        self.potential = make_potential(given, self._starts.prompts, str(self.reference.device))
+        """Scores unfinished completions, by which rewards are shaped; None where they are not."""
         self.max_prompt_tokens = self._starts.max_prompt_tokens
         self.width = room(given, self.max_prompt_tokens, self.reference)
         """The most tokens of an observation."""
