@@ -97,7 +97,7 @@ def without_shaping(rollout: Rollout) -> Rollout:
     """Return episodes with their rewards less what shaping has paid; none of them was cut by a wrapper."""
     rewards = rollout.rewards.copy()
     for row, episode in enumerate(rollout.finished):
-        rewards[row, : len(episode.shaping)] -= np.float32(episode.shaping)
+        rewards[row, : len(episode.shaping)] -= np.array(episode.shaping, dtype=np.float32)
     return dataclasses.replace(rollout, rewards=rewards)
 
 

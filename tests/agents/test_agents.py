@@ -686,9 +686,7 @@ def test_shaping_is_told_and_moves_only_agents_that_credit_tokens(name: str, tin
 
 
 def test_another_discount_than_that_of_the_shaping_is_refused(tiny_lm: CausalLM) -> None:
-    with pytest.raises(
-        TextEnvError, match=r"potential_discount=1, and the agent discounts by 0\.9.* potential_discount"
-    ):
+    with pytest.raises(TextEnvError, match=r"potential_discount=1, and the agent discounts by 0\.9"):
         make("ppo", tiny_lm, env={"potential": count_e}, gamma=0.9)
     with pytest.raises(TextEnvError, match=r"potential_discount=0\.9, and the agent discounts by 1"):
         make("rloo", tiny_lm, env={"potential": count_e, "potential_discount": 0.9})

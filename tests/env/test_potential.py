@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -31,7 +32,7 @@ from textenv.types import Episode, TextEnvError
 LM = build_lm()
 
 
-def length(completions: list[str], **_: Any) -> list[float]:
+def length(completions: Sequence[Any], **_: Any) -> list[float]:
     """A potential that every character changes, also where it repeats."""
     return [len(text) / 8 + text.count("e") for text in completions]
 
@@ -267,9 +268,9 @@ def test_another_discount_than_the_agents_moves_it() -> None:
 
 
 def test_the_exact_tree_is_the_same_and_agrees_with_all_texts_tried() -> None:
+    settings: list[dict[str, Any]] = [{}, {"potential": "sparse"}]
     plain_tree, shaped = (
-        Tree.of(TextVectorEnv(1, **exact_settings(**ONE, **given), kl_coef=0.1))
-        for given in ({}, {"potential": "sparse"})
+        Tree.of(TextVectorEnv(1, **exact_settings(**ONE, **given), kl_coef=0.1)) for given in settings
     )
     tried = Process(**ONE, potential="sparse").solve(1.0, 1.0)
     for one, other, states in zip(
