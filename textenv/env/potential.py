@@ -64,7 +64,9 @@ class Shaping:
     def __init__(self, potential: Scorer, settlement: Settlement, settings: TextEnvSettings) -> None:
         """Take what scores unfinished texts, what makes texts of episodes, and the settings."""
         self._potential, self._settlement = potential, settlement
-        self._every, self._discount = settings.potential_every, settings.potential_discount
+        every = settings.potential_every
+        self._every = None if every == "turn" else int(every)  # None for the ends of turns
+        self._discount = settings.potential_discount
         self._turn_discount, self._in_turns = settings.turn_discount, settings.world is not None
 
     def begin(self, episodes: EpisodeBatch, rows: IntArray) -> None:
@@ -95,7 +97,7 @@ class Shaping:
         ended, sizes, kept = np.isin(rows, over), episodes.sizes[rows], episodes.potentials
         cut = ended & episodes.truncated[rows]
         begins = begins & ~ended
-        reached = begins | cut if self._every == "turn" else sizes % self._every == 0
+        reached = begins | cut if self._every is None else sizes % self._every == 0
         before = kept[rows]
         kept[rows[ended & ~cut]] = 0.0
         asked = rows[reached & (cut | ~ended)]

@@ -276,12 +276,12 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             raise TextEnvError(
                 f"The state is of {len(state['generators'])} rows, this environment has {self.num_envs}."
             )
-        for row, saved in enumerate(state["generators"]):
-            if saved is not None:  # into the generator that is there: it may be the np_random of a TextEnv
-                self._generator(row).bit_generator.state = saved
         if ("potential" in state) is (self.potential is None):
             has, lacks = ("no potential", "one") if self.potential is None else ("a potential", "none")
             raise TextEnvError(f"This environment has {has}, and the state is of one with {lacks}; make it the same.")
+        for row, saved in enumerate(state["generators"]):
+            if saved is not None:  # into the generator that is there: it may be the np_random of a TextEnv
+                self._generator(row).bit_generator.state = saved
         self.kl_controller.coef = float(state["kl_coef"])
         self.scorer.load_state(state["reward"])
         if self.worlds is not None:
