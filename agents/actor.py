@@ -188,7 +188,7 @@ class Actor(ABC, Generic[ConfigT]):
     @property
     def episodes(self) -> int:
         """Number of episodes an iteration, in all processes together."""
-        return self.envs.num_envs * self.world.size
+        return self.envs.num_envs * self.processes.size
 
     def _trainer_state(self, total_steps: int) -> TrainerState:
         """Return how far the training is, for rewards that ask; the texts to come are taken as long as those so far."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, final
 
 from textenv.agents.actor import Actor
 from textenv.agents.config import AgentConfig
+from textenv.agents.environment import refuse_other_discount
 from textenv.lazy import lazy
 from textenv.types import TextEnvError, short
 
@@ -113,6 +114,7 @@ class Agent(Actor[ConfigT]):
             TextEnvError: The agent cannot learn in this environment.
         """
         self._check_shares(self.base)
+        refuse_other_discount(self.base, getattr(self.config, "gamma", 1.0))
         device, seed = self.base.reference.device, self.config.seed
         self._network = self.processes.trainable(self.policy)
         self.optimizer = optimizer.make_optimizer(self.policy, self.config)
@@ -410,7 +412,7 @@ class Agent(Actor[ConfigT]):
             raise TextEnvError("FSDP shards weights that learn, and with lora_rank few do: launch without --use_fsdp.")
         if self.config.minibatch_size is not None:
             self.processes.share("minibatch_size", self.config.minibatch_size)
-        if base.scorer.keeps_state:
+        if base.scorer.keeps_state or (base.potential is not None and base.potential.keeps_state):
             raise TextEnvError(
                 "The reward keeps statistics of what it has scored, and each process would keep its own; train with it "
                 "on one process."

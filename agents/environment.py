@@ -23,12 +23,14 @@ else:
 __all__ = [
     "as_observations",
     "refuse_no_kl",
+    "refuse_other_discount",
     "refuse_processes",
     "refuse_statistics",
     "refuse_unscored",
     "refuse_world",
     "scored_at_the_end",
     "split_kl_penalty",
+    "without_shaping",
 ]
 
 
@@ -104,6 +106,28 @@ def scored_at_the_end(rollout: Rollout) -> Rollout:
             rewards[row, :size] -= np.asarray(episode.token_scores, dtype=np.float32)
             rewards[row, size - 1] += episode.score
     return dataclasses.replace(rollout, rewards=rewards)
+
+
+def without_shaping(rollout: Rollout) -> Rollout:
+    """Return episodes with their rewards less what shaping has paid; none of them was cut by a wrapper."""
+    rewards = rollout.rewards.copy()
+    for row, episode in enumerate(rollout.finished):
+        rewards[row, : len(episode.shaping)] -= np.array(episode.shaping, dtype=np.float32)
+    return dataclasses.replace(rollout, rewards=rewards)
+
+
+def refuse_other_discount(base: TextVectorEnv, gamma: float) -> None:
+    """Refuse an environment whose rewards are shaped with another discount than an agent's.
+
+    Raises:
+        TextEnvError: They are, and the optimum would move.
+    """
+    settings = base.settings
+    if settings.potential is not None and settings.potential_discount != gamma:
+        raise TextEnvError(
+            f"potential_discount={settings.potential_discount:g}, and the agent discounts by {gamma:g}: shaping leaves "
+            f"the optimum where it is with the agent's own discount alone. Give potential_discount={gamma:g}."
+        )
 
 
 def refuse_no_kl(base: TextVectorEnv, agent: str) -> None:

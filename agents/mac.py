@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 
 from textenv.agents.agent import Agent
 from textenv.agents.config import AgentConfig
-from textenv.agents.environment import refuse_statistics, refuse_world, scored_at_the_end, split_kl_penalty
+from textenv.agents.environment import (
+    refuse_statistics,
+    refuse_world,
+    scored_at_the_end,
+    split_kl_penalty,
+    without_shaping,
+)
 from textenv.lazy import lazy
 from textenv.types import IntArray
 from textenv.validation import Count, Positive, Probability
@@ -86,7 +92,8 @@ class MAC(Agent[MACConfig]):
         config, beta = self.config, rollout.kl_coef
         base = self.base
         kl, _ = split_kl_penalty(base, rollout)
-        rollout = scored_at_the_end(rollout)
+        # The critic has the reward score unfinished texts itself.
+        rollout = without_shaping(scored_at_the_end(rollout))
         with self.whole_weights():
             tokens, reference = self._likeliest(rollout)
         texts = [(p, e.completion_ids) for p, e in zip(rollout.prompts, rollout.finished, strict=True)]

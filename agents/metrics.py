@@ -21,8 +21,8 @@ def episode_metrics(rollout: Rollout) -> dict[str, float]:
     Returns:
         Means over the episodes: their reward and length; of those that were scored also score, with what a world has
         paid, KL from the reference and entropy in nats, and the share that ended with the end-of-sequence token; with a
-        world also what it has paid by itself, and the number of turns; and what the reward tells, see
-        ``reward_metrics``.
+        world also what it has paid by itself, and the number of turns; with a potential what shaping has paid; and what
+        the reward tells, see ``reward_metrics``.
     """
     finished = rollout.finished
     means = {
@@ -34,6 +34,8 @@ def episode_metrics(rollout: Rollout) -> dict[str, float]:
         if any(episode.turns for episode in finished):
             means["objective/world"] = float(np.mean([episode.world_reward for episode in finished]))
             means["rollout/turns"] = float(np.mean([len(episode.turns) for episode in finished]))
+        if any(episode.shaping for episode in finished):
+            means["objective/shaping"] = float(np.mean([math.fsum(episode.shaping) for episode in finished]))
         means["objective/kl"] = float(np.mean([math.fsum(episode.kl) for episode in finished]))
         means["objective/entropy"] = -float(rollout.log_probs[rollout.mask].sum() / len(rollout.episodes))
         means["rollout/eos_fraction"] = float(np.mean([episode.stop_reason == "eos" for episode in finished]))

@@ -155,8 +155,8 @@ class Episode:
         log_probs: log pi of each token in nats as the reward took it, shape ``(T,)``; 0 where no policy was known.
         ref_log_probs: The same of the reference, shape ``(T,)``.
         kl: KL penalty per token in nats, before the coefficient, shape ``(T,)``.
-        token_rewards: What each token earned: ``-kl_coef * kl``, at the last of a turn what the world paid, and at the
-            last the score, or of a reward of tokens at each its own; shape ``(T,)``.
+        token_rewards: What each token earned: ``-kl_coef * kl``, at the last of a turn what the world paid, at the last
+            the score, or of a reward of tokens at each its own, and ``shaping``; shape ``(T,)``.
         score: The reward model's score, a missing end-of-sequence penalty included; 0 where the world truncated it.
         stop_reason: Why it ended, see ``StopReason``.
         turns: The turns, where a world answers; without a world none.
@@ -166,6 +166,7 @@ class Episode:
             reward without parts.
         logged: What the reward has logged of this episode (``log_extra``), by name.
         metrics: What the reward has logged of the batch that this episode was scored in (``log_metric``), by name.
+        shaping: What shaping by a potential paid for each token, shape ``(T,)``; empty without a potential.
     """
 
     start: Prompt
@@ -184,6 +185,7 @@ class Episode:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     logged: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    shaping: tuple[float, ...] = ()
 
     @property
     def world_reward(self) -> float:
@@ -192,7 +194,7 @@ class Episode:
 
     @property
     def earned(self) -> float:
-        """The score, and what the world has paid: the return without the KL penalty."""
+        """The score, and what the world has paid: the return without the KL penalty and shaping."""
         return self.score + self.world_reward
 
     @property

@@ -662,3 +662,33 @@ def test_a_run_goes_on_whether_a_rate_was_said_or_followed(tiny_lm: CausalLM, tm
     assert again.resume(tmp_path, 60)
     with pytest.raises(TextEnvError, match=r"embedding_learning_rate was 0\.0008, is 0\.001"):
         make("reinforce", tiny_lm, embedding_learning_rate=1e-3).resume(tmp_path, 60)
+
+
+# -- rewards that are shaped by a potential ------------------------------------------------------------------------
+
+COMPARES_WHOLE = {"expert_iteration", "grpo", "mac", "online_dpo", "rloo"}  # or has unfinished texts scored itself
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_shaping_is_told_and_moves_only_agents_that_credit_tokens(name: str, tiny_lm: CausalLM) -> None:
+    found = []
+    for env in ({}, {"potential": count_e}):
+        history: list[dict[str, float]] = []
+        agent = make(name, tiny_lm, env=env, seed=1)
+        agent.learn(60, progress=lambda _, metrics: history.append(dict(metrics)))  # noqa: B023
+        assert ("objective/shaping" in history[0]) == bool(env)
+        found.append((parameters(agent), history[0]))
+    assert found[1][1]["objective/shaping"] == pytest.approx(0.0, abs=1e-6)  # no letter e is in an empty text
+    assert found[1][1]["objective/score"] == found[0][1]["objective/score"]
+    moved = float((found[0][0] - parameters(make(name, tiny_lm))).abs().max())
+    apart = float((found[0][0] - found[1][0]).abs().max())
+    assert apart < 0.05 * moved if name in COMPARES_WHOLE else apart > 0.2 * moved
+
+
+def test_another_discount_than_that_of_the_shaping_is_refused(tiny_lm: CausalLM) -> None:
+    with pytest.raises(TextEnvError, match=r"potential_discount=1, and the agent discounts by 0\.9"):
+        make("ppo", tiny_lm, env={"potential": count_e}, gamma=0.9)
+    with pytest.raises(TextEnvError, match=r"potential_discount=0\.9, and the agent discounts by 1"):
+        make("rloo", tiny_lm, env={"potential": count_e, "potential_discount": 0.9})
+    assert make("ppo", tiny_lm, env={"potential": count_e, "potential_discount": 0.9}, gamma=0.9).learn(1).steps
+    assert make("ppo", tiny_lm, gamma=0.9).learn(1).steps

@@ -112,6 +112,23 @@ def test_what_was_typed_wins(tokens: int, tmp_path: Path) -> None:
     assert max(lengths) <= tokens
 
 
+def test_a_run_is_shaped_by_a_potential(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x"
+    shaped = [*EXACT, "--out", str(out), "--eval-episodes", "4", "--potential", "sparse", "--potential-every", "2"]
+    assert main(shaped) == 0
+    settings = json.loads((out / "config.json").read_text())["settings"]
+    assert (settings["potential"]["family"], settings["potential_every"]) == ("sparse", 2)
+    assert all("objective/shaping" in row for row in read_metrics(out))
+    assert main(["sample", str(out), "--prompt", "a", "--reward", "run"]) == 0
+    (out / "results.json").unlink()  # as of a run that was cut off
+    assert main([*shaped, "--potential", '{"name": "vader"}']) == 1
+    assert "name was 'letters', is 'vader'" in " ".join(capsys.readouterr().out.split())
+    assert main([*shaped[:-4], "--potential", "{vader}"]) == 1
+    assert "The potential '{vader}' begins like a JSON object" in " ".join(capsys.readouterr().out.split())
+    assert main([*shaped, "--potential-every", "turn"]) == 1
+    assert "potential_every='turn', and an episode is one turn" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_run_of_movie_reviews_is_what_it_was(run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     assert config["reward"] == "learned"

@@ -174,6 +174,11 @@ def test_flags_change_the_quick_one(tmp_path: Path) -> None:
 def test_held_out_prompts_are_measured_on() -> None:
     task = ComparedTask("movies", "textenv/MovieReview-v0")
     assert task.keywords(held_out=True)["split"] == "heldout"
+    shaped = dataclasses.replace(task, settings={"potential": "vader", "potential_every": 2, "kl_coef": 0.1})
+    assert shaped.keywords()["potential"] == "vader"
+    measured = shaped.keywords(held_out=True)
+    assert measured["kl_coef"] == 0.1
+    assert not {"potential", "potential_every"} & set(measured)
     assert dataclasses.replace(task, eval_prompts="mine.txt").keywords(held_out=True)["prompts"] == "mine.txt"
 
 

@@ -178,7 +178,7 @@ def paid_by_hand(episode: Episode, score_at: Sequence[float]) -> list[float]:
     return rewards
 
 
-WORLD = {"world": Echo, "max_turns": 3, "max_tokens": 90}
+WORLD: dict[str, Any] = {"world": Echo, "max_turns": 3, "max_tokens": 90}
 
 
 @pytest.mark.parametrize("world", [{}, WORLD, {**WORLD, "context": "fresh"}], ids=["single", "transcript", "fresh"])

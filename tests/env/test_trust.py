@@ -246,6 +246,17 @@ def test_a_world_of_a_file_imports_and_asks_on_trust_alone(spec: Any, value: str
         assert check(Source(path, trust=True), given) == given
 
 
+@pytest.mark.parametrize("spec", ["trap:reward", {"name": "weighted_sum", "rewards": ["trap:reward"]}], ids=str)
+def test_a_potential_of_a_file_imports_on_trust_alone(spec: Any) -> None:
+    settings, path = {"potential": spec}, Path("config.json")
+    with pytest.raises(TextEnvError, match=r"config\.json: potential 'trap:reward' imports a module.*Give --trust"):
+        Source(path, trust=False).settings(settings)
+    assert Source(path, trust=True).settings(settings) == settings
+    with pytest.raises(TextEnvError, match=r"potential .* reads an environment variable"):
+        Source(path, trust=False).settings({"potential": {"name": "http", "url": "http://127.0.0.1/${KEY}"}})
+    assert Source(path, trust=False).settings({"potential": "vader"}) == {"potential": "vader"}
+
+
 def test_another_environment_may_have_a_keyword_of_that_name() -> None:
     source = Source(Path("x"), trust=False)
     for world in (1, None, ["forest", 2]):

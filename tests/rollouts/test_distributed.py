@@ -324,9 +324,10 @@ def test_what_does_not_divide_is_refused() -> None:
 def test_a_reward_with_statistics_of_its_own_is_refused() -> None:
     processes = Processes(rank=1, size=2, device=torch.device("cpu"))
     reward = {"name": "clip", "low": -1.0, "high": 1.0, "reward": {"name": "normalize", "reward": "vader"}}
-    envs: Any = gym.make("textenv/Text-v0", model=build_lm(), prompts=PROMPTS, reward=reward)
-    with pytest.raises(TextEnvError, match="keeps statistics"):
-        PPO(envs, PPOConfig(), processes=processes)
+    for settings in ({"reward": reward}, {"reward": "vader", "potential": reward}):
+        envs: Any = gym.make("textenv/Text-v0", model=build_lm(), prompts=PROMPTS, **settings)
+        with pytest.raises(TextEnvError, match="keeps statistics"):
+            PPO(envs, PPOConfig(), processes=processes)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -81,7 +81,7 @@ def assert_resumes_from_everywhere(
         iterations: At most so many make the run.
         env: Settings of the environment.
         settings: Those of the agent.
-        normalized: Whether the reward keeps statistics.
+        normalized: Whether the reward keeps statistics, and a potential too.
         after_cut: Go on for so many iterations; None for all that are left.
     """
     lm, agent = ragged_lm(), find(name)
@@ -103,7 +103,7 @@ def assert_resumes_from_everywhere(
             return len(metrics) != most
 
         mine = CausalLM(copy.deepcopy(lm.model), lm.tokenizer)
-        reward = {"reward": Normalize(count_e)} if normalized else {}
+        reward = {"reward": Normalize(count_e), "potential": Normalize(count_e)} if normalized else {}
         learner = agent(make_envs(mine, rows, **keywords, **reward), config)
         if keep is None:
             torch.rand(7)  # a new process would not know the old one's random numbers

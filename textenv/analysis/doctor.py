@@ -65,7 +65,10 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     yield Finding("KL of the untrained policy is 0", kl <= 1e-4, f"largest |KL_t| {kl:.1e} nats")
 
     beta = base.settings.kl_coef
-    worst = max(abs(sum(e.token_rewards) - (e.score + e.world_reward - beta * sum(e.kl))) for e in rollout.finished)
+    worst = max(
+        abs(sum(e.token_rewards) - (e.score + e.world_reward + sum(e.shaping) - beta * sum(e.kl)))
+        for e in rollout.finished
+    )
     yield Finding("rewards add up to score - beta * KL", worst <= 1e-5, f"largest difference {worst:.1e}")
 
     masks = None

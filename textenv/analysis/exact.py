@@ -86,7 +86,8 @@ class Tree:
         Args:
             env: A text environment, single or vectorized, whose reward depends on the text alone. A world in it says
                 what it may answer (``textenv.types.EnumerableWorld``); the figures are of the whole return, whatever
-                ``turn_discount`` says, and ``score`` holds what the world pays.
+                ``turn_discount`` says, and ``score`` holds what the world pays. Shaping by a ``potential``, which moves
+                no optimum, is left out.
 
         Raises:
             TextEnvError: There are too many texts, or a setting makes rewards depend on more than the text.

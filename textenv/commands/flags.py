@@ -204,7 +204,7 @@ def make_keywords(
     The rest is the environment's own.
 
     Raises:
-        TextEnvError: There is no such model, or the reward begins like a JSON object and is none.
+        TextEnvError: There is no such model, or a reward begins like a JSON object and is none.
     """
     from textenv.models.loading import resolve_model, resolve_models_in  # noqa: PLC0415 (loads torch)
 
@@ -216,6 +216,8 @@ def make_keywords(
         "model": None if model is None else resolve_model(model),
         "prompts": None if prompts is None else str(prompts),
     }
+    if isinstance(settings.get("potential"), str):
+        given["potential"] = resolve_models_in(_parse_spec("potential", settings["potential"]))
     if isinstance(settings.get("world"), str):
         given["world"] = _parse_spec("world", settings["world"])
     others = {name: value for name, value in settings.items() if name != "reward_weights"}

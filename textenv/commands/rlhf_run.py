@@ -30,6 +30,7 @@ from textenv.data.files import locked, read_json, to_json, write_json
 from textenv.data.pictures import save_figure
 from textenv.env.registry import make_envs
 from textenv.env.scoring import resolve_reward, score, unscored
+from textenv.env.settings import unshaped
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
 from textenv.models.loading import resolve_model, resolve_models_in
@@ -175,7 +176,7 @@ def _ask(config: RlhfSettings, store: FeedbackStore, base: str, writers: Sequenc
     envs: Any = make_envs(
         config.env,
         config.num_envs,
-        **_keywords(config, base, unscored),
+        **unshaped(_keywords(config, base, unscored)),
     )
     policies = [_load(writer.folder, envs) for writer in writers]
     shares = [config.samples // 2, config.samples - config.samples // 2] if len(writers) == 2 else [config.samples]

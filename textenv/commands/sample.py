@@ -180,6 +180,7 @@ class Sample(Command):
         Raises:
             TextEnvError: There is no such folder, or its run is not finished, or imports code and is not trusted.
         """
+        from textenv.env.settings import unshaped  # noqa: PLC0415
         from textenv.env.trust import Source  # noqa: PLC0415
         from textenv.models.loading import BUNDLED, resolve_model  # noqa: PLC0415
 
@@ -190,8 +191,9 @@ class Sample(Command):
         path = run / "config.json"
         source = Source(path, self.trust)
         config = read_json(path, "settings", "env", "agent", "model", "reward", "prompts")
-        settings, env, agent = source.settings(config["settings"]), source.env(config["env"]), config["agent"]
+        settings, env, agent = config["settings"], source.env(config["env"]), config["agent"]
         model, reward = config["model"], config["reward"]
+        settings = source.settings(unshaped(settings) if isinstance(settings, dict) else settings)
         if settings.get("world") is not None and config["prompts"] is not None:
             settings["prompts"] = config["prompts"]  # which its world is given
         if model is not None:  # else the environment makes it

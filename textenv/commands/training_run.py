@@ -26,7 +26,7 @@ from textenv.commands.settings import TrainSettings
 from textenv.data.files import locked, to_json, write_atomically, write_json
 from textenv.env.registry import make_envs, record_of
 from textenv.env.render import save_html
-from textenv.env.settings import WORLD_SETTINGS
+from textenv.env.settings import POTENTIAL_SETTINGS, WORLD_SETTINGS, unshaped
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.distributed import ALONE, Processes
@@ -47,8 +47,11 @@ def made_with(envs: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = text_env(envs).settings
     silent = ENV_FIELDS if settings.world is not None else (*ENV_FIELDS, *WORLD_SETTINGS)
+    silent = silent if settings.potential is not None else (*silent, *POTENTIAL_SETTINGS)
     names = [each.name for each in dataclasses.fields(settings) if each.name not in silent]
     found = {name: getattr(settings, name) for name in names} | {"device": typed.get("device")}
+    if "potential" in found:
+        found["potential"] = _plain_or_none(found["potential"])
     plain: dict[str, Any] = json.loads(to_json(found, default=str))
     return plain
 
@@ -158,14 +161,15 @@ def measured_on(
 def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> tuple[Any, Sequence[Prompt | int]]:
     """Return an environment to measure in, and the prompts to measure on, or the seeds of its world.
 
-    It pays the KL of an episode at its end (``kl_mode="lump"``), and its KL coefficient does not adapt to the training.
+    It pays the KL of an episode at its end (``kl_mode="lump"``), its KL coefficient does not adapt to the training, and
+    its rewards are not shaped.
 
     Args:
         command: The training run.
         keywords: Of ``gymnasium.make``.
         rows: Episodes written side by side.
     """
-    keywords = {**keywords, "kl_mode": "lump"}
+    keywords = {**unshaped(keywords), "kl_mode": "lump"}
     if command.eval_prompts is not None:
         keywords["prompts"] = str(command.eval_prompts)
     elif measured_on(command) == "held-out prompts":

@@ -19,6 +19,7 @@ from textenv.data.files import parse_json, to_json
 from textenv.data.outputs import OutputFolder
 from textenv.data.values import short
 from textenv.env.registry import record_of
+from textenv.env.settings import unshaped
 from textenv.env.trust import Source
 from textenv.types import TextEnvError
 from textenv.validation import Count, NonEmpty, NonNegativeInt, Positive, Threads, unknown_name, validate
@@ -166,7 +167,7 @@ class ComparedTask:
         """Return the keywords of ``gymnasium.make``, to train or to measure."""
         keywords = {"kl_mode": "lump", **self.settings}
         if held_out:
-            keywords["kl_mode"] = "lump"
+            keywords = {**unshaped(keywords), "kl_mode": "lump"}
             if self.eval_prompts is not None:
                 keywords["prompts"] = self.eval_prompts
             elif "prompts" not in keywords and "world" not in keywords:
@@ -295,8 +296,9 @@ def _with_absolute_paths(task: ComparedTask) -> ComparedTask:
         settings["model"] = resolve_model(settings["model"])
     if isinstance(settings.get("prompts"), str):
         settings["prompts"] = _absolute_file(settings["prompts"])
-    if "reward" in settings:
-        settings["reward"] = resolve_models_in(settings["reward"])
+    for name in ("reward", "potential"):
+        if name in settings:
+            settings[name] = resolve_models_in(settings[name])
     eval_prompts = None if task.eval_prompts is None else _absolute_file(task.eval_prompts)
     return dataclasses.replace(task, settings=settings, eval_prompts=eval_prompts)
 

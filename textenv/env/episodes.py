@@ -61,6 +61,8 @@ class EpisodeBatch:
         ref_log_probs: The same of the reference, where it has read them.
         kl: KL of each token in nats, likewise.
         paid: What the world has paid at each token, likewise.
+        shaping: What the shaping by a potential has paid at each token, likewise.
+        potentials: The potential of each episode where it was asked last, shape ``(n,)``.
         prompts: The ``n`` prompts.
         reasons: Why each has ended; None for one that goes on.
         earlier: Of each episode, the token ids of the texts before the present one.
@@ -78,6 +80,8 @@ class EpisodeBatch:
     ref_log_probs: NDArray[np.float64]
     kl: NDArray[np.float64]
     paid: NDArray[np.float64]
+    shaping: NDArray[np.float64]
+    potentials: NDArray[np.float64]
     prompts: list[Prompt]
     reasons: list[StopReason | None]
     earlier: list[tuple[tuple[int, ...], ...]]
@@ -96,7 +100,7 @@ class EpisodeBatch:
             prompt: Stands in for the rows' prompts.
         """
         lengths, sizes = np.zeros((2, n), dtype=np.int64)
-        log_probs, ref_log_probs, kl, paid = np.zeros((4, n, time))
+        log_probs, ref_log_probs, kl, paid, shaping = np.zeros((5, n, time))
         return cls(
             ids=np.full((n, width), pad_id, dtype=np.int64),
             mask=np.zeros((n, width), dtype=np.int8),
@@ -108,6 +112,8 @@ class EpisodeBatch:
             ref_log_probs=ref_log_probs,
             kl=kl,
             paid=paid,
+            shaping=shaping,
+            potentials=np.zeros(n),
             prompts=[prompt] * n,
             reasons=[None] * n,
             earlier=[()] * n,
@@ -122,7 +128,7 @@ class EpisodeBatch:
             self.prompts[row], self.reasons[row], self.earlier[row], self.turns[row] = prompt, None, (), ()
         self.sizes[rows], self.kl_coefs[rows], self.truncated[rows] = 0, kl_coef, False
         self.places[rows] = 0
-        for array in (self.log_probs, self.ref_log_probs, self.kl, self.paid):
+        for array in (self.log_probs, self.ref_log_probs, self.kl, self.paid, self.shaping):
             array[rows] = 0.0
 
     def begin_texts(self, rows: IntArray, texts: Sequence[Sequence[int]], *, pad_id: int) -> None:

@@ -34,6 +34,7 @@ def of_episode(episode: Episode) -> dict[str, Any]:
         "logged": UserDict({**episode.metrics, **episode.logged}),
         **({"scores": UserDict(episode.scores)} if episode.scores else {}),
         **({"turns": episode.turns} if episode.turns else {}),
+        **({"shaping": episode.shaping[-1], "token_shaping": episode.shaping} if episode.shaping else {}),
     }
 
 
@@ -49,15 +50,14 @@ def add_rows(infos: dict[str, Any], n: int, found: Mapping[int, Mapping[str, Any
         infos[f"_{name}"][list(found)] = True
 
 
-def add_tokens(infos: dict[str, Any], episodes: EpisodeBatch, rows: IntArray) -> None:
-    """Add what is known of the last token of some rows: KL, and both log-probabilities, in nats."""
+def add_tokens(infos: dict[str, Any], episodes: EpisodeBatch, rows: IntArray, *, shaped: bool) -> None:
+    """Add what is known of the last token of some rows: KL, both log-probabilities, in nats, and what shaping paid."""
     n = len(episodes.lengths)
     at = episodes.sizes[rows] - 1
     present = np.zeros(n, dtype=bool)
     present[rows] = True
-    for name, values in (
-        ("kl", episodes.kl), ("logprob", episodes.log_probs), ("ref_logprob", episodes.ref_log_probs)
-    ):  # fmt: skip
+    found = {"kl": episodes.kl, "logprob": episodes.log_probs, "ref_logprob": episodes.ref_log_probs}
+    for name, values in (found | {"shaping": episodes.shaping} if shaped else found).items():
         infos[name] = np.zeros(n)
         infos[name][rows] = values[rows, at]
         infos[f"_{name}"] = present.copy()

@@ -177,8 +177,11 @@ def exact_settings(
         others = {"world": {**world, "seed": task_seed}, "max_turns": turns, "max_tokens": room, **others}
     elif reward is None:
         reward = "dense"
+    shared = {"name": "letters", "letters": letters, "length": max_new_tokens, "seed": task_seed}
     if isinstance(reward, str) and reward in FAMILIES:
-        reward = {"name": "letters", "family": reward, "letters": letters, "length": max_new_tokens, "seed": task_seed}
+        reward = {**shared, "family": reward}
+    if isinstance(potential := others.get("potential"), str) and potential in FAMILIES:
+        others = {**others, "potential": {**shared, "family": potential}}
     prompts = {} if turns > 1 else {"prompts": ["a"]}
     return {**prompts, **others, "model": model, "reward": reward, "max_new_tokens": max_new_tokens}
 

@@ -17,6 +17,7 @@ from textenv.env.behavior import Behavior
 from textenv.env.endings import Endings
 from textenv.env.episodes import EpisodeBatch
 from textenv.env.kl import AdaptiveKL, full_kl, kl_estimate
+from textenv.env.potential import Shaping
 from textenv.env.reference import NextTokens
 from textenv.env.scoring import Scorer
 from textenv.env.settings import TextEnvSettings
@@ -53,6 +54,7 @@ class TextProcess:
         settings: TextEnvSettings,
         reference: CausalLM,
         scorer: Scorer,
+        potential: Scorer | None,
         width: int,
         prompt: Prompt,
         worlds: WorldRows | None,
@@ -64,6 +66,7 @@ class TextProcess:
             settings: Of the environment.
             reference: The reference model.
             scorer: Scores finished completions.
+            potential: Scores unfinished ones, by which rewards are shaped; None where they are not.
             width: The most tokens of a text, prompt included.
             prompt: Stands in for the rows' prompts until they have one.
             worlds: What answers the rows' turns; None where nothing does.
@@ -74,6 +77,7 @@ class TextProcess:
         self.settlement = Settlement(reference, scorer, self.endings, settings)
         self.behavior = Behavior(settings, num_envs, reference.vocab_size)
         self.next_tokens = NextTokens(reference, settings, num_envs)
+        self._shaping = None if potential is None else Shaping(potential, self.settlement, settings)
         self.worlds = worlds
         self.turns = TurnEncoder(reference, chat=settings.chat)
         self.episodes = EpisodeBatch.empty(
@@ -99,6 +103,10 @@ class TextProcess:
         for row, prompt in zip(rows.tolist(), prompts, strict=True):
             self._before[row] = prompt
         self._reference.forget(rows)
+        if self._shaping is not None:
+            self.begun[rows] = False  # a potential that raises leaves rows that have not begun
+            self._shaping.begin(self.episodes, rows)
+            self.begun[rows] = True
         if self._settings.masks_actions:
             self.next_tokens.read(self.episodes, rows)
 
@@ -141,7 +149,12 @@ class TextProcess:
         rewards = np.zeros(self._num_envs)
         if settings.kl_mode == "dense":
             rewards[rows] = -episodes.kl_coefs[rows] * episodes.kl[rows, at]
-        return rewards, self._settle(self._end(rows, chosen, rewards), rewards)
+        over = self._end(rows, chosen, rewards)
+        if self._shaping is not None:
+            self.begun[rows], self._writing = False, None  # as where a reward raises
+            rewards[rows] += self._shaping.pay(episodes, rows, over, self._turn_sizes[rows] == 0)
+            self.begun[rows] = True
+        return rewards, self._settle(over, rewards)
 
     def _kl(
         self, rows: IntArray, log_probs: NDArray[Any], ref_log_probs: NDArray[Any], distributions: NDArray[Any] | None

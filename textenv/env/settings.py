@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -11,10 +12,12 @@ from annotated_types import Interval
 from textenv.types import KLEstimator, KLMode, TextEnvError
 from textenv.validation import Count, NonEmpty, NonNegative, Positive, Probability, Temperature, build, validate
 
-__all__ = ["WORLD_SETTINGS", "TextEnvSettings", "as_one_reward"]
+__all__ = ["POTENTIAL_SETTINGS", "WORLD_SETTINGS", "TextEnvSettings", "as_one_reward", "unshaped"]
 
 WORLD_SETTINGS = ("world", "max_turns", "max_tokens", "context", "turn_discount", "world_workers", "world_timeout")
 """Settings that say something only where a world answers."""
+POTENTIAL_SETTINGS = ("potential", "potential_every", "potential_discount")
+"""Settings of the shaping, which say nothing of an environment that texts are only written and measured in."""
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -40,6 +43,12 @@ class TextEnvSettings:
             (see ``textenv.types.Reward``); or a list of these, which are added up. None for ``"learned"``, or with a
             world for what the world pays alone.
         reward_weights: A number for each of a list of rewards, by which it is multiplied; None for 1 each.
+        potential: Anything that ``reward`` takes, as the potential of unfinished texts: rewards are shaped by it, which
+            leaves the optimum where it is and is no part of the score (see ``textenv.env.potential``). None for none.
+        potential_every: Tokens after which the potential is asked, or ``"turn"``: at the end of each turn, where a
+            world answers.
+        potential_discount: Discount of the shaping. It has to be the agent's own, ``gamma``, or else the optimum moves;
+            between turns it is multiplied by ``turn_discount``.
         world: What answers the agent at the end of each turn (see ``textenv.types.World``): a name, a JSON mapping with
             ``name`` and arguments, ``"gymnasium:ID"`` and other prefixes of ``textenv.worlds.adapters``,
             ``"package.module:Class"``, or a class or function that makes one. None for texts that nobody answers: an
@@ -76,6 +85,9 @@ class TextEnvSettings:
     chat: bool = False
     reward: Any = None
     reward_weights: tuple[float, ...] | None = None
+    potential: Any = None
+    potential_every: Count | Literal["turn"] = 1
+    potential_discount: Probability = 1.0
     world: Any = None
     max_turns: Count = 8
     max_tokens: Count | None = None
@@ -116,8 +128,30 @@ class TextEnvSettings:
         validate(self)
         object.__setattr__(self, "reward", as_one_reward(self.reward, self.reward_weights))
         object.__setattr__(self, "reward_weights", None)  # it is in the reward now
+        object.__setattr__(self, "potential", as_one_reward(self.potential, None))
         if self.reward is None and self.world is None:
             object.__setattr__(self, "reward", "learned")
+        self._check_potential()
+
+    def _check_potential(self) -> None:
+        every = self.potential_every
+        if self.potential is None:
+            for field in dataclasses.fields(self):
+                if field.name in POTENTIAL_SETTINGS and getattr(self, field.name) != field.default:
+                    value = getattr(self, field.name)
+                    raise TextEnvError(f"{field.name}={value!r} says something of a potential; give a potential too.")
+            return
+        turns = 1 if self.world is None else self.max_turns
+        if every == "turn" and turns == 1:
+            raise TextEnvError(
+                "potential_every='turn', and an episode is one turn: the potential would be asked nowhere between its "
+                "beginning and its end. Give a number of tokens, or a world and at least 2 max_turns."
+            )
+        if every != "turn" and every >= (most := turns * self.max_new_tokens):
+            raise TextEnvError(
+                f"potential_every={every}, and an episode has at most {most} tokens: the potential would be asked "
+                f"nowhere between its beginning and its end. Expected less than {most}."
+            )
 
     @property
     def masks_actions(self) -> bool:
@@ -156,3 +190,8 @@ def as_one_reward(reward: Any, weights: Sequence[float] | None) -> Any:
         return reward
     mix = {"name": "weighted_sum", "rewards": list(reward) if listed else [reward]}
     return mix if weights is None else {**mix, "weights": list(weights)}
+
+
+def unshaped(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of ``gymnasium.make`` without those of the shaping: for texts that nobody learns from."""
+    return {name: value for name, value in keywords.items() if name not in POTENTIAL_SETTINGS}

@@ -11,7 +11,7 @@ from textenv.env.scoring import Score, Scorer
 from textenv.env.settings import TextEnvSettings
 from textenv.env.turns import context_of, joined
 from textenv.models.causal_lm import CausalLM
-from textenv.types import Episode, IntArray
+from textenv.types import Episode, IntArray, Turn
 
 __all__ = ["Settlement", "in_parts"]
 
@@ -84,6 +84,20 @@ class Settlement:
         ids = episodes.completion_ids(row)
         return self._episode(episodes, row, ids, self._completion(episodes, row, ids), self._scorer.no_score)
 
+    def completion(self, batch: EpisodeBatch, row: int) -> str:
+        """Return the text of a row's episode after its prompt, as the reward is given it."""
+        return self._completion(batch, row, batch.completion_ids(row))
+
+    def turns_so_far(self, batch: EpisodeBatch, row: int) -> tuple[Turn, ...]:
+        """Return the turns of a row's episode in which a world answers, the one that goes on as if it ended here."""
+        turns = batch.turns[row]
+        size = int(batch.sizes[row]) - sum(turn.tokens for turn in turns)
+        if not size:
+            return turns
+        before, written = batch.spans(row)[-1]
+        text, _ = self._endings.completion_text(context_of(self._reference, before), written)
+        return (*turns, Turn(text, size, "length", "", (), 0.0))
+
     def _completion(self, batch: EpisodeBatch, row: int, ids: list[int]) -> str:
         """Return the text of a row's episode after its prompt, cut before the stop string that has ended it.
 
@@ -109,7 +123,7 @@ class Settlement:
 
     def _episode(self, batch: EpisodeBatch, row: int, ids: list[int], completion: str, score: Score) -> Episode:
         prompt, size = batch.prompts[row], len(ids)
-        rewards = batch.paid[row, :size] - batch.kl_coefs[row] * batch.kl[row, :size]
+        rewards = batch.paid[row, :size] + batch.shaping[row, :size] - batch.kl_coefs[row] * batch.kl[row, :size]
         if score.tokens:
             rewards += score.tokens
         else:
@@ -131,6 +145,7 @@ class Settlement:
             scores=score.parts,
             logged=score.logged,
             metrics=score.metrics,
+            shaping=() if self._settings.potential is None else tuple(batch.shaping[row, :size].tolist()),
         )
 
 

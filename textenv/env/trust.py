@@ -43,20 +43,25 @@ class Source:
     trust: bool
     how: str = "--trust"
 
-    def reward(self, spec: Any) -> Any:
-        """Check the specification of a reward, those inside it (of a weighted sum, say) included."""
+    def reward(self, spec: Any, kind: str = "reward") -> Any:
+        """Check the specification of a reward, those inside it (of a weighted sum, say) included.
+
+        Args:
+            spec: The specification.
+            kind: What it is called in messages.
+        """
         if isinstance(spec, list | tuple):
             for inner in spec:
-                self.reward(inner)
+                self.reward(inner, kind)
             return spec
-        self._name("reward", spec, "imports a module")
+        self._name(kind, spec, "imports a module")
         if isinstance(spec, Mapping):
             for value in (spec.get(key) for key in ("reward", "rewards")):
                 for inner in value if isinstance(value, list | tuple) else () if value is None else (value,):
-                    self.reward(inner)
+                    self.reward(inner, kind)
             for text in _texts(spec):
                 if _VARIABLE.search(text):
-                    self._refuse("reward", text, "reads an environment variable")
+                    self._refuse(kind, text, "reads an environment variable")
         return spec
 
     def world(self, spec: Any) -> Any:
@@ -93,12 +98,12 @@ class Source:
         return name
 
     def settings(self, values: Any) -> dict[str, Any]:
-        """Check keywords of ``gymnasium.make``: reward and world, and texts that another environment may look up."""
+        """Check keywords of ``gymnasium.make``: rewards and world, and texts that another environment may look up."""
         if not isinstance(values, Mapping):
             raise TextEnvError(f"{self.path}: settings {values!r}: expected an object.")
         for name, value in values.items():
-            if name == "reward":
-                self.reward(value)
+            if name == "reward" or (name == "potential" and value is not None):
+                self.reward(value, name)
             elif name == "world" and isinstance(value, str | Mapping):
                 self.world(value)
             elif name == "world" or name not in _OURS:  # ours name files and models, which are read and not run

@@ -28,6 +28,7 @@ from textenv.env.endings import Endings
 from textenv.env.episodes import Written
 from textenv.env.handle import unwrap, with_handles
 from textenv.env.kl import AdaptiveKL
+from textenv.env.potential import make_potential
 from textenv.env.process import TextProcess
 from textenv.env.reference import load_reference
 from textenv.env.render import color_is_shown, to_ansi
@@ -68,12 +69,16 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     ``score + kl_coef * log pi_ref``, a function of state and action alone; an agent with an entropy bonus of
     ``kl_coef`` then optimizes the same objective.
 
+    With a ``potential`` every token is also paid what ``textenv.env.potential`` says, which moves no optimum.
+
     At each step ``info`` holds ``kl``, ``logprob`` and ``ref_logprob`` of the token (with ``kl_mode="lump"`` at the end
     of an episode only), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the
     model reads. At the end of an episode it also holds ``score``, ``stop_reason``, ``completion``, ``completion_ids``,
     ``token_kl`` and ``token_rewards``: what each token earned, also where ``kl_mode="lump"`` or a reward that scores
     tokens pays all at the end. ``logged`` holds what the reward has logged, by name; ``scores`` those of its parts, if
-    it has any, None where one does not apply. With a world there is ``turns`` too, see ``textenv.types.Turn``.
+    it has any, None where one does not apply. With a world there is ``turns`` too, see ``textenv.types.Turn``. With a
+    potential ``shaping`` is what it has paid for the token, at the same steps as ``kl``, and at the end
+    ``token_shaping`` for each.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
@@ -115,6 +120,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """What answers the rows; None where nothing does."""
         self._starts = make_starts(given, self.reference, self.worlds)
         self.scorer.check_columns(self._starts.prompts)
+        self.potential = make_potential(given, self._starts.prompts, str(self.reference.device))
+        """Scores unfinished completions, by which rewards are shaped; None where they are not."""
         self.max_prompt_tokens = self._starts.max_prompt_tokens
         self.width = room(given, self.max_prompt_tokens, self.reference)
         """The most tokens of an observation."""
@@ -132,6 +139,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             settings=given,
             reference=self.reference,
             scorer=self.scorer,
+            potential=self.potential,
             width=self.width,
             prompt=self._starts.stand_in,
             worlds=self.worlds,
@@ -246,7 +254,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._generators[row] = generator
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next episodes depend on, as JSON values: generators, KL coefficient, the reward's state.
+        """Return what the next episodes depend on, as JSON values: generators, KL coefficient, the rewards' states.
 
         It is taken between episodes: after ``load_state_dict`` comes a ``reset``.
         """
@@ -255,6 +263,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             "kl_coef": self.kl_controller.coef,
             "reward": self.scorer.state(),
             **({} if self.worlds is None else {"worlds": self.worlds.state()}),
+            **({} if self.potential is None else {"potential": self.potential.state()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -269,6 +278,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             raise TextEnvError(
                 f"The state is of {len(state['generators'])} rows, this environment has {self.num_envs}."
             )
+        if ("potential" in state) is (self.potential is None):
+            has, lacks = ("no potential", "one") if self.potential is None else ("a potential", "none")
+            raise TextEnvError(f"This environment has {has}, and the state is of one with {lacks}; make it the same.")
         for row, saved in enumerate(state["generators"]):
             if saved is not None:  # into the generator that is there: it may be the np_random of a TextEnv
                 self._generator(row).bit_generator.state = saved
@@ -276,6 +288,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.scorer.load_state(state["reward"])
         if self.worlds is not None:
             self.worlds.load_state(state["worlds"])
+        if self.potential is not None:
+            self.potential.load_state(state["potential"])
         self._process.clear()
 
     def render(self) -> tuple[str, ...] | None:
@@ -397,7 +411,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         going = rows[~process.done[rows]] if len(ended) else rows
         infos: dict[str, Any] = {}
         if self.settings.kl_mode == "dense" and len(going):
-            step_infos.add_tokens(infos, process.episodes, going)
+            step_infos.add_tokens(infos, process.episodes, going, shaped=self.potential is not None)
         if len(waiting):
             terminations[waiting] = truncations[waiting] = False
             process.finished[waiting] = None

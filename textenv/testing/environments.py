@@ -182,6 +182,7 @@ class EnvironmentContract:
         for seed in range(5):
             trace = self.play(env, seed)
             expected = trace.info["score"] - coef * math.fsum(trace.info["token_kl"])
+            expected += math.fsum(trace.info.get("token_shaping", ()))
             assert math.fsum(trace.rewards) == pytest.approx(expected, abs=self.tolerance)
             assert math.fsum(trace.info["token_rewards"]) == pytest.approx(expected, abs=self.tolerance)
 
