@@ -24,25 +24,23 @@ from textenv.worlds import find
 WORLD, HIGHEST, TURNS = "gem:game:GuessTheNumber-v0-easy", 10, 4
 
 
-def play_at_random(seed: int) -> list[str]:
-    """Return what was said in a game of random guesses, a text for each turn: what is read, and the guess behind it."""
+def play_at_random(seed: int) -> str:
+    """Return all that is said in a game of random guesses, each of which ends with its line."""
     world, guesses = find(WORLD)[1](), random.Random(seed)
     said, _ = world.reset(seed=seed)
-    told, over = [], False
+    told, over = said, False
     while not over:
         guess = f"\\boxed{{{guesses.randint(1, HIGHEST)}}}"
-        told.append(said + guess)
         said, _, terminated, truncated, _ = world.step(guess)
-        over = terminated or truncated
-    return [*told, said]
+        told, over = f"{told}{guess}\n{said}", terminated or truncated
+    return told
 
 
-def main(out: Path = Path("runs/gem"), games: int = 2000, seeds: int = 1, total_steps: int = 40_000) -> None:
+def main(out: Path = Path("runs/gem"), games: int = 2000, seeds: int = 1, total_steps: int = 60_000) -> None:
     model, texts = out / "model", out / "games.jsonl"
     if not (model / "model.safetensors").exists():
         out.mkdir(parents=True, exist_ok=True)
-        turns = (turn for seed in range(games) for turn in play_at_random(seed))  # one ends with the end of sequence
-        texts.write_text("".join(json.dumps({"text": turn}) + "\n" for turn in turns))
+        texts.write_text("".join(json.dumps({"text": play_at_random(seed)}) + "\n" for seed in range(games)))
         pretrain(
             PretrainConfig(
                 files=(texts,),
@@ -62,9 +60,9 @@ def main(out: Path = Path("runs/gem"), games: int = 2000, seeds: int = 1, total_
         "label": WORLD,
         "settings": {
             "model": str(model), "world": WORLD, "max_turns": TURNS, "max_new_tokens": 8, "max_tokens": 400,
-            "kl_coef": 0.01,
+            "stop": "\n", "kl_coef": 0.01,
         },
-        "agent_settings": {"learning_rate": 1e-3},
+        "agent_settings": {"learning_rate": 1e-3, "epochs": 2},
     }  # fmt: skip
     grpo = {"name": "grpo", "label": "grpo, by turn", "settings": {"credit": "turn"}}
     compare(
