@@ -28,6 +28,7 @@ from textenv.env.endings import Endings
 from textenv.env.episodes import Written
 from textenv.env.handle import unwrap, with_handles
 from textenv.env.kl import AdaptiveKL
+from textenv.env.picture import to_picture
 from textenv.env.process import TextProcess
 from textenv.env.reference import load_reference
 from textenv.env.render import color_is_shown, to_ansi
@@ -75,7 +76,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     a world there is ``turns`` too, see ``textenv.types.Turn``.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
 
     def __init__(
         self,
@@ -91,7 +92,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             num_envs: Number of texts written side by side.
             autoreset_mode: What follows the end of an episode. In ``DISABLED`` a finished row ignores its actions, at
                 hardly any cost, until ``reset(options={"reset_mask": ...})``.
-            render_mode: ``"ansi"`` has ``render`` return colored text, ``"human"`` prints every finished episode.
+            render_mode: ``"ansi"`` has ``render`` return colored text, ``"rgb_array"`` pictures of the text, and
+                ``"human"`` prints every finished episode.
             **settings: Those of ``textenv.env.settings.TextEnvSettings``.
 
         Raises:
@@ -277,21 +279,28 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self.worlds.load_state(state["worlds"])
         self._process.clear()
 
-    def render(self) -> tuple[str, ...] | None:
-        """Return each row's episode, unfinished or over, as colored text (``"ansi"``), or print it (``"human"``)."""
+    def render(self) -> tuple[str, ...] | tuple[NDArray[np.uint8], ...] | None:
+        """Show each row's episode, unfinished or over.
+
+        Returns:
+            Of each row colored text (``"ansi"``) or a picture (``"rgb_array"``), red, green and blue, of the same shape
+            ``textenv.env.picture.PICTURE_SIZE`` throughout; None where it is printed (``"human"``) or not shown.
+        """
         if self.render_mode is None:
             return None
-        process, color = self._process, self.render_mode == "ansi" or color_is_shown()
-        frames = tuple(
-            to_ansi(
-                over or process.settlement.unfinished(process.episodes, row), color=color, finished=over is not None
-            )
+        process = self._process
+        shown = [
+            (over or process.settlement.unfinished(process.episodes, row), over is not None)
             for row, over in enumerate(process.finished)
-        )
+        ]
+        if self.render_mode == "rgb_array":
+            return tuple(to_picture(episode, finished=finished) for episode, finished in shown)
+        color = self.render_mode == "ansi" or color_is_shown()
+        texts = tuple(to_ansi(episode, color=color, finished=finished) for episode, finished in shown)
         if self.render_mode == "human":
-            print("\n".join(frames))
+            print("\n".join(texts))
             return None
-        return frames
+        return texts
 
     @property
     def last_episodes(self) -> tuple[Episode | None, ...]:
