@@ -26,6 +26,7 @@ from textenv.env.arguments import (
 )
 from textenv.env.endings import Endings
 from textenv.env.episodes import Written
+from textenv.env.fixed_infos import FixedInfos
 from textenv.env.handle import unwrap, with_handles
 from textenv.env.kl import AdaptiveKL
 from textenv.env.picture import to_picture
@@ -73,7 +74,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     of an episode only), ``action_mask`` with ``top_k`` or ``top_p``, and after a reset ``prompt``, the text that the
     model reads. At the end of an episode it also holds ``score``, ``stop_reason``, ``completion``, ``completion_ids``,
     ``token_kl`` and ``token_rewards``: what each token earned, also where ``kl_mode="lump"`` pays all at the end. With
-    a world there is ``turns`` too, see ``textenv.types.Turn``.
+    a world there is ``turns`` too, see ``textenv.types.Turn``. With ``info="fixed"`` all of this is numbers and padded
+    arrays with the same keys at every step, see ``textenv.env.fixed_infos.FixedInfos``.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
@@ -127,6 +129,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.single_action_space = spaces.Discrete(vocab)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        sizes = {"most_tokens": self.most_tokens, "vocab_size": vocab}
+        self._fixed_infos = FixedInfos(given, **sizes) if given.info == "fixed" else None
         self._generators: list[np.random.Generator | None] = [None] * self.num_envs
         self._process = TextProcess(
             self.num_envs,
@@ -379,7 +383,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._process.finished[rows] = None
         infos: dict[str, Any] = {}
         self._begin(rows, infos, given)
-        return self._process.episodes.observation(), infos
+        return self._process.episodes.observation(), self._told(infos, rows)
 
     def step(self, actions: IntArray) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Append a token to every row.
@@ -415,7 +419,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.has_action_masks and len(going):
             process.next_tokens.read(process.episodes, going)
             self._add_masks(infos, going)
-        return process.episodes.observation(), rewards, terminations, truncations, infos
+        told = self._told(infos, rows, waiting)
+        return process.episodes.observation(), rewards, terminations, truncations, told
 
     def close_extras(self, **_: Any) -> None:
         """Close the worlds."""
@@ -448,6 +453,14 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             last = {"input_ids": ids[row].copy(), "attention_mask": mask[row].copy()}
             infos.update(self._add_info(infos, {"final_obs": last, "final_info": info}, row))
         self._begin(rows, infos)
+
+    def _told(self, infos: dict[str, Any], *rows: IntArray) -> dict[str, Any]:
+        """Return the infos in the form of the setting ``info``; ``rows`` have begun an episode or written a token."""
+        if self._fixed_infos is None:
+            return infos
+        present = np.zeros(self.num_envs, dtype=bool)
+        present[np.concatenate(rows)] = True
+        return self._fixed_infos.of(infos, present)
 
     def _add_masks(self, infos: dict[str, Any], rows: IntArray) -> None:
         masks = self._process.next_tokens.masks
