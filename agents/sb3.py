@@ -326,6 +326,7 @@ class TextVecEnv(VecEnv):
         self._actions: IntArray = np.zeros(0, dtype=np.int64)
         self._shown: Observation = {}
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self.metadata["render_fps"] = envs.metadata["render_fps"]
 
     def reset(self) -> VecEnvObs:
         """Begin new episodes, with the seeds of ``seed`` and the options of ``set_options``, each used once.
@@ -408,8 +409,11 @@ class TextVecEnv(VecEnv):
         return [False] * len(self._rows(indices))
 
     def get_images(self) -> Sequence[NDArray[Any] | None]:
-        """Return None for each row: text has no picture."""
-        return [None] * self.num_envs
+        """Return a picture of each row's text with ``render_mode="rgb_array"``; None for each with any other."""
+        if self.text_env.render_mode != "rgb_array":
+            return [None] * self.num_envs
+        pictures: Any = self.envs.render()
+        return list(pictures)
 
     def _rows(self, indices: VecEnvIndices) -> list[int]:
         return list(self._get_indices(indices))

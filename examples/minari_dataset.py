@@ -20,7 +20,9 @@ from textenv.models.policy import TextPolicy
 
 def main(episodes: int = 32, max_new_tokens: int = 12, seed: int = 0, name: str = "textenv/reference-v0") -> None:
     os.environ.setdefault("MINARI_DATASETS_PATH", tempfile.mkdtemp())
-    env = DataCollector(gym.make("textenv/MovieReview-v0", max_new_tokens=max_new_tokens))
+    env = DataCollector(
+        gym.make("textenv/MovieReview-v0", max_new_tokens=max_new_tokens, info="fixed"), record_infos=True
+    )
     policy = TextPolicy.of_reference(env.unwrapped.batch)
     env.unwrapped.attach_policy(policy)
     generator = torch.Generator().manual_seed(seed)
@@ -42,6 +44,7 @@ def main(episodes: int = 32, max_new_tokens: int = 12, seed: int = 0, name: str 
         assert np.allclose(found.rewards, rewards)
         assert found.observations["input_ids"].shape[0] == len(found.actions) + 1
         assert bool(found.terminations[-1])
+        assert np.allclose(found.infos["score"][-1], before.score)
     again = dataset.recover_environment()
     assert again.observation_space == env.observation_space
     print(f"{dataset.total_episodes} episodes, {dataset.total_steps} tokens, the same when read back")

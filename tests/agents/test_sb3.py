@@ -754,6 +754,59 @@ def test_features_of_tokens(folder: str) -> None:
         TokenFeatures(gym.spaces.Box(0, 1, (3,)))
 
 
+# -- worlds of several turns ---------------------------------------------------------------------------------------
+
+
+class Asks:
+    """A world of three turns that pays for every letter e."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        self.turn = 0
+        return "the film", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.turn += 1
+        return " a plot", action.count("e") / 4, self.turn == 3, False, {}
+
+
+def in_turns(folder: str, num_envs: int = 4, world: Any = "guess_number", **settings: Any) -> Any:
+    keywords = {"world": world, "max_turns": 3, "max_new_tokens": 4, "max_tokens": 80, **settings}
+    return gym.make_vec("textenv/Text-v0", num_envs=num_envs, model=folder, **keywords)
+
+
+@pytest.mark.parametrize("world", ["guess_number", "word_memory"])
+@pytest.mark.parametrize("kind", [PPO, A2C, MaskablePPO])
+def test_in_a_world_the_kl_is_0_and_the_first_ratio_1(folder: str, kind: Any, world: str) -> None:
+    masked = kind is MaskablePPO
+    envs = in_turns(folder, world=world, **({"top_k": 9} if masked else {}))
+    agent = make_agent(folder, TextVecEnv(envs), kind, n_steps=24)
+    rollout = collected(agent)
+    infos = [info for step in rollout["infos"] for info in step]
+    assert max(abs(info["kl"]) for info in infos) < 1e-5
+    finished = [info for info in infos if "turns" in info]
+    assert len(finished) > 2
+    assert max(len(info["turns"]) for info in finished) == 3
+    for batch in agent.rollout_buffer.get(20):
+        masks = {"action_masks": batch.action_masks} if masked else {}
+        actions = batch.actions.long().flatten()
+        _, log_probs, _ = agent.policy.evaluate_actions(batch.observations, actions, **masks)
+        assert ((log_probs - batch.old_log_prob).exp() - 1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C, MaskablePPO])
+def test_it_learns_in_a_world(folder: str, kind: Any) -> None:
+    settings = {"top_k": 100} if kind is MaskablePPO else {}
+    envs = VecMonitor(TextVecEnv(in_turns(folder, 32, Asks, kl_coef=0.0, **settings)))
+    rates = {"embedding_rate": 0.1, "value_rate": 0.3}
+    steps = {"n_steps": 12} if kind is A2C else {"n_steps": 12, "batch_size": 192}
+    agent = make_agent(folder, envs, kind, learning_rate=1e-2, gae_lambda=1.0, policy_kwargs=rates, **steps)
+    watch = Watch()
+    agent.learn(6000, callback=watch)
+    finished = [info for infos in watch.infos for info in infos if "turns" in info]
+    paid = [sum(turn.reward for turn in info["turns"]) for info in finished]
+    assert np.mean(paid[-60:]) > 2 * np.mean(paid[:60]) > 0
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 

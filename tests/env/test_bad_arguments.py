@@ -71,7 +71,7 @@ def test_a_keyword(name: str, value: Any, tiny_lm: CausalLM) -> None:
         gym.make("textenv/Text-v0", **settings(tiny_lm, **{name: value}))
 
 
-@pytest.mark.parametrize("mode", ["rgb_array", "ANSI", "", 3, True, ["ansi"]], ids=plain)
+@pytest.mark.parametrize("mode", ["rgb", "rgb_array_list", "ANSI", "", 3, True, ["ansi"]], ids=plain)
 @pytest.mark.parametrize("cls", [TextEnv, TextVectorEnv])
 def test_a_render_mode(cls: Any, mode: Any, tiny_lm: CausalLM) -> None:
     with one_line("render_mode="):
@@ -256,16 +256,3 @@ def test_what_is_no_registration(id: Any, record: Any) -> None:
 def test_what_is_no_id(id: Any) -> None:
     with one_line("env="):
         textenv.env.registry.record_of(id)
-
-
-def test_stable_baselines3_goes_on_without_a_render_mode(tiny_lm: CausalLM) -> None:
-    from stable_baselines3.common.env_util import make_vec_env
-
-    with pytest.raises(TypeError, match=r"render_mode='rgb_array': expected 'ansi', 'human' or None"):
-        TextEnv(render_mode="rgb_array", **settings(tiny_lm))  # type: ignore[arg-type]
-    handle = textenv.Handle(tiny_lm)
-    keywords = {**settings(tiny_lm), "model": handle, "reward": textenv.Handle(zeros)}
-    with pytest.warns(UserWarning, match="rgb_array"):
-        envs = make_vec_env("textenv/Text-v0", n_envs=2, env_kwargs=keywords)
-    obs: Any = envs.reset()
-    assert obs["input_ids"].shape[0] == 2

@@ -606,7 +606,7 @@ def test_reset_says_what_is_wrong_with_its_options_and_changes_nothing(
         ({"max_new_token": 3}, "Did you mean 'max_new_tokens'"),
         ({"num_envs": 2}, "make_vec"),
         ({"autoreset_mode": AutoresetMode.DISABLED}, "make_vec"),
-        ({"render_mode": "rgb_array"}, "render_mode='rgb_array'"),
+        ({"render_mode": "depth_array"}, "render_mode='depth_array'"),
         ({"max_prompt_tokens": 2}, "'a plot that was thin' takes"),
         ({"max_new_tokens": 1000}, "the model takes 128"),
         ({"model": "no/such folder"}, "no/such folder"),

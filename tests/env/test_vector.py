@@ -79,8 +79,16 @@ def assert_equal(mine: Any, theirs: Any, where: str = "") -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"kl_mode": "lump"}, {"top_k": 20}, {"stop": "e", "missing_eos_penalty": 1.0}],
-    ids=["dense", "lump", "masks", "stop"],
+    [
+        {},
+        {"kl_mode": "lump"},
+        {"top_k": 20},
+        {"stop": "e", "missing_eos_penalty": 1.0},
+        {"info": "fixed"},
+        {"info": "fixed", "top_k": 20},
+        {"info": "fixed", "kl_mode": "lump"},
+    ],
+    ids=["dense", "lump", "masks", "stop", "fixed", "fixed-masks", "fixed-lump"],
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_the_vector_of_single_environments(

@@ -12,15 +12,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from textenv.clips.segments import Segment, as_action
 from textenv.data.files import write_atomically
 from textenv.types import TextEnvError
-
-try:
-    from PIL import Image
-except ModuleNotFoundError as error:
-    raise TextEnvError(f"Drawing clips needs Pillow ({error}). Run: pip install 'textenv[clips]'") from error
 
 __all__ = ["Player", "write_animation"]
 

@@ -58,7 +58,7 @@ def train(
         described = _check_folder(config)
         people = None
         if judge is None and config.store is not None and config.reward == "learned":
-            from textenv.clips.people import People  # noqa: PLC0415 (draws clips, which needs Pillow)
+            from textenv.clips.people import People  # noqa: PLC0415 (draws clips, which is slow to import)
 
             judge = people = People(config.store, config.out, config.task, config.task_settings)
             stack.callback(people.close)

@@ -35,8 +35,8 @@ __all__ = [
 
 C = TypeVar("C")
 
-ENV_FIELDS = ("model", "prompts", "reward")
-"""Settings of an environment that commands have as flags of their own."""
+ENV_FIELDS = ("model", "prompts", "reward", "info")
+"""Settings of an environment that commands have as flags of their own; and the form of infos, which none reads."""
 
 TRAINING: dict[str, Any] = {"kl_mode": "lump"}
 """Defaults of training: paying an episode's KL at its end takes less computation, and the total is the same."""

@@ -12,7 +12,6 @@ from textenv.types import IntArray, TextEnvError, short
 
 __all__ = [
     "RenderMode",
-    "RenderModeError",
     "as_autoreset_mode",
     "as_options",
     "as_render_mode",
@@ -21,15 +20,7 @@ __all__ = [
     "as_token_ids",
 ]
 
-RenderMode: TypeAlias = Literal["ansi", "human"]
-
-
-class RenderModeError(TextEnvError, TypeError):
-    """A render mode that there is not; a ``TypeError`` too.
-
-    Stable-Baselines3's ``make_vec_env`` asks every environment for ``"rgb_array"``, and makes it without a render mode
-    after a ``TypeError`` alone.
-    """
+RenderMode: TypeAlias = Literal["ansi", "human", "rgb_array"]
 
 
 def as_row_count(value: Any) -> int:
@@ -47,11 +38,11 @@ def as_render_mode(value: Any) -> RenderMode | None:
     """Return a render mode.
 
     Raises:
-        RenderModeError: There is none of that name.
+        TextEnvError: There is none of that name.
     """
     modes = get_args(RenderMode)
     if value is not None and value not in modes:
-        raise RenderModeError(f"render_mode={short(value)}: expected {', '.join(map(repr, modes))} or None.")
+        raise TextEnvError(f"render_mode={short(value)}: expected {', '.join(map(repr, modes))} or None.")
     mode: RenderMode | None = value
     return mode
 

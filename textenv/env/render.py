@@ -1,4 +1,4 @@
-"""An episode as colored tokens, in a terminal and as a page.
+"""An episode as colored tokens, in a terminal and as a page; ``textenv.env.picture`` draws it.
 
 Each token of the completion is colored by its KL penalty: red where the policy likes it better than the reference
 does, blue where it likes it less. Tokens that spell one character together are shown as one. A conversation is shown
@@ -22,10 +22,13 @@ from textenv.types import Conversation, Episode, Prompt
 
 __all__ = [
     "ShownTurn",
+    "background",
     "color_is_shown",
+    "figures",
     "prompt_lines",
     "prompt_turns",
     "save_html",
+    "shown_turns",
     "to_ansi",
     "to_html",
     "total_kl",
@@ -83,16 +86,32 @@ def to_ansi(episode: Episode, *, color: bool = True, finished: bool = True, scor
         scored: Whether a reward scored it; without, no score is shown.
     """
     lines = []
-    for turn, places in _conversation(episode):
-        pieces = [(visible(text), kl) for text, _, kl in _pieces(episode, places)]
-        if pieces and not finished:  # the rest of a character is still to be written
-            pieces[-1] = (pieces[-1][0].rstrip(_INCOMPLETE), pieces[-1][1])
-        line = _line(turn)
+    for turn, pieces in shown_turns(episode, finished=finished):
+        line, written = _line(turn), [text for text, _ in pieces]
         if color:
             line = f"\x1b[2m{line}{_RESET}"
-            pieces = [(f"{_background(kl)}{text}{_RESET}", kl) for text, kl in pieces]
-        lines.append(line + "".join(text for text, _ in pieces))
-    return "\n".join(lines) + f"  [{_figures(episode, finished, scored)}]"
+            written = [f"{_on_color(kl)}{text}{_RESET}" for text, kl in pieces]
+        lines.append(line + "".join(written))
+    return "\n".join(lines) + f"  [{figures(episode, finished=finished, scored=scored)}]"
+
+
+def shown_turns(episode: Episode, *, finished: bool) -> list[tuple[ShownTurn, list[tuple[str, float]]]]:
+    """Return the turns of an episode, each with the agent's tokens that follow its text.
+
+    Args:
+        episode: What to show.
+        finished: Whether it is over; otherwise the rest of a character may still have to be written.
+
+    Returns:
+        Of each turn, its role and text as they are, and what its tokens spell, made ``visible``, with the KL in nats.
+    """
+    found = []
+    for turn, places in _conversation(episode):
+        pieces = [(visible(text), kl) for text, _, kl in _pieces(episode, places)]
+        if pieces and not finished:
+            pieces[-1] = (pieces[-1][0].rstrip(_INCOMPLETE), pieces[-1][1])
+        found.append((turn, pieces))
+    return found
 
 
 def to_html(
@@ -194,7 +213,8 @@ def _pieces(episode: Episode, among: range) -> Iterator[tuple[str, range, float]
             begin = place + 1
 
 
-def _figures(episode: Episode, finished: bool, scored: bool) -> str:
+def figures(episode: Episode, *, finished: bool = True, scored: bool = True) -> str:
+    """Return an episode's score, KL, length and end in words; arguments as of ``to_ansi``."""
     kl = f"KL {total_kl(episode):.2f} nats"
     if not finished:
         return f"{kl}, unfinished"
@@ -212,10 +232,15 @@ def _strength(kl: float) -> float:
     return min(abs(kl) / _FULL_COLOR, 1.0) if math.isfinite(kl) else 1.0
 
 
-def _background(kl: float) -> str:
-    """Black text on white that turns red or blue: legible on dark and light terminals alike."""
+def background(kl: float) -> tuple[int, int, int]:
+    """Return white that turns red or blue, on which black text is legible: the color of a token of some KL in nats."""
     rest = round(255 - 150 * _strength(kl))
-    red, green, blue = (255, rest, rest) if kl >= 0 else (rest, rest, 255)
+    return (255, rest, rest) if kl >= 0 else (rest, rest, 255)
+
+
+def _on_color(kl: float) -> str:
+    """Return the escape of black text on its color, legible on dark and light terminals alike."""
+    red, green, blue = background(kl)
     return f"\x1b[38;2;0;0;0;48;2;{red};{green};{blue}m"
 
 

@@ -76,6 +76,9 @@ class TextEnvSettings:
         missing_eos_penalty: Subtracted from the score of an episode whose last turn the token budget ended.
         top_k: Put an ``action_mask`` of the reference's ``k`` likeliest tokens into ``info``.
         top_p: The same, of the fewest tokens that hold this probability.
+        info: ``"full"`` has infos hold what is known at each step, texts included; ``"fixed"`` numbers and padded
+            arrays alone, with the same keys and shapes at every step (see ``textenv.env.fixed_infos``), as libraries
+            that lay infos out as arrays need them.
     """
 
     model: Any = "bundled"
@@ -107,6 +110,7 @@ class TextEnvSettings:
     missing_eos_penalty: float = 0.0
     top_k: Count | None = None
     top_p: Annotated[float, Interval(gt=0, le=1)] | None = None
+    info: Literal["full", "fixed"] = "full"
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> TextEnvSettings:

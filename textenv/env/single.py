@@ -33,7 +33,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         """Make the environment.
 
         Args:
-            render_mode: ``"ansi"`` has ``render`` return colored text, ``"human"`` prints every finished episode.
+            render_mode: ``"ansi"`` has ``render`` return colored text, ``"rgb_array"`` a picture of the text, and
+                ``"human"`` prints every finished episode.
             **settings: Those of ``textenv.env.settings.TextEnvSettings``.
 
         Raises:
@@ -144,8 +145,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         """Close the world, if there is one."""
         self._batch.close()
 
-    def render(self) -> str | None:
-        """Return the episode as colored text (``"ansi"``) or print it (``"human"``)."""
+    def render(self) -> str | NDArray[np.uint8] | None:
+        """Return the episode as colored text (``"ansi"``) or a picture (``"rgb_array"``), or print it (``"human"``)."""
         frames = self._batch.render()
         return frames[0] if frames else None
 

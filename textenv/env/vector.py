@@ -26,8 +26,10 @@ from textenv.env.arguments import (
 )
 from textenv.env.endings import Endings
 from textenv.env.episodes import Written
+from textenv.env.fixed_infos import FixedInfos
 from textenv.env.handle import unwrap, with_handles
 from textenv.env.kl import AdaptiveKL
+from textenv.env.picture import to_picture
 from textenv.env.potential import make_potential
 from textenv.env.process import TextProcess
 from textenv.env.reference import load_reference
@@ -78,10 +80,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     tokens pays all at the end. ``logged`` holds what the reward has logged, by name; ``scores`` those of its parts, if
     it has any, None where one does not apply. With a world there is ``turns`` too, see ``textenv.types.Turn``. With a
     potential ``shaping`` is what it has paid for the token, at the same steps as ``kl``, and at the end
-    ``token_shaping`` for each.
+    ``token_shaping`` for each. With ``info="fixed"`` all of this is numbers and padded arrays with the same keys at
+    every step, see ``textenv.env.fixed_infos.FixedInfos``.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)
 
     def __init__(
         self,
@@ -97,7 +100,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             num_envs: Number of texts written side by side.
             autoreset_mode: What follows the end of an episode. In ``DISABLED`` a finished row ignores its actions, at
                 hardly any cost, until ``reset(options={"reset_mask": ...})``.
-            render_mode: ``"ansi"`` has ``render`` return colored text, ``"human"`` prints every finished episode.
+            render_mode: ``"ansi"`` has ``render`` return colored text, ``"rgb_array"`` pictures of the text, and
+                ``"human"`` prints every finished episode.
             **settings: Those of ``textenv.env.settings.TextEnvSettings``.
 
         Raises:
@@ -133,6 +137,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.single_action_space = spaces.Discrete(vocab)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._fixed_infos: FixedInfos | None = None
+        if given.info == "fixed":
+            self._fixed_infos = FixedInfos(
+                given, parts=self.scorer.part_names, most_tokens=self.most_tokens, vocab_size=vocab
+            )
         self._generators: list[np.random.Generator | None] = [None] * self.num_envs
         self._process = TextProcess(
             self.num_envs,
@@ -292,21 +301,28 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self.potential.load_state(state["potential"])
         self._process.clear()
 
-    def render(self) -> tuple[str, ...] | None:
-        """Return each row's episode, unfinished or over, as colored text (``"ansi"``), or print it (``"human"``)."""
+    def render(self) -> tuple[str, ...] | tuple[NDArray[np.uint8], ...] | None:
+        """Show each row's episode, unfinished or over.
+
+        Returns:
+            Of each row colored text (``"ansi"``) or a picture (``"rgb_array"``), red, green and blue, of the same shape
+            ``textenv.env.picture.PICTURE_SIZE`` throughout; None where it is printed (``"human"``) or not shown.
+        """
         if self.render_mode is None:
             return None
-        process, color = self._process, self.render_mode == "ansi" or color_is_shown()
-        frames = tuple(
-            to_ansi(
-                over or process.settlement.unfinished(process.episodes, row), color=color, finished=over is not None
-            )
+        process = self._process
+        shown = [
+            (over or process.settlement.unfinished(process.episodes, row), over is not None)
             for row, over in enumerate(process.finished)
-        )
+        ]
+        if self.render_mode == "rgb_array":
+            return tuple(to_picture(episode, finished=finished) for episode, finished in shown)
+        color = self.render_mode == "ansi" or color_is_shown()
+        texts = tuple(to_ansi(episode, color=color, finished=finished) for episode, finished in shown)
         if self.render_mode == "human":
-            print("\n".join(frames))
+            print("\n".join(texts))
             return None
-        return frames
+        return texts
 
     @property
     def last_episodes(self) -> tuple[Episode | None, ...]:
@@ -385,7 +401,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._process.finished[rows] = None
         infos: dict[str, Any] = {}
         self._begin(rows, infos, given)
-        return self._process.episodes.observation(), infos
+        return self._process.episodes.observation(), self._told(infos, rows)
 
     def step(self, actions: IntArray) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Append a token to every row.
@@ -421,7 +437,8 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if self.has_action_masks and len(going):
             process.next_tokens.read(process.episodes, going)
             self._add_masks(infos, going)
-        return process.episodes.observation(), rewards, terminations, truncations, infos
+        told = self._told(infos, rows, waiting)
+        return process.episodes.observation(), rewards, terminations, truncations, told
 
     def close_extras(self, **_: Any) -> None:
         """Close the worlds."""
@@ -454,6 +471,14 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             last = {"input_ids": ids[row].copy(), "attention_mask": mask[row].copy()}
             infos.update(self._add_info(infos, {"final_obs": last, "final_info": info}, row))
         self._begin(rows, infos)
+
+    def _told(self, infos: dict[str, Any], *rows: IntArray) -> dict[str, Any]:
+        """Return the infos in the form of the setting ``info``; ``rows`` have begun an episode or written a token."""
+        if self._fixed_infos is None:
+            return infos
+        present = np.zeros(self.num_envs, dtype=bool)
+        present[np.concatenate(rows)] = True
+        return self._fixed_infos.of(infos, present)
 
     def _add_masks(self, infos: dict[str, Any], rows: IntArray) -> None:
         masks = self._process.next_tokens.masks
