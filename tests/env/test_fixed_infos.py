@@ -17,8 +17,8 @@ from textenv import CausalLM, Handle, TextEnv, TextEnvError, TextVectorEnv
 from textenv.types import StopReason
 
 REASONS: tuple[StopReason, ...] = ("eos", "stop", "length", "world", "turns", "context")
-WORLD = {"world": "guess_number", "max_turns": 3, "max_tokens": 80, "max_new_tokens": 4}
-TEXT = {"prompts": ["the film", "it"], "reward": {"name": "length", "target": 3}, "max_new_tokens": 5}
+WORLD: dict[str, Any] = {"world": "guess_number", "max_turns": 3, "max_tokens": 80, "max_new_tokens": 4}
+TEXT: dict[str, Any] = {"prompts": ["the film", "it"], "reward": {"name": "length", "target": 3}, "max_new_tokens": 5}
 
 
 def of_long_texts(completions: list[str], **_: Any) -> list[float | None]:

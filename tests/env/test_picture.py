@@ -84,7 +84,7 @@ def test_turns_have_lines_of_their_own() -> None:
     picture = to_picture(episode("Guess: ", "4", "6", turns=turns))
     lines = ["world: Guess: ", "agent: 4", "world: Higher.", "agent: 6", "tool: Right."]
     for row, line in enumerate(lines):
-        used = (cells(picture, row, slice(None)) < 255).any(axis=(0, 2)).nonzero()[0]
+        used = np.flatnonzero((cells(picture, row, slice(None)) < 255).any(axis=(0, 2)))
         assert used.max() // WIDTH == len(line.rstrip()) - 1
     assert (cells(picture, len(lines), slice(None)) == 255).all()
     assert (cells(picture, 0, slice(5)) != cells(picture, 1, slice(5))).any()  # the roles
@@ -260,7 +260,7 @@ def test_record_video(videos: dict[str, tuple[list[Picture], float]], tiny_lm: C
             *_, terminated, truncated, _ = env.step(env.action_space.sample())
             over = terminated or truncated
             steps[-1] += 1
-    env.close()
+    env.close()  # type: ignore[no-untyped-call]
     assert [len(frames) for frames, _ in videos.values()] == [count + 1 for count in steps]
     assert {fps for _, fps in videos.values()} == {4}
 

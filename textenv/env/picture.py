@@ -62,7 +62,7 @@ class _Glyph(NamedTuple):
     @property
     def cells(self) -> int:
         """How many cells of a line it takes."""
-        return self.shape.shape[1] // _CELL[1]
+        return int(self.shape.shape[1]) // _CELL[1]
 
 
 def to_picture(episode: Episode, *, finished: bool = True) -> NDArray[np.uint8]:
