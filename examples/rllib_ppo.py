@@ -1,4 +1,4 @@
-"""RLlib's PPO on texts of a few letters, its network an MLP on one-hot tokens; how far is it from the optimum?
+"""RLlib's PPO in a dialogue of a few letters, its network an MLP on one-hot tokens; how far is it from the optimum?
 
 pip install 'ray[rllib]' textenv && python examples/rllib_ppo.py
 
@@ -48,10 +48,17 @@ def make(settings: dict[str, Any]) -> gym.Env[Any, Any]:
     return OneHot(gym.make("textenv:textenv/Exact-v0", **settings))  # textenv: imported in RLlib's processes too
 
 
-def main(iterations: int = 10, batch: int = 2_000, vocab_size: int = 5, max_new_tokens: int = 4, seed: int = 0) -> None:
+def main(
+    iterations: int = 10,
+    batch: int = 2_000,
+    vocab_size: int = 5,
+    turns: int = 2,
+    max_new_tokens: int = 2,
+    seed: int = 0,
+) -> None:
     ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     register_env("letters", make)
-    settings = {"vocab_size": vocab_size, "max_new_tokens": max_new_tokens}
+    settings = {"vocab_size": vocab_size, "turns": turns, "max_new_tokens": max_new_tokens}
     env = make(settings)
     tree = Tree.of(env)
     config = PPOConfig().environment("letters", env_config=settings).debugging(seed=seed)
