@@ -51,6 +51,7 @@ def make(settings: dict[str, Any]) -> gym.Env[Any, Any]:
 def main(
     iterations: int = 10,
     batch: int = 2_000,
+    *,
     vocab_size: int = 5,
     turns: int = 2,
     max_new_tokens: int = 2,
