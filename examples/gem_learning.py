@@ -25,8 +25,8 @@ WORLD, HIGHEST, TURNS = "gem:game:GuessTheNumber-v0-easy", 10, 4
 
 
 def play_at_random(seed: int) -> str:
-    """Return all that is said in a game of random guesses, each of which ends with its line."""
-    world, guesses = find(WORLD)[1](), random.Random(seed)
+    """Return all that is said in a game of random guesses, drawn apart from the number; each ends with its line."""
+    world, guesses = find(WORLD)[1](), random.Random(f"guesses {seed}")
     said, _ = world.reset(seed=seed)
     told, over = said, False
     while not over:
