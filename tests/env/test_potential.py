@@ -15,7 +15,6 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from tests.complaints import plain
 from tests.conftest import build_lm
@@ -217,7 +216,7 @@ class Process:
                 share = gamma * (turn_discount if turned else 1.0)
                 q[token] = reward + (0.0 if following is None else share * found[following][0])
             logits = self.log_probs(np.array([state]))[0] + q / self.beta
-            value = float(logsumexp(logits))
+            value = np.logaddexp.reduce(logits).item()
             found[state] = self.beta * value, np.exp(logits - value)
         return found
 
