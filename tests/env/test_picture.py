@@ -199,6 +199,7 @@ def test_the_vector_environment_has_a_picture_a_row(tiny_lm: CausalLM) -> None:
         **settings(tiny_lm, world=None, max_turns=8, max_tokens=None, prompts=["the film", "it"]),
     )  # fmt: skip
     envs.reset(options={"prompt": ["the film", "it"]})
+    pictures: Any = None
     for _ in range(2):  # a finished row goes on being shown as finished
         envs.step(np.array([70, EOS]))
         pictures = envs.render()

@@ -324,7 +324,8 @@ def test_what_does_not_divide_is_refused() -> None:
 def test_a_reward_with_statistics_of_its_own_is_refused() -> None:
     processes = Processes(rank=1, size=2, device=torch.device("cpu"))
     reward = {"name": "clip", "low": -1.0, "high": 1.0, "reward": {"name": "normalize", "reward": "vader"}}
-    for settings in ({"reward": reward}, {"reward": "vader", "potential": reward}):
+    several: list[dict[str, Any]] = [{"reward": reward}, {"reward": "vader", "potential": reward}]
+    for settings in several:
         envs: Any = gym.make("textenv/Text-v0", model=build_lm(), prompts=PROMPTS, **settings)
         with pytest.raises(TextEnvError, match="keeps statistics"):
             PPO(envs, PPOConfig(), processes=processes)

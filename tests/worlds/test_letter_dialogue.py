@@ -20,7 +20,7 @@ class TestLetterDialogue(WorldContract):
 
 def test_answers_are_drawn_as_often_as_it_says() -> None:
     world, count = LetterDialogue(letters="abc", turns=1, answers=3), 4000
-    found = dict.fromkeys("abc", 0)
+    found, first, reward = dict.fromkeys("abc", 0), "", 0.0
     for seed in range(count):
         first, _ = world.reset(seed=seed)
         answer, reward, terminated, truncated, _ = world.step("cb")

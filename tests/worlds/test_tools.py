@@ -223,7 +223,9 @@ def test_a_template_that_takes_tools_writes_them(family: str, template: str, wri
         assert obs["input_ids"][: obs["attention_mask"].sum()].tolist() == rendered(messages)
         over = False
         written = lm.tokenizer(write_call("add", a=2, b=3), add_special_tokens=False)["input_ids"]
-        for token in (*written, end_of_turn(lm.tokenizer)):
+        end = end_of_turn(lm.tokenizer)
+        assert end is not None
+        for token in (*written, end):
             obs, _, over, _, _ = env.step(token)
         assert not over
         said = [*messages, {"role": "assistant", "content": write_call("add", a=2, b=3)}]

@@ -110,7 +110,8 @@ class Call:
         Raises:
             TextEnvError: It is no finite number.
         """
-        plain = value.tolist() if hasattr(value, "tolist") else value
+        given: Any = value
+        plain = given.tolist() if hasattr(given, "tolist") else given
         number = as_number(plain, f"What the reward {reward_name(self.reward)} logged as {name!r}")
         self.metrics.setdefault(str(name), []).append(number)
 
