@@ -61,7 +61,7 @@ def with_tools(
         return messages, tools
     given = f"{messages[0]['content']}\n\n" if messages[0]["role"] == "system" else ""
     rest = messages[1:] if given else messages
-    lines = "\n".join(json.dumps(tool) for tool in tools)
+    lines = "\n".join(json.dumps(tool, allow_nan=False) for tool in tools)
     system = {"role": "system", "content": f"{given}{_TOOLS_BEFORE}{lines}{_TOOLS_BEHIND}"}
     return (system, *rest), ()
 
