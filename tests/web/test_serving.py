@@ -58,7 +58,10 @@ def test_the_reward_is_given_everything() -> None:
 
     assert client_of(spy).post("/score", json=BATCH).json() == {"scores": [1.0, 2.0]}
     columns = BATCH["columns"]
-    assert seen == [{**{name: values for name, values in BATCH.items() if name != "columns"}, **columns}]
+    (batch,) = seen
+    expected = {**{name: values for name, values in BATCH.items() if name != "columns"}, **columns}
+    assert {name: batch[name] for name in expected} == expected
+    assert batch.keys() - expected.keys() == {"log_extra", "log_metric", "trainer_state"}
 
 
 def test_no_texts_have_no_scores() -> None:
