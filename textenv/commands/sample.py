@@ -44,7 +44,7 @@ class Sample(Command):
         html: File to write the episodes to, with every token colored by its KL.
         chat: "yes" takes prompts as messages of a user, and lines, typed or piped, as a conversation. "no" takes every
             line by itself. "auto" is a conversation where lines are typed in a terminal, the model has a chat template,
-            and neither "--samples" nor "--html" nor "--reward" asks for more than the answer.
+            and neither samples nor html nor reward ask for more than the answer.
         system: System message before a prompt, or at the beginning of a conversation.
         device: Where it runs; None for where it was trained.
         max_prompt_tokens: Room for a prompt; None for that of the run, else for the longest prompt that is given, or
