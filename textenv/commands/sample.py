@@ -190,11 +190,11 @@ class Sample(Command):
             return _Writer("textenv/Text-v0", {"model": name}, None, None, None)
         path = run / "config.json"
         source = Source(path, self.trust)
-        config = read_json(path, "settings", "env", "agent", "model", "reward", "prompts")
+        config = read_json(path, "settings", "env", "agent", "model", "reward")
         settings, env, agent = config["settings"], source.env(config["env"]), config["agent"]
         model, reward = config["model"], config["reward"]
         settings = source.settings(unshaped(settings) if isinstance(settings, dict) else settings)
-        if settings.get("world") is not None and config["prompts"] is not None:
+        if settings.get("world") is not None and config.get("prompts") is not None:
             settings["prompts"] = config["prompts"]  # which its world is given
         if model is not None:  # else the environment makes it
             settings["model"] = model
