@@ -197,7 +197,7 @@ class Agent(Actor[ConfigT]):
     @property
     def episodes(self) -> int:
         """Number of episodes an iteration, in all processes together."""
-        return self.config.episodes or self.envs.num_envs * self.processes.size
+        return self.config.episodes or super().episodes
 
     @final
     def optimize(

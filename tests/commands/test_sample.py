@@ -137,21 +137,11 @@ def test_flags_win_over_the_settings_of_a_run(
 def test_a_model_with_a_short_context_takes_what_fits(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def typing(*lines: str) -> None:
-        typed = iter(lines)
-
-        def read(_: str) -> str:
-            for line in typed:
-                return line
-            raise EOFError
-
-        monkeypatch.setattr("builtins.input", read)
-
     short = str(place / "short")
     assert sampled([short, "--prompt", "the film"], capsys).count("nats") == 1
-    typing("the film", "it")
+    typing(monkeypatch, "the film", "it")
     assert sampled([short], capsys).count("nats") == 2
-    typing("the film was a great film, and the plot of it was thin, the plot of it")
+    typing(monkeypatch, "the film was a great film, and the plot of it was thin, the plot of it")
     assert "max_prompt_tokens is 8; raise it" in refused([short], capsys)
     assert "the model takes 20" in refused([short, "--max-new-tokens", "20", "--prompt", "the film"], capsys)
     assert "the model takes 20" in refused([short, "--max-new-tokens", "20"], capsys)

@@ -99,14 +99,14 @@ class Sample(Command):
 
     def _starts(self, base: TextVectorEnv) -> Iterator[list[Any]]:
         """Yield what episodes begin with, as many at a time as there are samples: prompts, or seeds of a world."""
+        from textenv.rollouts.collect import episode_starts  # noqa: PLC0415
+
         if base.worlds is None or self.prompt:
             for text in self.prompt or _typed("prompt> "):
                 yield [self._asked(text)] * self.samples
             return
         base.reset(seed=self.seed)  # of what worlds draw where they are given prompts
-        prompts = base.prompts
-        numbers = range(self.samples)
-        yield [prompts[place % len(prompts)] if prompts else self.seed + place for place in numbers]
+        yield episode_starts(base.prompts, self.samples, seed=self.seed)
 
     def _asked(self, text: str) -> str | Conversation:
         """Return a prompt that was typed, with the system message if there is one."""

@@ -28,7 +28,7 @@ from textenv.env.registry import make_envs, record_of
 from textenv.env.render import save_html
 from textenv.env.settings import POTENTIAL_SETTINGS, WORLD_SETTINGS, unshaped
 from textenv.models.policy import TextPolicy
-from textenv.rollouts.collect import sample_episodes, text_env
+from textenv.rollouts.collect import episode_starts, sample_episodes, text_env
 from textenv.rollouts.distributed import ALONE, Processes
 from textenv.rollouts.runs import check_settings, described, figure_text, summary
 from textenv.rollouts.tables import make_table
@@ -176,11 +176,9 @@ def held_out(command: TrainSettings, keywords: Mapping[str, Any], rows: int) -> 
         keywords |= record_of(command.env).held_out or {}
     envs: Any = make_envs(command.env, rows, **keywords)
     prompts = text_env(envs).prompts
-    if not prompts:
-        return envs, range(command.eval_episodes)
-    if measured_on(command) == "training prompts":
+    if prompts and measured_on(command) == "training prompts":
         tell("No held-out prompts (--eval-prompts): before and after are compared on the training prompts.")
-    return envs, [prompts[place % len(prompts)] for place in range(command.eval_episodes)]
+    return envs, episode_starts(prompts, command.eval_episodes)
 
 
 def _generator(envs: Any) -> torch.Generator:

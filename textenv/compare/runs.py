@@ -29,9 +29,9 @@ from textenv.data.values import as_mapping, as_number
 from textenv.env.registry import make_envs, record_of
 from textenv.env.render import prompt_lines
 from textenv.models.policy import TextPolicy
-from textenv.rollouts.collect import sample_episodes, text_env
+from textenv.rollouts.collect import episode_starts, sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, summary
-from textenv.types import Episode, IntArray, Prompt
+from textenv.types import Episode, IntArray
 
 __all__ = [
     "SAMPLES",
@@ -110,9 +110,7 @@ class Evaluator:
         self.tree = Tree.of(self.envs) if record_of(task.env).enumerable else None
         step = max(1, len(base.prompts) // _PROMPTS)
         self.prompts = list(base.prompts[::step][:_PROMPTS])
-        self._eval_prompts: Sequence[Prompt | int] = range(budget.eval_episodes)
-        if self.prompts:
-            self._eval_prompts = [self.prompts[place % len(self.prompts)] for place in range(budget.eval_episodes)]
+        self._eval_prompts = episode_starts(self.prompts, budget.eval_episodes)
 
     def measure(self, agent: Measurable) -> Measurement:
         """Return what an agent comes to."""

@@ -18,13 +18,14 @@ from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.distributed import ALONE, Processes
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
-from textenv.types import Episode, IntArray, Observation, TextEnvError, short
+from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError, short
 from textenv.validation import Count, NonNegativeInt, validated
 
 __all__ = [
     "ActionMask",
     "Rollout",
     "collect",
+    "episode_starts",
     "refuse_single_rows",
     "sample_episodes",
     "text_env",
@@ -264,6 +265,17 @@ def _allowed(infos: dict[str, Any], before: NDArray[np.bool_] | None) -> NDArray
         return before
     allowed = np.asarray(infos["action_mask"]).astype(bool)
     return allowed if before is None else np.where(np.asarray(infos["_action_mask"])[:, None], allowed, before)
+
+
+def episode_starts(prompts: Sequence[Prompt], count: int, *, seed: int = 0) -> list[Prompt | int]:
+    """Return what ``count`` episodes begin with, as ``sample_episodes`` takes it.
+
+    Args:
+        prompts: Taken in turn. None where a world begins episodes by itself: it is seeded with numbers, then.
+        count: How many.
+        seed: The first of these numbers.
+    """
+    return [prompts[place % len(prompts)] if prompts else seed + place for place in range(count)]
 
 
 def sample_episodes(
