@@ -222,3 +222,7 @@ def test_a_signal_before_the_server_runs_ends_it_when_it_does(monkeypatch: pytes
         serve(echo, host="127.0.0.1", port=0, announce=lambda url: None)
     assert ran == [True]
     assert stopped.value.number == signal.SIGTERM
+    left = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and thread.is_alive()]
+    for thread in left:
+        thread.join(1)  # one that was called off is about to end
+    assert not any(thread.is_alive() for thread in left), "a process that goes on would be ended some seconds later"

@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -127,19 +128,39 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Ends the process some seconds after a signal, also where a thread of the application goes on."""
+    """Ends the process some seconds after a signal if a thread of the application goes on then."""
 
     def __init__(self, config: uvicorn.Config, limits: Limits) -> None:
         super().__init__(config)
         self._limits = limits
+        self._exit: threading.Timer | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        before = set(threading.enumerate())
+        try:
+            super().run(sockets)
+        finally:
+            if self._exit is not None and not _go_on(set(threading.enumerate()) - before):
+                self._exit.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
+        if self._exit is None:
             # A thread that computes cannot be cancelled, and the interpreter would wait for it.
-            last = threading.Timer(self._limits.grace_seconds + 2, _exit_at_once, [sig])
-            last.daemon = True
-            last.start()
+            self._exit = threading.Timer(self._limits.grace_seconds + 2, _exit_at_once, [sig])
+            self._exit.daemon = True
+            self._exit.start()
         super().handle_exit(sig, frame)
+
+
+def _go_on(threads: Iterable[threading.Thread]) -> bool:
+    """Tell whether a thread that the interpreter would wait for still runs; one that is ending gets a second."""
+    deadline = time.monotonic() + 1.0
+    for thread in threads:
+        if not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                return True
+    return False
 
 
 def _exit_at_once(sig: int) -> None:
