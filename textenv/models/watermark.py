@@ -38,6 +38,7 @@ __all__ = [
     "SynthID",
     "Verdict",
     "Watermark",
+    "check_name",
     "make_watermark",
     "read_key",
 ]
@@ -363,6 +364,16 @@ SCHEMES: Mapping[str, type[Watermark]] = {scheme.name: scheme for scheme in (Gum
 """The watermarks by name."""
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that is none of ``SCHEMES``.
+
+    Raises:
+        TextEnvError: It is not.
+    """
+    if name not in SCHEMES:
+        raise unknown_name("There is no watermark named", name, SCHEMES)
+
+
 def make_watermark(name: str, key: bytes, **settings: Any) -> Watermark:
     """Return a watermark.
 
@@ -374,8 +385,7 @@ def make_watermark(name: str, key: bytes, **settings: Any) -> Watermark:
     Raises:
         TextEnvError: The name or a setting is unknown, or a value is not what is expected.
     """
-    if name not in SCHEMES:
-        raise unknown_name("There is no watermark named", name, SCHEMES)
+    check_name(name)
     given = {setting: value for setting, value in settings.items() if value is not None}
     return build(SCHEMES[name], {"key": key, **given}, what=f"The watermark {name!r} has no setting")
 
