@@ -94,7 +94,7 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "with a context of 4 the first that counts is number 5" in refused([*DETECT, *KEYED], capsys)
     settings = [*DETECT, *KEYED, "--watermark-settings"]
     assert "has no setting 'delta'" in refused([*settings, '{"delta": 1}'], capsys)
-    assert "context='x': expected" in refused([*settings, '{"context": "x"}'], capsys)
+    assert "gumbel(context='x'): expected" in refused([*settings, '{"context": "x"}'], capsys)
     assert "expected a JSON object" in refused([*settings, "["], capsys)
     assert "holds a key" in refused([*settings, json.dumps({"key": "k" * 20})], capsys)
     Path("texts.txt").write_text("\n")

@@ -47,23 +47,21 @@ def keyed(name: str, number: int, **settings: Any) -> Watermark:
 def make_envs(lm: CausalLM, **settings: Any) -> TextVectorEnv:
     from gymnasium.vector import AutoresetMode
 
-    keywords: dict[str, Any] = {"prompts": ["the film"], "reward": "length", "max_new_tokens": 40}
+    keywords: dict[str, Any] = {"prompts": ["the film"], "reward": "vader", "max_new_tokens": 40}
     keywords |= {"autoreset_mode": AutoresetMode.DISABLED, "kl_mode": "lump", **settings}
     return TextVectorEnv(8, model=lm, **keywords)
 
 
-@pytest.mark.parametrize(
-    "settings", [("gumbel", {}), ("synthid", {}), ("synthid", {"layers": 2, "context": 1})], ids=str
-)
+@pytest.mark.parametrize("name", ["gumbel", "synthid"])
 def test_p_values_without_a_watermark_are_uniform(name: str) -> None:
     rng = np.random.default_rng(0)
-    found = [verdict_of(keyed(name, n), rng.integers(0, 50, 60).tolist()).p_value for n in range(400)]
+    found = [verdict_of(keyed(name, n), rng.integers(0, 50, 60).tolist()).p_value for n in range(200)]
     assert stats.kstest(found, "uniform").pvalue > 0.01
 
 
 def test_p_values_of_counts_are_uniform_once_they_are_made_continuous() -> None:
     rng, found = np.random.default_rng(0), []
-    for number in range(400):
+    for number in range(200):
         watermark = keyed("green_list", number)
         verdict = verdict_of(watermark, rng.integers(0, 6, 60).tolist())  # pairs come again, and are counted once
         green = round(verdict.score * np.sqrt(verdict.counted * 0.25 * 0.75) + 0.25 * verdict.counted)
@@ -95,8 +93,8 @@ def test_the_tail_of_the_weighted_mean_is_that_of_its_convolution() -> None:
 @pytest.mark.parametrize("name", ["gumbel", "synthid"])
 def test_over_the_keys_nothing_is_distorted(name: str) -> None:
     p = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
-    marked = torch.stack([keyed(name, n).mark(p.log(), [[1, 2, 3, 4]]).exp()[0] for n in range(2000)])
-    error = marked.std(dim=0) / 2000**0.5
+    marked = torch.stack([keyed(name, n).mark(p.log(), [[1, 2, 3, 4]]).exp()[0] for n in range(600)])
+    error = marked.std(dim=0) / 600**0.5
     assert ((marked.mean(dim=0) - p[0]).abs() < 4 * error).all()
 
 
@@ -201,7 +199,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         make_watermark("gumble", KEY)
     with one_line("has no setting 'delta'. Expected one of: key, context."):
         make_watermark("gumbel", KEY, delta=2)
-    with one_line("context=0: expected a whole number"):
+    with one_line("gumbel(context=0): expected a whole number"):
         make_watermark("gumbel", KEY, context=0)
     with one_line("gamma=1.0"):
         make_watermark("green_list", KEY, gamma=1.0)
