@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from textenv.types import FloatArray, TextEnvError
+from textenv.types import TextEnvError
 from textenv.validation import Count, Positive, build, unknown_name, validate
 
 __all__ = [
@@ -49,6 +49,7 @@ KEY_VARIABLE = "TEXTENV_WATERMARK_KEY"
 _SHORTEST_KEY = 16
 _MAKE_KEY = "'head -c 32 /dev/urandom | base64 > watermark.key' makes one"
 
+Values: TypeAlias = NDArray[np.float64]
 Share = Annotated[float, Interval(gt=0, lt=1)]
 
 
@@ -109,7 +110,7 @@ class Watermark(ABC):
         """
 
     @abstractmethod
-    def evidence(self, windows: Sequence[Sequence[int]], tokens: Sequence[int]) -> FloatArray:
+    def evidence(self, windows: Sequence[Sequence[int]], tokens: Sequence[int]) -> Values:
         """Return what each of ``n`` tokens says for the watermark, shape ``(n,)``; greater is more.
 
         Args:
@@ -118,11 +119,11 @@ class Watermark(ABC):
         """
 
     @abstractmethod
-    def quantiles(self, evidence: FloatArray) -> FloatArray:
+    def quantiles(self, evidence: Values) -> Values:
         """Return which share of tokens without the watermark says less, from 0 to 1, same shape."""
 
     @abstractmethod
-    def test(self, evidence: FloatArray) -> Verdict:
+    def test(self, evidence: Values) -> Verdict:
         """Test the tokens that count, given their evidence, shape ``(n,)``."""
 
     def counted_places(self, ids: Sequence[int]) -> list[int]:
@@ -177,7 +178,7 @@ class Watermark(ABC):
         return np.array(found, dtype=np.uint64)
 
 
-def _uniform(raw: NDArray[np.uint64]) -> FloatArray:
+def _uniform(raw: NDArray[np.uint64]) -> Values:
     """Return random bits as numbers between 0 and 1, neither of which occurs."""
     return ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
@@ -202,15 +203,15 @@ class Gumbel(Watermark):
         chosen = (log_probs.float() + gumbel).argmax(dim=-1, keepdim=True)
         return torch.full_like(log_probs, -torch.inf).scatter_(-1, chosen, 0.0)
 
-    def evidence(self, windows: Sequence[Sequence[int]], tokens: Sequence[int]) -> FloatArray:
+    def evidence(self, windows: Sequence[Sequence[int]], tokens: Sequence[int]) -> Values:
         """Return ``-log(1 - r)`` of each token; see ``Watermark.evidence``."""
         return -np.log1p(-_uniform(self._raw_of(windows, tokens)))
 
-    def quantiles(self, evidence: FloatArray) -> FloatArray:
+    def quantiles(self, evidence: Values) -> Values:
         """Return ``r``; see ``Watermark.quantiles``."""
         return -np.expm1(-evidence)
 
-    def test(self, evidence: FloatArray) -> Verdict:
+    def test(self, evidence: Values) -> Verdict:
         """Test the sum against a Gamma distribution; see ``Watermark.test``."""
         count = len(evidence)
         if not count:
@@ -248,15 +249,15 @@ class GreenList(Watermark):
         green = np.stack([self.green(window, log_probs.shape[-1]) for window in windows])
         return torch.log_softmax(log_probs + self.delta * torch.from_numpy(green).to(log_probs), dim=-1)
 
-    def evidence(self, windows: Sequence[Sequence[int]], tokens: Sequence[int]) -> FloatArray:
+    def evidence(self, windows: Sequence[Sequence[int]], tokens: Sequence[int]) -> Values:
         """Return 1 for green tokens, 0 for others; see ``Watermark.evidence``."""
         return (_uniform(self._raw_of(windows, tokens)) < self.gamma).astype(np.float64)
 
-    def quantiles(self, evidence: FloatArray) -> FloatArray:
+    def quantiles(self, evidence: Values) -> Values:
         """Return 1 for green tokens, 0 for others; see ``Watermark.quantiles``."""
         return evidence
 
-    def test(self, evidence: FloatArray) -> Verdict:
+    def test(self, evidence: Values) -> Verdict:
         """Test the number of green tokens against a binomial distribution; see ``Watermark.test``."""
         count, green = len(evidence), float(evidence.sum())
         if not count:
@@ -287,7 +288,7 @@ class SynthID(Watermark):
     weighted: bool = True
 
     @property
-    def weights(self) -> FloatArray:
+    def weights(self) -> Values:
         """Weights of the layers, 1 on average, shape ``(layers,)``."""
         weights = np.linspace(10.0, 1.0, self.layers) if self.weighted else np.ones(self.layers)
         return weights / weights.mean()
@@ -306,16 +307,16 @@ class SynthID(Watermark):
         p = p.clamp(min=0.0)
         return (p / p.sum(dim=-1, keepdim=True)).log().to(log_probs.dtype)
 
-    def evidence(self, windows: Sequence[Sequence[int]], tokens: Sequence[int]) -> FloatArray:
+    def evidence(self, windows: Sequence[Sequence[int]], tokens: Sequence[int]) -> Values:
         """Return the mean of g over the layers, weighted; see ``Watermark.evidence``."""
         return np.asarray((self._bits(self._raw_of(windows, tokens)) * self.weights).mean(axis=-1))
 
-    def quantiles(self, evidence: FloatArray) -> FloatArray:
+    def quantiles(self, evidence: Values) -> Values:
         """Return the normal approximation; see ``Watermark.quantiles``."""
         deviation = np.sqrt((self.weights**2).sum()) / (2 * self.layers)
         return np.asarray(special.ndtr((evidence - 0.5) / deviation))
 
-    def test(self, evidence: FloatArray) -> Verdict:
+    def test(self, evidence: Values) -> Verdict:
         """Test the mean of all g-values; see ``Watermark.test``."""
         count = len(evidence)
         if not count:
@@ -332,7 +333,7 @@ class SynthID(Watermark):
         return (raw[..., None] >> np.arange(self.layers, dtype=np.uint64)) & np.uint64(1)
 
 
-def _upper_tail_of_signs(weights: FloatArray, total: float, count: int) -> float:
+def _upper_tail_of_signs(weights: Values, total: float, count: int) -> float:
     """Return ``P(S >= total)``, S being the sum of ``count`` times all weights with random signs.
 
     The saddlepoint s solves K'(s) = total, where K(s) = count * sum log cosh(w s); then (Lugannani & Rice 1980)
