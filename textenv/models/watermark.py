@@ -291,7 +291,7 @@ class SynthID(Watermark):
     def weights(self) -> Values:
         """Weights of the layers, 1 on average, shape ``(layers,)``."""
         weights = np.linspace(10.0, 1.0, self.layers) if self.weighted else np.ones(self.layers)
-        return weights / weights.mean()
+        return np.asarray(weights / weights.mean())
 
     def g_values(self, window: Sequence[int], vocab_size: int) -> NDArray[np.uint64]:
         """Return g of each token and layer behind a window, 0 or 1, shape ``(vocab_size, layers)``."""
@@ -353,7 +353,8 @@ def _upper_tail_of_signs(weights: Values, total: float, count: int) -> float:
     upper = 1.0 / deviation
     while slope(upper) < 0:
         upper *= 2
-    s = float(optimize.brentq(slope, 0.0, upper, xtol=1e-12, rtol=1e-12))
+    root: Any = optimize.brentq(slope, 0.0, upper)
+    s = float(root)
     x = weights * s
     log_cosh = np.logaddexp(x, -x) - np.log(2.0)
     r = np.sqrt(2 * (s * total - count * log_cosh.sum()))

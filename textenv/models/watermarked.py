@@ -92,7 +92,7 @@ class WatermarkedPolicy(TextPolicy):
         )
 
 
-class WatermarkLogits(LogitsProcessor):  # type: ignore[misc, unused-ignore]
+class WatermarkLogits(LogitsProcessor):
     """A watermark for ``generate(do_sample=True, logits_processor=[...])`` of transformers.
 
     The watermark comes after temperature, top-k and top-p, and ``generate`` applies its own after this: give it
@@ -115,7 +115,7 @@ class WatermarkLogits(LogitsProcessor):  # type: ignore[misc, unused-ignore]
         self._watermark, self._temperature = watermark, temperature
         self._written = _Written()
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the marked log-probabilities, ``(batch, vocab_size)``.
 
         Args:
@@ -123,6 +123,4 @@ class WatermarkLogits(LogitsProcessor):  # type: ignore[misc, unused-ignore]
             scores: Logits, ``(batch, vocab_size)``.
         """
         written = [self._written.of(row, text) for row, text in enumerate(input_ids.cpu().numpy())]
-        log_probs: Any = torch.log_softmax(scores / self._temperature, dim=-1)
-        marked: Any = _marked(self._watermark, log_probs, written)
-        return marked  # type: ignore[no-any-return, unused-ignore]
+        return _marked(self._watermark, torch.log_softmax(scores / self._temperature, dim=-1), written)
