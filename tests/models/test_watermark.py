@@ -112,7 +112,7 @@ def test_what_is_marked_is_a_distribution_over_what_was_allowed(name: str) -> No
 def test_the_green_list_is_that_of_transformers_given_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, scores = GreenList(KEY, delta=1.5), torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
     theirs = WatermarkLogitsProcessor(100, "cpu", greenlist_ratio=0.25, bias=1.5)
-    ids = torch.tensor([[5, 6], [8, 9]])
+    ids: Any = torch.tensor([[5, 6], [8, 9]])
     monkeypatch.setattr(
         theirs, "_get_greenlist_ids", lambda text: torch.from_numpy(ours.green([int(text[-1])], 100).nonzero()[0])
     )
