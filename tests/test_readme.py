@@ -25,7 +25,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 FENCE = re.compile(r"(?:<!-- test: (?P<hint>.*?) -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)^```$", re.M)
 
 
-HINTS = {"python": {"", "network"}, "sh": {"", "files", "rankings", "compare"}, "toml": {""}}
+HINTS = {"python": {"", "network"}, "sh": {"", "files", "rankings", "compare", "watermark"}, "toml": {""}}
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,8 @@ def test_commands(
         ranked = {"prompt": "The film", "completions": [" is good.", " is bad."], "ranks": [0, 1], "annotator": "ann"}
         for name in ("rankings.jsonl", "held-out.jsonl"):
             Path(name).write_text("\n".join([json.dumps(ranked)] * 8))
+    if block.hint == "watermark":
+        Path("watermark.key").write_text("a key of these tests, no secret\n")
     if block.hint == "compare":
         (file,) = (each.code for each in BLOCKS if each.language == "toml")
         Path("compare.toml").write_text(re.sub("60_000", "200", file).replace("seeds = 5", "seeds = 1"))

@@ -18,6 +18,9 @@ from textenv.data.values import short
 from textenv.env.settings import TextEnvSettings, as_one_reward
 from textenv.types import Ranking, TextEnvError
 
+if TYPE_CHECKING:
+    from textenv.models.watermark import Watermark
+
 __all__ = [
     "ENV_FIELDS",
     "TRAINING",
@@ -30,6 +33,7 @@ __all__ = [
     "last_value",
     "make_keywords",
     "parse_reward",
+    "parse_watermark",
     "read_ranking_files",
 ]
 
@@ -251,6 +255,26 @@ def json_object(flag: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TextEnvError(f"{flag} {short(text)}: expected a JSON object.")
     return value
+
+
+def parse_watermark(name: str, key_file: Path | None, settings: str) -> Watermark:
+    """Return a watermark with its key.
+
+    Args:
+        name: What was given for ``--watermark``.
+        key_file: File with the key; None for the environment variable.
+        settings: Those of the scheme, as JSON.
+
+    Raises:
+        TextEnvError: The name or a setting is unknown, a value is not what is expected, or there is no key.
+    """
+    from textenv.models.watermark import check_name, make_watermark, read_key  # noqa: PLC0415 (loads torch)
+
+    check_name(name)
+    given = json_object("watermark_settings", settings)
+    if "key" in given:
+        raise TextEnvError("watermark_settings holds a key, which all users of the machine see; use a file.")
+    return make_watermark(name, read_key(key_file), **given)
 
 
 def read_ranking_files(files: Sequence[Path]) -> list[Ranking]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from textenv.commands.base import Command, use_threads
-from textenv.commands.flags import parse_reward
+from textenv.commands.flags import parse_reward, parse_watermark
 from textenv.data.files import read_json
 from textenv.data.outputs import OutputFile
+from textenv.data.records import kind_of, write_records
 from textenv.types import Conversation, Episode, Prompt, TextEnvError
 from textenv.validation import Count, Positive, Seed, Threads
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from textenv.env.dialogue import Dialogue
     from textenv.env.vector import TextVectorEnv
     from textenv.models.causal_lm import CausalLM
+    from textenv.models.watermark import Watermark
 
 __all__ = ["Sample"]
 
@@ -51,6 +53,13 @@ class Sample(Command):
             for 128 tokens where they are typed; where the environment makes the model, for that of its own prompts. In
             a conversation, room for all of it before an answer; None for what the model reads.
         reward: Reward to score with, as in "textenv train", or "run" for that of the run; None scores nothing.
+        records: File to write the texts to, .jsonl, a record with prompt and completion each.
+        watermark: Scheme to mark the texts with, so that "textenv detect" finds them: gumbel, green_list or synthid.
+            Their KL is that of the tokens as the key lets them be drawn.
+        watermark_key_file: File with the watermark's key; None for the environment variable TEXTENV_WATERMARK_KEY.
+            It is written nowhere. A key on a command line would be seen by all users of the machine.
+        watermark_settings: Settings of the scheme as a JSON object: "context", of green_list "delta" and "gamma", of
+            synthid "layers".
         trust: Let the run's config.json import code and read environment variables: only for a run of your own.
         threads: Threads that torch computes with; None leaves that to torch.
     """
@@ -68,6 +77,10 @@ class Sample(Command):
     device: str | None = None
     max_prompt_tokens: Count | None = None
     reward: str | None = None
+    records: OutputFile | None = None
+    watermark: str | None = None
+    watermark_key_file: Path | None = None
+    watermark_settings: str = "{}"
     trust: bool = False
     threads: Threads | None = None
 
@@ -80,10 +93,13 @@ class Sample(Command):
         from textenv.rollouts.collect import text_env  # noqa: PLC0415
 
         use_threads(self.threads)
+        if self.records is not None:
+            kind_of(self.records, (".jsonl",))
+        watermark = self._watermark()
         writer = self._writer()
         settings, converses = self._settings(writer)
         envs: Any = make_envs(writer.env, self.samples, **settings)
-        base, loaded = text_env(envs), writer.load(envs)
+        base, loaded = text_env(envs), writer.load(envs, watermark)
         generator = None if self.greedy else torch.Generator(base.reference.device).manual_seed(self.seed)
         if converses:
             self._converse(base, loaded, generator)
@@ -95,7 +111,23 @@ class Sample(Command):
                 episodes.append(episode)
         if self.html is not None:
             save_html(self.html, episodes, scored=scored)
+        if self.records is not None and episodes:
+            write_records(self.records, _records(episodes, watermark, base.reference.tokenizer))
         return 0
+
+    def _watermark(self) -> Watermark | None:
+        """Return the watermark to write with; None for none.
+
+        Raises:
+            TextEnvError: It cannot be made, or is not named, or there is nothing to mark.
+        """
+        if self.watermark is None:
+            if self.watermark_key_file is not None or self.watermark_settings != "{}":
+                raise TextEnvError("A watermark's key or settings, and no watermark; name it with --watermark.")
+            return None
+        if self.greedy:
+            raise TextEnvError("--greedy draws nothing that a watermark could be in; leave out one of the two.")
+        return parse_watermark(self.watermark, self.watermark_key_file, self.watermark_settings)
 
     def _starts(self, base: TextVectorEnv) -> Iterator[list[Any]]:
         """Yield what episodes begin with, as many at a time as there are samples: prompts, or seeds of a world."""
@@ -288,22 +320,32 @@ class _Writer:
     policy: Path | None
     reward: Any
 
-    def load(self, envs: Any) -> _Loaded:
-        """Return what writes in an environment."""
+    def load(self, envs: Any, watermark: Watermark | None) -> _Loaded:
+        """Return what writes in an environment, with a watermark if there is one.
+
+        Raises:
+            TextEnvError: What the agent writes cannot be marked.
+        """
         from textenv.agents import find  # noqa: PLC0415
         from textenv.models.policy import TextPolicy  # noqa: PLC0415
+        from textenv.models.watermarked import WatermarkedPolicy  # noqa: PLC0415
         from textenv.rollouts.collect import sample_episodes, text_env  # noqa: PLC0415
 
         base = text_env(envs)
         if self.agent is None:
             policy = TextPolicy.of_reference(base)
+            policy = policy if watermark is None else WatermarkedPolicy(policy, watermark)
             return _Loaded(base, lambda starts, generator: sample_episodes(envs, policy, generator, starts), policy)
         agent: Any = find(self.agent).load(self.policy, envs)
+        if watermark is not None:
+            if not isinstance(getattr(agent, "policy", None), TextPolicy):
+                raise TextEnvError(f"--watermark: the agent {self.agent!r} has no policy whose tokens could be marked.")
+            agent.policy = WatermarkedPolicy(agent.policy, watermark)
         drawn, plain = getattr(agent, "policy", None), getattr(agent, "best_of", None) is None
         return _Loaded(
             base,
             lambda starts, generator: agent.sample(envs, starts, generator=generator),
-            drawn if plain and type(drawn) is TextPolicy else None,
+            drawn if plain and type(drawn) in (TextPolicy, WatermarkedPolicy) else None,
             getattr(agent, "mask", None),
         )
 
@@ -341,6 +383,21 @@ class _Loaded:
             (token,), _ = self.policy.act(obs, generator=generator, masks=masks)
             ids.append(int(token))
             yield ids[-1]
+
+
+def _records(episodes: Sequence[Episode], watermark: Watermark | None, tokenizer: Any) -> list[dict[str, Any]]:
+    """Return episodes as records, with what a detector needs to know of the watermark: all but its key."""
+    from textenv.analysis.watermark import origin  # noqa: PLC0415
+
+    about = {} if watermark is None else {"watermark": origin(watermark, tokenizer)}
+    return [
+        {
+            "prompt": episode.prompt if episode.start.given is None else episode.start.given,
+            "completion": episode.completion,
+            **about,
+        }
+        for episode in episodes
+    ]
 
 
 def _run_of(folder: Path) -> Path | None:
