@@ -4,8 +4,8 @@
 
 Every run is a process of its own, in the interpreter of its trainer; imports and the making of models and trainers are
 left out of the seconds and printed apart. Each run counts from outside what its trainer wrote and learned from, and
-fails if that is not the work of the job. TRL's PPO is of the last series that has one; it trains a value model of its
-own, as ours does with ``value="model"``. GRPO and RLOO have no values and compare completions of one prompt instead.
+fails if that is not the work of the job. TRL's PPO is of 1.12, the last series that has one; it trains a value model of
+its own, as ours does with ``value="model"``. GRPO and RLOO have no values and compare completions of one prompt.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def interpreter(trainer: Trainer, peers: Path) -> Path:
     """Return the interpreter that has a trainer."""
     if trainer.startswith("textenv"):
         return Path(sys.executable)
-    path = peers / ("trl-1.9.2" if trainer == "trl-ppo" else "trl-1.16") / "bin" / "python"
+    path = peers / ("trl-1.12" if trainer == "trl-ppo" else "trl-1.16") / "bin" / "python"
     if not path.exists():
         raise SystemExit(f"{path} is not there: run benchmarks/setup_peers.sh {peers} first, or leave {trainer} out.")
     return path

@@ -136,6 +136,17 @@ class Machine(RuleBasedStateMachine):
         row %= len(self.lengths)
         self.ids[row], self.lengths[row] = self.rng.integers(0, VOCABULARY, size=self.ids.shape[1]), 1 + row % 4
 
+    @rule(row=st.integers(0, 20), other=st.integers(0, 20), same=st.integers(1, WIDTH))
+    def begin_as_another_row_did(self, row: int, other: int, same: int) -> None:
+        row, other, width = row % len(self.lengths), other % len(self.lengths), self.ids.shape[1]
+        self.ids[row, :same] = self.ids[other, :same]
+        self.lengths[row] = min(same + row % 3, width)
+
+    @rule(length=st.integers(1, WIDTH), rows=st.integers(2, 6))
+    def begin_together(self, length: int, rows: int) -> None:
+        self.ids[:rows] = self.rng.integers(0, VOCABULARY, size=self.ids.shape[1])
+        self.lengths[:rows] = min(length, self.ids.shape[1])
+
     @rule()
     def swap(self) -> None:
         order = self.rng.permutation(len(self.lengths))
@@ -283,6 +294,53 @@ def test_an_episode_costs_one_token_a_row_and_step(make_lm: Callable[..., Causal
             head(lm).weight.mul_(2)
         lm.next_token_logits(ids, lengths)
         assert forwards.shapes == [(3, 9)], "changed weights empty the cache"
+
+
+def test_a_prompt_of_several_rows_is_read_once(make_lm: Callable[..., CausalLM]) -> None:
+    lm = make_lm()
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, VOCABULARY, size=(4, 12))
+    lm.next_token_logits(ids, np.full(4, 3))
+    lm.forget()
+    ids[1:3] = ids[0]
+    lengths = np.array([6, 6, 6, 5])
+
+    def check(*shapes: tuple[int, int]) -> None:
+        forwards.shapes.clear()
+        logits = lm.next_token_logits(ids, lengths)
+        assert forwards.shapes == list(shapes)
+        torch.testing.assert_close(logits, plain_logits(lm, ids, lengths), atol=1e-4, rtol=1e-4)
+
+    with Forwards(lm) as forwards:
+        check((2, 6), (2, 1))  # rows 1 and 2 begin as row 0 does
+        ids[:, 6:] = rng.integers(0, VOCABULARY, size=(4, 6))
+        lengths += 2
+        check((4, 2))
+        ids[3, :6], lengths[3] = ids[0, :6], 6  # later, row 3 begins with what row 0 has read, while the others go on
+        lengths[:3] += 1
+        check((4, 1))
+        ids[0, :6], lengths[0] = ids[3, :6][::-1], 6  # what no row has read
+        lengths[1:] += 1
+        check((1, 6), (3, 1))
+        ids[1, 5:] = rng.integers(0, VOCABULARY, size=7)  # a row that goes back has its own beginning
+        lengths[:] = [7, 7, 10, 8]
+        check((1, 2), (3, 1))
+        ids[2, :2], lengths[2] = ids[0, :2], 9  # too little of it to be worth a copy
+        lengths[[0, 1, 3]] += 1
+        check((1, 9), (3, 1))
+
+
+def test_rows_copy_from_each_other_in_one_call(make_lm: Callable[..., CausalLM]) -> None:
+    lm = make_lm()
+    ids, _ = random_texts(np.random.default_rng(0), rows=3)
+    lengths = np.array([8, 7, 6])
+    order = [1, 2, 0]
+    with Forwards(lm) as forwards:
+        lm.next_token_logits(ids, lengths)
+        forwards.shapes.clear()
+        logits = lm.next_token_logits(ids[order], lengths[order])
+        assert forwards.shapes == [(3, 1)]
+    torch.testing.assert_close(logits, plain_logits(lm, ids[order], lengths[order]), atol=1e-4, rtol=1e-4)
 
 
 def test_buffers_hold_rows_times_length(make_lm: Callable[..., CausalLM]) -> None:

@@ -85,6 +85,14 @@ def test_rows_are_exchanged_up_to_a_length() -> None:
     forward(held, expected, [0, 1, 2], [[4], [4], [4]], prefill=False)
 
 
+def test_rows_are_copied_up_to_a_length_from_what_they_were() -> None:
+    held, expected = filled()
+    forward(held, expected, [0, 1, 2], [[3], [3], [3]], prefill=False)
+    held.copy(torch.tensor([0, 2]), torch.tensor([2, 1]), 3)
+    expected.vectors[:, :, [2, 1], :3] = expected.vectors[:, :, [0, 2], :3]
+    forward(held, expected, [0, 1, 2], [[4], [4], [4]], prefill=False)
+
+
 def test_shared_buffers_are_prepared_apart() -> None:
     held, expected = filled()
     other = held.share_buffers()

@@ -100,6 +100,11 @@ class KeyValues:
             held[:, rows, :, :length] = held[:, others, :, :length]
             held[:, others, :, :length] = moved
 
+    def copy(self, rows: torch.Tensor, others: torch.Tensor, length: int) -> None:
+        """Copy rows to other rows, ``(count,)`` each, up to position ``length``; all are read before any is written."""
+        for held in map(self._keys_and_values, self.buffers):
+            held[:, others, :, :length] = held[:, rows, :, :length]
+
     def write(self, layer: int, qkv: torch.Tensor) -> None:
         """Write the keys and values of the new tokens, and in a decoding step their queries.
 

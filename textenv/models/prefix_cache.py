@@ -20,6 +20,7 @@ from textenv.types import IntArray, TextEnvError
 __all__ = ["PrefixCache"]
 
 _ROWS_PER_GAP = 4  # a decoding step computes unneeded rows too, if there are at most one for so many that are needed
+_SHARED = 0.5  # share of a text that another row must have read before it is copied: less is read as fast
 
 
 class PrefixCache:
@@ -28,7 +29,8 @@ class PrefixCache:
     Rows are ragged: each has its own length and is written at its own positions. Keys beyond a row's length are left
     over from another text and masked. Rows are stored in slots of the buffers, and those that are asked about are moved
     to the first slots, so that a batch that has lost some of its rows is still read in place; as long as few are lost,
-    those in between are computed too.
+    those in between are computed too. A row that begins with what another row has read, the prompt of a group of
+    completions for example, copies its keys and values.
 
     Attributes:
         usable: Whether the cached path gives the numbers of the plain one; None before the first call, which finds out.
@@ -109,9 +111,33 @@ class PrefixCache:
         first[~differs[np.arange(len(rows)), first]] = width  # no difference: argmax of nothing but False is 0
         # The last token always runs: its hidden state is the answer.
         start = np.minimum(np.minimum(first, self._lengths[rows]), lengths - 1)
+        start = self._copy_shared(ids, lengths, rows, start)
         self._ids[rows, :width] = ids
         self._lengths[rows] = start  # if the forward fails half-way, only that much is cached
-        return self._run_by_kind(ids, lengths, rows, start)
+        leaders = _find_leaders(ids, lengths, start)
+        return self._run_by_kind(ids, lengths, rows, start, leaders)
+
+    def _copy_shared(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> IntArray:
+        """Copy the beginnings of texts from other rows that have read them; return what is cached of each row then."""
+        start = start.copy()
+        width, takers, givers = ids.shape[1], list[int](), list[int]()
+        for place in np.flatnonzero(start < _SHARED * (lengths - 1)):
+            same = self._ids[:, :width] == ids[place]
+            shared = np.where(same.all(axis=1), width, same.argmin(axis=1))
+            shared = np.minimum(np.minimum(shared, self._lengths), lengths[place] - 1)
+            giver = int(shared.argmax())
+            if shared[giver] >= _SHARED * (lengths[place] - 1):
+                takers.append(place)
+                givers.append(giver)
+                start[place] = shared[giver]
+        if takers:
+            self._copy(np.array(givers), rows[takers], int(start[takers].max()))
+        return start
+
+    def _copy(self, givers: IntArray, takers: IntArray, length: int) -> None:
+        """Copy keys and values up to a position from rows to other rows, ``(count,)`` each."""
+        sources, targets = self._to_device(self._slots[givers]), self._to_device(self._slots[takers])
+        self._keys_values.copy(sources, targets, length)
 
     def _take_appended_tokens(self, ids: IntArray, lengths: IntArray, rows: IntArray) -> IntArray | None:
         """Store and return the last tokens, ``(batch,)``, if every row is one token longer than before; else None.
@@ -128,8 +154,16 @@ class PrefixCache:
         self._ids[rows, last] = tokens
         return tokens
 
-    def _run_by_kind(self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray) -> torch.Tensor:
-        """Run rows with several new tokens, rows that begin, and rows with one new token, each kind by itself."""
+    def _run_by_kind(
+        self, ids: IntArray, lengths: IntArray, rows: IntArray, start: IntArray, leaders: IntArray
+    ) -> torch.Tensor:
+        """Run rows with several new tokens, rows that begin, and rows with one new token, each kind by itself.
+
+        Rows that begin with the same text as another, their leader, copy all but its last token when it has been read.
+        """
+        followers = np.flatnonzero(leaders != np.arange(len(leaders)))
+        start = start.copy()
+        start[followers] = lengths[followers] - 1
         kinds = np.where(lengths - start == 1, 0, np.where(start == 0, 1, 2))
         parts, results = [], []
         for kind in (2, 1, 0):
@@ -138,6 +172,9 @@ class PrefixCache:
                 continue
             parts.append(part)
             if kind == 0:
+                if len(followers):
+                    self._copy(rows[leaders[followers]], rows[followers], int(start[followers].max()))
+                    self._lengths[rows[followers]] = start[followers]
                 results.append(self._decode(ids[part, start[part]], lengths[part], rows[part]))
             else:
                 results.append(self._read_tokens(ids[part], lengths[part], rows[part], start[part]))
@@ -302,10 +339,11 @@ class PrefixCache:
         vocab_size = int(cast(torch.Tensor, self._model.get_input_embeddings().weight).shape[0])
         ids = np.random.default_rng(0).integers(0, vocab_size, size=(2, 6))
         try:
-            # A prompt each; a token each at different places; one is extended while the other begins again.
-            for lengths in (np.array([3, 2]), np.array([4, 3]), np.array([6, 6])):
-                if lengths[0] == 6:
-                    ids[0] = ids[0, ::-1].copy()
+            # A prompt each; a token each at different places; one is extended while the other begins again, then begins
+            # with what the first has read.
+            for step, lengths in enumerate(np.array([[3, 2], [4, 3], [6, 6], [6, 5]])):
+                if step >= 2:
+                    ids[0] = ids[0, ::-1].copy() if step == 2 else ids[1]
                 cached = probe.last_hidden(ids, lengths, np.arange(2))
                 if not agree(cached, self._uncached(ids, lengths), self._model.dtype):
                     return "with it, the numbers are different"
@@ -319,6 +357,20 @@ class PrefixCache:
             f"({reason}). The numbers are right; it is slow.",
             stacklevel=2,
         )
+
+
+def _find_leaders(ids: IntArray, lengths: IntArray, start: IntArray) -> IntArray:
+    """Return for each row the first of those that begin with the same text, or itself, ``(batch,)``.
+
+    Args:
+        ids: Token ids, padded on the right, ``(batch, time)``.
+        lengths: Of the texts, ``(batch,)``.
+        start: What is cached of each, ``(batch,)``.
+    """
+    leaders, first = np.arange(len(ids)), dict[bytes, int]()
+    for row in np.flatnonzero((start == 0) & (lengths > 1)):
+        leaders[row] = first.setdefault(ids[row, : lengths[row]].tobytes(), row)
+    return leaders
 
 
 def _check_rows(input_ids: IntArray, lengths: IntArray, rows: IntArray) -> None:

@@ -71,6 +71,11 @@ class RaggedCache(Cache):
             buffer[rows, :, :length] = buffer[others, :, :length]
             buffer[others, :, :length] = moved
 
+    def copy(self, rows: torch.Tensor, others: torch.Tensor, length: int) -> None:
+        """Copy rows to other rows, ``(count,)`` each, up to position ``length``; all are read before any is written."""
+        for buffer in (*self._keys, *self._values):
+            buffer[others, :, :length] = buffer[rows, :, :length]
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
