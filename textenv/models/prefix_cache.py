@@ -127,7 +127,7 @@ class PrefixCache:
             shared = np.minimum(np.minimum(shared, self._lengths), lengths[place] - 1)
             giver = int(shared.argmax())
             if shared[giver] >= _SHARED * (lengths[place] - 1):
-                takers.append(place)
+                takers.append(int(place))
                 givers.append(giver)
                 start[place] = shared[giver]
         if takers:
@@ -369,7 +369,7 @@ def _find_leaders(ids: IntArray, lengths: IntArray, start: IntArray) -> IntArray
     """
     leaders, first = np.arange(len(ids)), dict[bytes, int]()
     for row in np.flatnonzero((start == 0) & (lengths > 1)):
-        leaders[row] = first.setdefault(ids[row, : lengths[row]].tobytes(), row)
+        leaders[row] = first.setdefault(ids[row, : lengths[row]].tobytes(), int(row))
     return leaders
 
 
