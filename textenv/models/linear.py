@@ -84,8 +84,12 @@ class Linear:
         if precision != "float32":
             product, activation = rounded_product(weight, bias, precision), self._activation
             return lambda x, residual: _finish(product(x), activation, residual)
-        trainable = any(p.requires_grad for layer in self._layers for p in layer.parameters())
+        trainable = any(p.requires_grad for p in self.parameters())
         return _PackedLinear(weight, bias, self._activation, reused=not trainable)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return those of all layers."""
+        return [p for layer in self._layers for p in layer.parameters()]
 
     @property
     def shape(self) -> tuple[int, int]:
