@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(not multiplies_int8(), reason="this build of tor
 
 
 def rounded_input(x: torch.Tensor) -> torch.Tensor:
-    """Round every row to 63 steps on either side of 0."""
-    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / 63
+    """Round every row to 127 steps on either side of 0."""
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / 127
     return torch.round(x / scale) * scale
 
 
@@ -35,7 +35,7 @@ def rounded_weight(weight: torch.Tensor, precision: str) -> torch.Tensor:
     """Round a weight ``(out, in)``."""
     if precision == "bfloat16":
         return weight.bfloat16().float()
-    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    scale = weight.abs().amax(dim=1, keepdim=True) / 63
     return torch.round(weight / scale) * scale
 
 
@@ -79,7 +79,7 @@ def test_the_error_of_a_rounded_product_is_that_of_uniform_noise() -> None:
     weight, x = torch.randn(64, 512), torch.randn(64, 512)
     off = rounded_product(weight, None, "int8")(x) - x @ weight.T
     # A step of size s is a uniform error of variance s^2 / 12, in each of the 512 terms of a sum.
-    steps = (x.abs().amax(1) / 63).square().mean() + (weight.abs().amax(1) / 127).square().mean()
+    steps = (x.abs().amax(1) / 127).square().mean() + (weight.abs().amax(1) / 63).square().mean()
     assert float(off.square().mean()) == pytest.approx(512 * float(steps) / 12, rel=0.05)
 
 
