@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -57,4 +57,4 @@ def choose(config: AgentConfig, lm: CausalLM, rows: int, processes: Processes) -
             training = probe.fastest_training(lm)
     if rollout == "auto":
         rollout = probe.fastest_rollout(lm, rows)
-    return cast(Precisions, processes.gather(Precisions(training, rollout))[0])
+    return processes.gather(Precisions(training, rollout))[0]

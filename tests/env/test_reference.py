@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,6 @@ def test_an_agent_starts_from_the_weights_themselves(tiny_lm: CausalLM) -> None:
 
 def test_a_reference_that_cannot_be_rounded_is_refused(tiny_lm: CausalLM) -> None:
     with pytest.raises(TextEnvError, match="precision 'int8' of a LlamaForCausalLM in bfloat16"):
-        make_envs("bundled", torch_dtype="bfloat16", reference_precision="int8")
+        make_envs(CausalLM(copy.deepcopy(tiny_lm.model).bfloat16(), tiny_lm.tokenizer), reference_precision="int8")
     with pytest.raises(TextEnvError, match="reference_precision"):
         make_envs(tiny_lm, reference_precision="int4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,6 @@ def test_a_measurement_is_the_least_of_several(monkeypatch: pytest.MonkeyPatch) 
         durations = iter(seconds)
         return lambda: clock.__setitem__("now", clock["now"] + next(durations))
 
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["now"])
     cases = {"float32": spend([9.0, 5.0, 2.0, 4.0]), "int8": spend([9.0, 3.0, 1.0, 6.0])}
     assert probe._least_seconds(cases) == {"float32": 2.0, "int8": 1.0}  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 
 from textenv.models.causal_lm import CausalLM
 from textenv.models.families import build_network
+from textenv.models.linear import Product
 from textenv.models.network import Network
 from textenv.models.rounding import Precision, multiplies_bfloat16, multiplies_int8
 
@@ -61,14 +63,18 @@ def product_seconds(network: Network, rows: int, ways: list[Precision]) -> dict[
         if len(products) < len(packed):
             return {}
         inputs = [torch.randn(rows, linear.shape[1]) for linear in linears]
-        pairs = list(zip(products, inputs, strict=True))
-        cases[way] = lambda pairs=pairs: [product(x, None) for product, x in pairs]
+        cases[way] = functools.partial(_multiply, list(zip(products, inputs, strict=True)))
     with torch.inference_mode():
         layer = _least_seconds(cases)
     outputs, width = network.head.shape
     size = sum(out * inputs for out, inputs in (linear.shape for linear in linears))
     head = layer["float32"] * outputs * width / size
     return {way: len(network.blocks) * layer[way] + head for way in ways}
+
+
+def _multiply(pairs: list[tuple[Product, torch.Tensor]]) -> None:
+    for product, x in pairs:
+        product(x, None)
 
 
 def fastest_training(lm: CausalLM) -> Literal["float32", "bfloat16"]:
@@ -113,5 +119,7 @@ def _least_seconds(cases: Mapping[Precision, Callable[[], object]]) -> dict[Prec
 
 def _fastest(seconds: Mapping[Precision, float]) -> Precision:
     """Return the fastest of some ways, or float32 where none gains enough over it."""
-    best = min(seconds, key=lambda name: seconds[name], default="float32")
-    return best if seconds and seconds["float32"] >= LEAST_GAIN * seconds[best] else "float32"
+    if not seconds:
+        return "float32"
+    best = min(seconds, key=lambda name: seconds[name])
+    return best if seconds["float32"] >= LEAST_GAIN * seconds[best] else "float32"
