@@ -76,9 +76,9 @@ def products(config: Config) -> None:
     for rows, inputs, outputs in config.shapes:
         layer = Linear(nn.Linear(inputs, outputs).requires_grad_(False))
         x = torch.randn(rows, inputs)
-        runs: dict[str, Callable[[], float]] = {
-            name: rate(partial(_multiply, layer.packed(name), x), config.seconds) for name in PRECISIONS
-        }
+        runs: dict[str, Callable[[], float]] = {}
+        for name in PRECISIONS:
+            runs[name] = rate(partial(_multiply, layer.packed(name), x), config.seconds)
         with torch.inference_mode():
             found = interleave(runs, config.effort)
         giga = 2 * rows * inputs * outputs / 1e9
