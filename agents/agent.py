@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, final
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
     from torch import nn
 
-    from textenv.agents import losses, minibatches, optimizer, random_state
+    from textenv.agents import losses, minibatches, optimizer, precisions, random_state
     from textenv.env.vector import TextVectorEnv
     from textenv.models import lora
     from textenv.models import policy as policies
@@ -37,6 +37,7 @@ else:
     torch, nn = lazy("torch"), lazy("torch.nn")
     losses, minibatches = lazy("textenv.agents.losses"), lazy("textenv.agents.minibatches")
     optimizer, random_state = lazy("textenv.agents.optimizer"), lazy("textenv.agents.random_state")
+    precisions = lazy("textenv.agents.precisions")
     lora, policies = lazy("textenv.models.lora"), lazy("textenv.models.policy")
     checkpointing = lazy("textenv.rollouts.checkpoint")
     collecting = lazy("textenv.rollouts.collect")
@@ -46,6 +47,9 @@ __all__ = ["Agent", "new_policy"]
 
 ConfigT = TypeVar("ConfigT", bound=AgentConfig)
 
+
+_FIRST = ("ratio", "approx_kl", "log_ratio", "log_ratio_max")
+_ONLY_FIRST = ("train/log_ratio", "train/log_ratio_max")  # later ones are of what was learned since
 
 _OF_ROWS = ("generators", "worlds")  # of an environment's state, what is a list with an item a row
 
@@ -120,11 +124,7 @@ class Agent(Actor[ConfigT]):
         self.optimizer = optimizer.make_optimizer(self.policy, self.config)
         self._shuffle = torch.Generator().manual_seed(seed)
         self._random = random_state.RandomState(seed, device)
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        half = self.config.precision == "bfloat16" or (self.config.precision == "auto" and native)
-        self._precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
-            (lambda: torch.autocast(device.type, torch.bfloat16)) if half else contextlib.nullcontext
-        )
+        self._precisions = precisions.choose(self.config, self.policy.lm, self.envs.num_envs, self.processes)
 
     def _ensure_learning(self) -> nn.Module:
         """Start learning unless it has started; return the training forward."""
@@ -160,6 +160,7 @@ class Agent(Actor[ConfigT]):
         return rollout, {
             **metrics,
             "train/learning_rate": self.config.learning_rate * share,
+            "rollout/bits": self._precisions.bits,
             "time/rollout_seconds": wrote - began,
             "time/update_seconds": time.perf_counter() - wrote,
         }
@@ -182,7 +183,7 @@ class Agent(Actor[ConfigT]):
                 options["prompt_index"] = self._of_groups(len(self.base.prompts))
             if self.base.worlds is not None:
                 options["world_seed"] = self._of_groups(2**31 - 1)
-        with self.whole_weights():
+        with self.whole_weights(), self.policy.rounded(self._precisions.rollout):
             return collecting.collect(
                 self.envs,
                 self.policy,
@@ -226,7 +227,8 @@ class Agent(Actor[ConfigT]):
             target_kl: Stop once the new policy is this far from the old one, in nats a token.
 
         Returns:
-            Means of the loss's metrics over the updates, and the usual ones, under ``train/``.
+            Means of the loss's metrics over the updates, and the usual ones, under ``train/``. Those that begin with
+            ``first_`` are of the first minibatch, before any update: how far the policy is from the one that drew.
 
         Raises:
             TextEnvError: A loss or gradient is not finite, or a minibatch cannot be shared out among the processes.
@@ -254,7 +256,9 @@ class Agent(Actor[ConfigT]):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         means = {f"train/{name}": sum(row[name] for row in history) / len(history) for name in history[0]}
-        return {**means, "train/first_ratio": history[0]["ratio"], "train/updates": float(len(history))}
+        first = {f"train/first_{name}": history[0][name] for name in _FIRST}
+        kept = {name: value for name, value in means.items() if name not in _ONLY_FIRST}
+        return {**kept, **first, "train/updates": float(len(history))}
 
     def _accumulate(
         self,
@@ -269,7 +273,7 @@ class Agent(Actor[ConfigT]):
         """Add up the gradients of a minibatch, part by part; return the sums of its metrics over all processes."""
         network, lm = self._ensure_learning(), self.policy.lm
         mask = torch.from_numpy(rollout.mask)
-        tokens, sums = int(rollout.mask[rows].sum()), dict[str, float]()
+        tokens, sums, largest = int(rollout.mask[rows].sum()), dict[str, float](), 0.0
         parts = minibatches.split_minibatch(
             rows, rollout, group=group, size=self.config.micro_batch_size, lm=lm, processes=self.processes
         )
@@ -277,21 +281,24 @@ class Agent(Actor[ConfigT]):
             packed = {name: column[part][mask[part]].to(lm.device) for name, column in columns.items()}
             batch = minibatches.Batch(packed, mask[part].to(lm.device), tokens, len(rows))
             with self.processes.accumulate(network, last=number == len(parts)):
-                with self._precision():
+                with self._precisions.autocast(lm.device):
                     episodes = rollout.tensors(part.numpy(), lm.device, lm.vocab_size)
                     now: policies.Evaluation = network(*episodes, entropy=entropy, candidates=packed.get("candidates"))
                 total, metrics = loss(now, batch)
                 (total * self.processes.size).backward()  # the processes' gradients are averaged, and are to be summed
             with torch.no_grad():
                 log_probs = packed["log_probs"]
-                share = len(log_probs) / tokens
+                share, off = len(log_probs) / tokens, (now.log_probs - log_probs).abs()
+                largest = max(largest, float(off.max()) if len(off) else 0.0)
                 for name, value in (
                     *metrics.items(),
                     ("approx_kl", losses.approximate_kl(now.log_probs, log_probs).mean() * share),
                     ("ratio", (now.log_probs - log_probs).exp().mean() * share),
+                    ("log_ratio", off.mean() * share),
                 ):
                     sums[name] = sums.get(name, 0.0) + float(value)
         sums = self.processes.sums(sums)
+        sums["log_ratio_max"] = max(self.processes.gather(largest))
         found = {name: value for name, value in sums.items() if name.endswith("_loss")}
         if not math.isfinite(sum(found.values())):
             raise self._diverged(f"The losses are {found}")
@@ -334,6 +341,7 @@ class Agent(Actor[ConfigT]):
                 "iterations": self.iterations,
                 "total_steps": total_steps,
                 "config": optimizer.resolved_settings(self.config),
+                "precisions": self._precisions._asdict(),
                 "env": {**states[0], **rows},
             },
             write=self.processes.first,
@@ -370,6 +378,8 @@ class Agent(Actor[ConfigT]):
             generators=self._generators(),
         )
         self.steps, self.iterations, self._seeded = state["step"], state["iterations"], True
+        if "precisions" in state:  # what "auto" stood for must not depend on how fast this machine is now
+            self._precisions = precisions.Precisions(**state["precisions"])
         rows = state["env"]["generators"]
         if len(rows) != (total := self.envs.num_envs * self.processes.size):
             raise TextEnvError(f"{path} is of {len(rows)} rows, but this run has {total}; go on with as many.")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 
 from textenv.validation import Count, LearningRate, NonEmpty, NonNegative, Positive, Probability, Seed, validate
 
-__all__ = ["ActorConfig", "AdvantageConfig", "AgentConfig", "GroupConfig", "Schedule", "ValueConfig"]
+__all__ = ["ActorConfig", "AdvantageConfig", "AgentConfig", "Cap", "GroupConfig", "Schedule", "ValueConfig"]
 
 Schedule = Literal["constant", "linear", "cosine"]
+
+Cap = Annotated[float, Ge(1), Le(1e6)]
+"""Of importance weights, which are 1 where the policy is the one that drew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,12 @@ class AgentConfig(ActorConfig):
         micro_batch_size: Episodes a forward pass, their gradients accumulated; None for as many as suit the device, or
             on several processes for a process's whole share of the minibatch.
         max_grad_norm: Gradients are scaled down to this norm.
-        precision: ``"bfloat16"`` trains in mixed precision; ``"auto"`` does so on GPUs that have it.
+        precision: ``"bfloat16"`` trains in mixed precision, with weights in float32; ``"auto"`` does so on GPUs that
+            have it, and on CPUs that have it where a short measurement at the start finds it faster.
+        rollout_precision: What the policy's linear layers are rounded to, once an iteration, while it writes:
+            ``"int8"``, ``"bfloat16"``, or ``"float32"`` for not at all; ``"auto"`` for what a measurement of about a
+            tenth of a second at the start finds fastest, if it gains a fifth. The losses weigh what was drawn so by
+            the ratio of the two policies (see ``textenv.agents.losses.importance_ratio``).
         lora_rank: Learn a low-rank adapter (LoRA) of this rank on the reference's own weights, which are then in memory
             once; None to learn in all weights of a copy.
         lora_alpha: The adapter is scaled by ``lora_alpha / lora_rank``.
@@ -68,6 +76,7 @@ class AgentConfig(ActorConfig):
     micro_batch_size: Count | None = None
     max_grad_norm: Positive = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    rollout_precision: Literal["auto", "float32", "bfloat16", "int8"] = "float32"
     lora_rank: Count | None = None
     lora_alpha: Count = 16
     lora_targets: Annotated[tuple[NonEmpty, ...], MinLen(1)] = ("all-linear",)
@@ -84,6 +93,8 @@ class ValueConfig(AgentConfig):
         value_coef: Weight of the value loss.
         gamma: Discount.
         whiten_advantages: Shift and scale an iteration's advantages to mean 0 and variance 1.
+        importance_cap: The largest weight of a token that another policy has drawn, one of fewer bits or of a few
+            updates ago; None for no limit.
     """
 
     value: Literal["head", "model", "none"] = "head"
@@ -91,6 +102,7 @@ class ValueConfig(AgentConfig):
     value_coef: NonNegative = 0.1
     gamma: Probability = 1.0
     whiten_advantages: bool = True
+    importance_cap: Cap | None = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +123,9 @@ class AdvantageConfig(GroupConfig):
     Attributes:
         credit: What is compared: with ``"episode"`` what whole episodes earned, with ``"turn"`` what they earned from
             each turn on, where a world answers.
+        importance_cap: The largest weight of what another policy has drawn, one of fewer bits or of a few updates ago:
+            of a token, or with RLOO of a whole completion; None for no limit.
     """
 
     credit: Literal["episode", "turn"] = "episode"
+    importance_cap: Cap | None = 2.0

@@ -62,7 +62,9 @@ class GRPO(Agent[GRPOConfig]):
         budget = self.base.most_tokens
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            tokens = losses.clipped_policy_loss(now.log_probs, batch["log_probs"], batch["advantages"], config.clip)
+            tokens = losses.clipped_policy_loss(
+                now.log_probs, batch["log_probs"], batch["advantages"], config.clip, config.importance_cap
+            )
             lengths = batch.mask.sum(dim=1) if scale else budget
             policy_loss = (batch.padded(tokens).sum(dim=1) / lengths).sum() / batch.episodes
             clipped = losses.clip_fraction(now.log_probs, batch["log_probs"], config.clip) * len(tokens) / batch.tokens

@@ -14,11 +14,13 @@ __all__ = [
     "explained_variance",
     "gae",
     "group_relative",
+    "importance_ratio",
     "leave_one_out",
     "masked_whiten",
     "n_step_advantages",
     "policy_gradient_loss",
     "preference_loss",
+    "truncated_share",
     "turn_returns",
 ]
 
@@ -191,20 +193,50 @@ def _centered(returns: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     return torch.where(present, returns - means, 0.0)
 
 
+def importance_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Truncated importance weights, ``min(pi / mu, cap)``, of actions that ``mu`` has drawn (Ionides 2008, equation 3).
+
+    ``mu`` is the policy of a few updates ago, in the precision that it drew with. Without a cap the weights are
+    unbiased, and a rare action can outweigh a batch; the cap bounds the variance for a small bias (V-trace, Espeholt et
+    al. 2018, section 4.1; for policies that differ by the precision of their rollouts, Yao et al. 2025). An action with
+    a weight above the cap still counts, ``cap`` times: the gradient is ``min(pi / mu, cap) * grad log pi``.
+
+    Args:
+        log_probs: log pi of the actions now, of any shape: those of tokens, or of whole completions.
+        old_log_probs: log mu, when they were drawn, the same shape.
+        cap: The largest weight; None for no limit.
+
+    Returns:
+        The same shape.
+    """
+    _same_shape(log_probs=log_probs, old_log_probs=old_log_probs)
+    ratio = (log_probs - old_log_probs).exp()
+    if cap is None:
+        return ratio
+    return ratio * (cap / ratio.detach()).clamp(max=1.0)
+
+
+def truncated_share(log_probs: torch.Tensor, old_log_probs: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Share of the actions whose importance weight is above the cap, a scalar."""
+    ratio = (log_probs.detach() - old_log_probs).exp()
+    return torch.zeros(()) if cap is None else (ratio > cap).float().mean()
+
+
 def policy_gradient_loss(
-    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor
+    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, cap: float | None = None
 ) -> torch.Tensor:
     """``-A * ratio``, whose gradient at ratio 1 is REINFORCE's ``-A * grad log pi`` (Williams 1992).
 
-    The ratio weighs what is drawn from a policy a few updates ago (Kakade and Langford 2002, equation 4.1).
+    The ratio weighs what is drawn from another policy (Kakade and Langford 2002, equation 4.1).
 
     Args:
         log_probs: log pi of the actions now, of any shape: those of tokens, or of whole completions.
         old_log_probs: log pi when they were drawn, the same shape.
         advantages: The same shape.
+        cap: The largest ratio, see ``importance_ratio``.
     """
     _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
-    return -advantages * (log_probs - old_log_probs).exp()
+    return -advantages * importance_ratio(log_probs, old_log_probs, cap)
 
 
 def preference_loss(margins: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -226,7 +258,11 @@ def preference_loss(margins: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor
 
 
 def clipped_policy_loss(
-    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, clip: float
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    clip: float,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7) as a loss for every token.
 
@@ -235,12 +271,13 @@ def clipped_policy_loss(
         old_log_probs: log pi when they were drawn, shape ``(tokens,)``.
         advantages: Shape ``(tokens,)``.
         clip: Width epsilon of the trust region of the ratio.
+        cap: The largest ratio, see ``importance_ratio``; beyond the trust region it weighs losses alone.
 
     Returns:
         ``max(-A * ratio, -A * clip(ratio, 1 - epsilon, 1 + epsilon))``, shape ``(tokens,)``.
     """
     _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
-    ratio = (log_probs - old_log_probs).exp()
+    ratio = importance_ratio(log_probs, old_log_probs, cap)
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.agents.agent import Agent
-from textenv.agents.config import AgentConfig
+from textenv.agents.config import AgentConfig, Cap
 from textenv.agents.environment import (
     refuse_statistics,
     refuse_world,
@@ -61,6 +61,7 @@ class MACConfig(AgentConfig):
         clip: Width of the trust region of the probability ratio, for the tokens that were written.
         lam: Lambda of the returns that correct the critic: at 1 they are what was earned, and the gradient has no bias;
             at 0 they are the critic's own estimates, and the gradient has little noise.
+        importance_cap: The largest weight of a token that another policy has drawn; None for no limit.
     """
 
     candidates: Count = 256
@@ -68,6 +69,7 @@ class MACConfig(AgentConfig):
     epochs: Count = 2
     clip: Positive = 0.2
     lam: Probability = 0.7
+    importance_cap: Cap | None = 2.0
 
 
 class MAC(Agent[MACConfig]):
@@ -123,7 +125,7 @@ class MAC(Agent[MACConfig]):
             advantages = torch.where(torch.isfinite(ratio), batch["gains"] - beta * ratio, 0.0)
             expected_loss = -(now.candidates.exp() * advantages).sum() * scale / batch.tokens
             corrections = losses.clipped_policy_loss(
-                now.log_probs, batch["log_probs"], batch["errors"] * scale, config.clip
+                now.log_probs, batch["log_probs"], batch["errors"] * scale, config.clip, config.importance_cap
             )
             error_loss = corrections.sum() / batch.tokens
             clipped = (

@@ -51,10 +51,16 @@ class REINFORCE(Agent[REINFORCEConfig]):
             advantages = losses.masked_whiten(advantages, mask)
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            policy = losses.policy_gradient_loss(now.log_probs, batch["log_probs"], batch["advantages"])
+            old, cap = batch["log_probs"], config.importance_cap
+            policy = losses.policy_gradient_loss(now.log_probs, old, batch["advantages"], cap)
+            truncated = losses.truncated_share(now.log_probs, old, cap) * len(old) / batch.tokens
             policy_loss = policy.sum() / batch.tokens
             value_loss = losses.clipped_value_loss(now.values, now.values, batch["returns"], None).sum() / batch.tokens
-            return policy_loss + config.value_coef * value_loss, {"policy_loss": policy_loss, "value_loss": value_loss}
+            return policy_loss + config.value_coef * value_loss, {
+                "policy_loss": policy_loss,
+                "value_loss": value_loss,
+                "truncated": truncated,
+            }
 
         metrics = self.optimize(rollout, {"advantages": advantages, "returns": returns}, loss)
         return {**metrics, "train/explained_variance": losses.explained_variance(values, returns, mask)}

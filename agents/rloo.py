@@ -41,16 +41,16 @@ class RLOO(Agent[RLOOConfig]):
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
         config = self.config
         advantages = group_advantages(rollout, config.samples, config.credit, losses.leave_one_out)
-        of_tokens = config.credit == "turn"
+        of_tokens, cap = config.credit == "turn", config.importance_cap
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            if of_tokens:
-                tokens = losses.policy_gradient_loss(now.log_probs, batch["log_probs"], batch["advantages"])
-                policy_loss = tokens.sum() / batch.episodes
-                return policy_loss, {"policy_loss": policy_loss}
-            log_probs, old = (batch.padded(each).sum(dim=1) for each in (now.log_probs, batch["log_probs"]))
-            advantage = batch.padded(batch["advantages"])[:, 0]
-            policy_loss = losses.policy_gradient_loss(log_probs, old, advantage).sum() / batch.episodes
-            return policy_loss, {"policy_loss": policy_loss}
+            log_probs, old, advantages = now.log_probs, batch["log_probs"], batch["advantages"]
+            number = batch.tokens
+            if not of_tokens:
+                log_probs, old = (batch.padded(each).sum(dim=1) for each in (log_probs, old))
+                advantages, number = batch.padded(advantages)[:, 0], batch.episodes
+            policy_loss = losses.policy_gradient_loss(log_probs, old, advantages, cap).sum() / batch.episodes
+            truncated = losses.truncated_share(log_probs, old, cap) * len(old) / number
+            return policy_loss, {"policy_loss": policy_loss, "truncated": truncated}
 
         return self.optimize(rollout, {"advantages": advantages}, loss)

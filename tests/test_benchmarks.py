@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import _jobs, contention, gpu, overhead, ppo_iteration, price, rollout, scaling, turns
+from benchmarks import _jobs, contention, gpu, overhead, ppo_iteration, precision, price, rollout, scaling, turns
 from benchmarks._measure import Case, Effort, Load, environment, interleave, rate, remark
 from benchmarks._ours import make_env
 from textenv.compare.plan import Compare, make_plan
@@ -211,6 +211,18 @@ def test_turns_run(capsys: pytest.CaptureFixture[str]) -> None:
     printed = " ".join(capsys.readouterr().out.split())  # a narrow table breaks its title
     assert "2 turns of 3 tokens" in printed
     assert "one turn of 9" in printed
+
+
+@pytest.mark.slow
+def test_precision_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = ((2, 8, 16),)
+    precision.main(
+        precision.Config(("toy",), shapes, batch=2, prompt=4, response=3, texts=2, effort=QUICK, seconds=0.0)
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 x 8 x 16" in printed
+    assert "int8, reference too" in printed
+    assert "KL from float32" in printed
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_a_run_of_movie_reviews_is_what_it_was(run: Path) -> None:
     assert config["reward"] == "learned"
     assert config["model"] == "bundled"
     assert config["settings"] == {
-        "device": None, "torch_dtype": None, "chat": False, "reward_weights": None,
+        "device": None, "torch_dtype": None, "reference_precision": None, "chat": False, "reward_weights": None,
         "max_new_tokens": 8, "max_prompt_tokens": None,
         "kl_coef": 0.035, "kl_estimator": "k1", "kl_mode": "lump", "kl_target": None, "kl_horizon": 10_000,
         "temperature": 1.0, "stop": [], "missing_eos_penalty": 0.0, "top_k": None, "top_p": None,

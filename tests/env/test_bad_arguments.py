@@ -31,6 +31,7 @@ KEYWORDS: dict[str, list[Any]] = {
     "model": [3, None, "", "/nowhere", ["bundled"]],
     "device": ["gpu", "", "cuda:99", 3],
     "torch_dtype": ["float64", 32, "int8"],
+    "reference_precision": ["float16", "auto", 8],
     "prompts": [
         [],
         "",

@@ -18,12 +18,15 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from textenv.env.registry import make_envs
 from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import TextPolicy
+from textenv.models.rounding import Precision
 from textenv.rollouts.collect import Rollout, collect, text_env
 from textenv.types import Episode, TextEnvError
 
 __all__ = ["Finding", "examine"]
 
 _DRAWS = 4000
+_ROUNDED: tuple[Precision, ...] = ("bfloat16", "int8")
+_LARGEST_MISMATCH = 0.1  # nats a token, half of what a trust region of 0.2 leaves to learning
 _TEXTS = "prompt and completion are the text of all tokens"
 
 
@@ -71,18 +74,14 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     )
     yield Finding("rewards add up to score - beta * KL", worst <= 1e-5, f"largest difference {worst:.1e}")
 
-    masks = None
-    if rollout.action_masks is not None:
-        bits = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=policy.lm.vocab_size)
-        masks = torch.from_numpy(bits.astype(bool)).to(policy.lm.device)
-    now = _log_probs(policy, rollout, masks)
-    ratio = (now - torch.from_numpy(rollout.log_probs[rollout.mask])).exp()
-    off = float((ratio - 1).abs().max())
+    off = float(_log_ratios(policy, rollout).expm1().abs().max())
     yield Finding("training forward agrees with the sampler (ratio 1)", off <= 1e-4, f"largest |ratio - 1| {off:.1e}")
 
     yield _texts(base, rollout.finished)
     yield _ends(base)
     yield _draws(policy, envs, generator, seed)
+    for precision in _ROUNDED:
+        yield _rounded(policy, envs, precision, seed)
     speed = rollout.tokens / seconds
     yield Finding(
         "throughput", True, f"{speed:,.0f} tokens/s, {num_envs} rows, {rollout.tokens} tokens, values recorded"
@@ -99,8 +98,35 @@ def _checker(name: str, check: Callable[[], object]) -> Finding:
         return Finding(name, False, f"{type(error).__name__}: {error}")
 
 
-def _log_probs(policy: TextPolicy, rollout: Rollout, masks: torch.Tensor | None) -> torch.Tensor:
-    """Return log pi of every token written, ``(tokens,)``; an episode at a time, so that few logits are in memory."""
+def _rounded(policy: TextPolicy, envs: Any, precision: Precision, seed: int) -> Finding:
+    """How far the policy is from its rounded copy: what ``rollout_precision`` asks the agent to correct for."""
+    name = f"rollouts in {precision}"
+    generator = torch.Generator(policy.lm.device).manual_seed(seed)
+    try:
+        with policy.rounded(precision):
+            rollout = collect(envs, policy, generator, seed=seed)
+    except TextEnvError as error:
+        return Finding(name, True, f"not here: {error}")
+    log_ratios = _log_ratios(policy, rollout)
+    mean, largest = float(log_ratios.abs().mean()), float(log_ratios.abs().max())
+    kl = float(np.mean([sum(episode.kl) for episode in rollout.finished]))
+    return Finding(
+        name,
+        mean <= _LARGEST_MISMATCH,
+        f"first ratio {float(log_ratios.exp().mean()):.4f}, |log ratio| mean {mean:.1e}, largest {largest:.1e}; first "
+        f"KL {kl:.1e} nats an episode",
+    )
+
+
+def _log_ratios(policy: TextPolicy, rollout: Rollout) -> torch.Tensor:
+    """Return log pi of every token written, as a training forward has it, less that when it was drawn, ``(tokens,)``.
+
+    An episode at a time, so that few logits are in memory.
+    """
+    masks = None
+    if rollout.action_masks is not None:
+        bits = np.unpackbits(rollout.action_masks[rollout.mask], axis=1, count=policy.lm.vocab_size)
+        masks = torch.from_numpy(bits.astype(bool)).to(policy.lm.device)
     found: list[torch.Tensor] = []
     done = 0
     for row in range(len(rollout.mask)):
@@ -110,7 +136,7 @@ def _log_probs(policy: TextPolicy, rollout: Rollout, masks: torch.Tensor | None)
             now = policy.evaluate(ids, lengths, places, allowed, entropy=False)
         found.append(now.log_probs.cpu())
         done += len(places)
-    return torch.cat(found)
+    return torch.cat(found) - torch.from_numpy(rollout.log_probs[rollout.mask])
 
 
 def _texts(base: TextVectorEnv, episodes: Sequence[Episode]) -> Finding:

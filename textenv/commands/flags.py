@@ -51,7 +51,7 @@ _GROUPS = {
     "KL": r"kl_\w+",
     "LoRA": r"lora_\w+",
     "optimizer": r"(\w+_)?learning_rate|lr_\w+|adam_\w+|weight_decay|max_grad_norm|(mini|micro_)batch_size|precision|"
-    "gradient_checkpointing",
+    "importance_cap|gradient_checkpointing",
 }
 """Groups of flags in the help, and what the names of their settings match; all others are in a group of the rest."""
 

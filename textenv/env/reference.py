@@ -33,7 +33,7 @@ def load_reference(settings: TextEnvSettings) -> CausalLM:
             )
         lm = CausalLM.from_pretrained(lm, device=settings.device or "cpu", dtype=settings.torch_dtype or "float32")
         lm.model.requires_grad_(False)
-        return lm
+        return _rounded(lm, settings)
     if settings.device is not None:
         wanted = find_device(settings.device)
         if wanted.type != lm.device.type or wanted.index not in (None, lm.device.index or 0):
@@ -46,6 +46,16 @@ def load_reference(settings: TextEnvSettings) -> CausalLM:
             f"torch_dtype={settings.torch_dtype!r}, but the model that was given is of {lm.model.dtype}; leave it out, "
             "or load the model so: CausalLM.from_pretrained(..., dtype=...)."
         )
+    return _rounded(lm, settings)
+
+
+def _rounded(lm: CausalLM, settings: TextEnvSettings) -> CausalLM:
+    """Return a reference in the precision that the settings name; one forward refuses a model that cannot be."""
+    precision = settings.reference_precision
+    if precision is None or precision == lm.precision:
+        return lm
+    lm = lm.at_precision(precision)
+    lm.next_token_logits(np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64))
     return lm
 
 

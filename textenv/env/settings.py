@@ -34,6 +34,9 @@ class TextEnvSettings:
         torch_dtype: Data type of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the one
             they are saved in. None for float32, or for that of a given ``CausalLM``. An agent's weights are of this
             type too, and an update that is small beside its weight is lost in 16 bits.
+        reference_precision: What the linear layers of the reference are rounded to when it reads, ``"float32"``,
+            ``"bfloat16"`` or ``"int8"``; None for float32, or for that of a given ``CausalLM``. Agents still start from
+            its own weights, so their KL from the rounded reference starts a little off 0.
         prompts: A list of texts, of conversations (each a list of messages with ``role`` and ``content``), or of
             mappings with one of these as ``prompt`` and further columns for the reward; a ``.txt``, ``.jsonl``,
             ``.csv`` or ``.parquet`` file; or a ``datasets.Dataset``. None for the bundled openings of movie reviews.
@@ -84,6 +87,7 @@ class TextEnvSettings:
     model: Any = "bundled"
     device: NonEmpty | None = None
     torch_dtype: DType | None = None
+    reference_precision: Literal["float32", "bfloat16", "int8"] | None = None
     prompts: Any = None
     chat: bool = False
     reward: Any = None

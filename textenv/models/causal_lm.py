@@ -26,9 +26,10 @@ from textenv.models.distributions import divide_by_temperature
 from textenv.models.families import build_network
 from textenv.models.forwards import agree, index_tensor, plain_hidden_states, plain_mode, trunk_of
 from textenv.models.loading import BUNDLED, load_pretrained
-from textenv.models.network import Network
+from textenv.models.network import Network, refuse_rounding
 from textenv.models.positions import attention_window, longest_input
 from textenv.models.prefix_cache import PrefixCache
+from textenv.models.rounding import Precision
 from textenv.models.weight_watch import WeightWatch
 from textenv.types import Conversation, IntArray, Prompt, TextEnvError
 
@@ -54,15 +55,20 @@ class CausalLM:
         adapter: Name of the LoRA adapter in the network that belongs to this model; None for the network without one.
             Models that share a network, a policy and its reference for example, differ in nothing else.
         gradient_checkpointing: Whether forwards with gradients keep only the input of each layer.
+        precision: What the linear layers between embeddings and head are rounded to in forwards without gradients; see
+            ``textenv.models.rounding``. Such a forward is that of the rounded weights alone, all its numbers are.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, *, adapter: str | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, *, adapter: str | None = None, precision: Precision = "float32"
+    ) -> None:
         """Wrap a loaded model.
 
         Args:
             model: A causal language model.
             tokenizer: The tokenizer it was trained with.
             adapter: Name of a LoRA adapter in ``model`` to run it with.
+            precision: Of its linear layers in forwards without gradients.
 
         Raises:
             TextEnvError: There is no end-of-sequence token, or the model's logits are not what its head makes of its
@@ -73,6 +79,7 @@ class CausalLM:
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.gradient_checkpointing = False
+        self.precision: Precision = precision
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Module):
             raise TextEnvError(f"{type(model).__name__} has no language-model head; expected a causal language model.")
@@ -115,6 +122,12 @@ class CausalLM:
                 machine has no such device.
         """
         return cls(*load_pretrained(name, device=device, dtype=dtype))
+
+    def at_precision(self, precision: Precision) -> CausalLM:
+        """Return this model in another precision: the same network, seen by another ``CausalLM``."""
+        if precision == self.precision:
+            return self
+        return CausalLM(self.model, self.tokenizer, adapter=self.adapter, precision=precision)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy takes over: not what was computed, which refers to this model's parameters."""
@@ -313,6 +326,25 @@ class CausalLM:
             self._network.unpack()
 
     @contextlib.contextmanager
+    def rounded(self, precision: Precision) -> Iterator[None]:
+        """Compute in another precision inside, where there are no gradients.
+
+        Args:
+            precision: What the linear layers are rounded to. The first forward refuses a model that cannot be.
+        """
+        before = self.precision
+        if precision == before:
+            yield
+            return
+        self.precision = precision
+        self.forget()
+        try:
+            yield
+        finally:
+            self.precision = before
+            self.forget()
+
+    @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
         """Look for changed weights once, here, instead of before every forward; nobody may write to them inside."""
         self._refresh()
@@ -446,7 +478,9 @@ class CausalLM:
             if self._network is not None:
                 self._network.unpack()
         if self._network is not None:
-            self._network.pack()
+            self._network.pack(self.precision)
+        elif self.precision != "float32":
+            raise refuse_rounding(self.model, self.precision)
 
     def _read_modules(self) -> None:
         """Before any forward: read the modules as they are now, with this model's adapter."""

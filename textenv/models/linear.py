@@ -1,12 +1,14 @@
 """Linear layers that read the same input, as one product.
 
 With gradients, or on a GPU, the layers are called one by one. Repeated forwards without gradients on the CPU read a
-packed copy of all their weights instead, by whichever product is faster for the number of rows.
+packed copy of all their weights instead, by whichever product is faster for the number of rows; or a rounded copy, in
+fewer bits (see ``rounding``).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -15,8 +17,12 @@ from transformers.pytorch_utils import Conv1D
 
 from textenv.models import onednn
 from textenv.models.operations import Operation
+from textenv.models.rounding import Precision, rounded_product
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "Product"]
+
+Product = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Maps ``(rows, in)`` and a residual to add, or None, to ``(rows, out)``."""
 
 _SMALL_PRODUCT = 2**20  # multiplications up to which torch computes a product in less time than a call of oneDNN takes
 _LARGE_PRODUCT = 2**22  # multiplications from which oneDNN makes up for an autograd function written in Python
@@ -39,7 +45,7 @@ class Linear:
         """
         self._layers = layers if adapted else tuple(getattr(layer, "base_layer", layer) for layer in layers)
         self._activation = activation
-        self._packed: _PackedLinear | None = None
+        self._packed: Product | None = None
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Map ``(rows, in)`` to ``(rows, out)``, the outputs of the layers side by side, and add ``residual``."""
@@ -49,22 +55,47 @@ class Linear:
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         return _finish(y, self._activation, residual)
 
-    def pack(self) -> None:
-        """Copy the weights into the form that is read fastest, if all layers are plain ones, in float32 on the CPU."""
+    def pack(self, precision: Precision = "float32") -> bool:
+        """Copy the weights into the form that is read fastest, if all layers are plain ones, in float32 on the CPU.
+
+        Args:
+            precision: What the copy is rounded to.
+
+        Returns:
+            Whether they are.
+        """
+        self._packed = self.packed(precision)
+        return self._packed is not None
+
+    def packed(self, precision: Precision) -> Product | None:
+        """Return what ``pack`` makes, or None where it makes nothing."""
         pairs = [_weight_and_bias(layer) for layer in self._layers]
         found = [pair for pair in pairs if pair is not None]
         if len(found) < len(pairs):
-            return
+            return None
         weights = [weight for weight, _ in found]
         if weights[0].device.type != "cpu" or weights[0].dtype != torch.float32:
-            return
+            return None
         weight, bias = found[0]
         if len(found) > 1:
             weight = torch.cat(weights)
             if any(bias is not None for _, bias in found):
                 bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in found])
-        trainable = any(p.requires_grad for layer in self._layers for p in layer.parameters())
-        self._packed = _PackedLinear(weight, bias, self._activation, reused=not trainable)
+        if precision != "float32":
+            product, activation = rounded_product(weight, bias, precision), self._activation
+            return lambda x, residual: _finish(product(x), activation, residual)
+        trainable = any(p.requires_grad for p in self.parameters())
+        return _PackedLinear(weight, bias, self._activation, reused=not trainable)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return those of all layers."""
+        return [p for layer in self._layers for p in layer.parameters()]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of outputs of all layers, and of inputs; of plain layers."""
+        weights = [pair[0] for pair in map(_weight_and_bias, self._layers) if pair is not None]
+        return sum(len(weight) for weight in weights), weights[0].shape[1]
 
     def unpack(self) -> None:
         """Read the layers' own weights again."""

@@ -8,8 +8,9 @@ first is the concern of this file, the second of ``linear``. ``families`` says w
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,8 +23,10 @@ from transformers import PreTrainedModel
 from textenv.models.key_values import KeyValues
 from textenv.models.linear import Linear
 from textenv.models.operations import Operation
+from textenv.models.rounding import Precision, multiplies_int8
+from textenv.types import TextEnvError
 
-__all__ = ["Block", "Network"]
+__all__ = ["Block", "Network", "refuse_rounding"]
 
 _MAX_PACKED_BYTES = 2**31  # of a model's weights; a larger model is not packed, as that takes as much memory again
 _MAX_EXPLICIT_KEYS = 96 * 96  # up to which a decoding step is faster with its scores in memory than without
@@ -66,6 +69,7 @@ class Network:
 
     Attributes:
         head: The language-model head, hidden states to logits.
+        blocks: The layers.
         heads: Number of heads of the queries, number of heads of keys and values, and ``head_size``.
         checkpointing: Whether forwards with gradients keep only the input of each layer.
         rotary_table: Cosines and signed sines of the rotary embedding by position, ``(positions, 1, head_size)`` each;
@@ -97,8 +101,9 @@ class Network:
         self.checkpointing = False
         self.rotary_table: tuple[torch.Tensor, torch.Tensor] | None = None
         self._model = model
-        self._embed, self._rotary, self._blocks, self._norm = embed, rotary, blocks, norm
-        self._packed = False
+        self.blocks = blocks
+        self._embed, self._rotary, self._norm = embed, rotary, norm
+        self._packed: Precision | None = None
 
     def run(
         self,
@@ -129,8 +134,8 @@ class Network:
         if self._rotary is not None:
             rotation = self._rotation(flat_positions, x, new if keys_values is None else keys_values.size[1])
         recompute = self.checkpointing and torch.is_grad_enabled()
-        for layer in range(len(self._blocks)):
-            kept = keep if layer == len(self._blocks) - 1 else None
+        for layer in range(len(self.blocks)):
+            kept = keep if layer == len(self.blocks) - 1 else None
             arguments = (layer, x, batch, rotation, keys_values)
             if recompute:
                 x = checkpoint(self._run_block, *arguments, keep=kept, use_reentrant=False)
@@ -139,23 +144,52 @@ class Network:
         x = self._norm(x)
         return x.view(batch, new, -1) if keep is None else x
 
-    def pack(self) -> None:
-        """Pack the weights, unless they are packed already or take too much memory."""
-        if self._packed:
+    def pack(self, precision: Precision = "float32") -> None:
+        """Pack the weights, unless they are packed already or, unrounded, take too much memory.
+
+        Embeddings, norms and the head stay as they are: the head's error would go into the logits undamped.
+
+        Args:
+            precision: What the linear layers of the blocks are rounded to.
+
+        Raises:
+            TextEnvError: They cannot be.
+        """
+        if self._packed == precision:
             return
-        self._packed = True
-        if sum(p.nbytes for p in self._model.parameters()) <= _MAX_PACKED_BYTES:
-            for linear in self._linears():
+        self.unpack()
+        fits = sum(p.nbytes for p in self._model.parameters()) <= _MAX_PACKED_BYTES
+        if precision != "float32":
+            if precision == "int8" and not multiplies_int8():
+                raise TextEnvError("This build of torch has no int8 products (FBGEMM); expected 'float32'.")
+            if not all(linear.pack(precision) for block in self.blocks for linear in block.linears):
+                raise refuse_rounding(self._model, precision)
+        for linear in self._linears() if precision == "float32" else [self.head]:
+            if fits:
                 linear.pack()
+        self._packed = precision
 
     def unpack(self) -> None:
         """Drop the packed weights, because the weights have changed or are about to."""
-        self._packed = False
+        self._packed = None
         for linear in self._linears():
             linear.unpack()
 
+    @contextlib.contextmanager
+    def unrounded(self) -> Iterator[None]:
+        """Compute with the weights as they are inside."""
+        before = self._packed
+        if before is None or before == "float32":
+            yield
+            return
+        self.pack()
+        try:
+            yield
+        finally:
+            self.pack(before)
+
     def _linears(self) -> list[Linear]:
-        return [self.head, *(linear for block in self._blocks for linear in block.linears)]
+        return [self.head, *(linear for block in self.blocks for linear in block.linears)]
 
     def _rotation(self, positions: torch.Tensor, x: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and signed sines at positions below ``length``, ``(tokens, 1, head_size)`` each.
@@ -183,7 +217,7 @@ class Network:
         keep: torch.Tensor | None,
     ) -> torch.Tensor:
         """Run one layer on ``(tokens, hidden_size)``; return the same shape, or ``(kept, hidden_size)``."""
-        block = self._blocks[layer]
+        block = self.blocks[layer]
         heads, kv_heads, size = self.heads
         qkv = block.qkv(block.attention_norm(x)).view(x.shape[0], heads + 2 * kv_heads, size)
         if rotation is not None:
@@ -206,7 +240,7 @@ class Network:
     def _attend(self, layer: int, batch: int, qkv: torch.Tensor, keys_values: KeyValues | None) -> torch.Tensor:
         """Map queries, keys and values ``(tokens, heads + 2 * kv_heads, size)`` to ``(tokens, heads * size)``."""
         heads, kv_heads, size = self.heads
-        scale, new = self._blocks[layer].scale, qkv.shape[0] // batch
+        scale, new = self.blocks[layer].scale, qkv.shape[0] // batch
         if keys_values is not None:
             keys_values.write(layer, qkv)
             if keys_values.decoding and keys_values.length <= _MAX_EXPLICIT_KEYS:
@@ -227,6 +261,16 @@ class Network:
             enable_gqa=heads > kv_heads,
         )
         return attended.transpose(1, 2).reshape(batch * new, heads * size)
+
+
+def refuse_rounding(model: PreTrainedModel, precision: Precision) -> TextEnvError:
+    """Return the error for a model whose linear layers are not rounded."""
+    parameter = next(model.parameters())
+    return TextEnvError(
+        f"precision {precision!r} of a {type(model).__name__} in {str(parameter.dtype).removeprefix('torch.')} on "
+        f"{str(parameter.device)!r}: expected a model in float32 on the CPU, of an architecture in "
+        "textenv.models.families, with plain linear layers; use 'float32'."
+    )
 
 
 def _attend_decoding(layer: int, keys_values: KeyValues, scale: float) -> torch.Tensor:

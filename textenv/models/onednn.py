@@ -1,7 +1,7 @@
 """Linear layers by oneDNN, the CPU library in torch, whose products are faster than torch's own on some processors.
 
 The operators are internal to torch, and builds may lack them: call ``available`` first. All tensors are float32 on the
-CPU.
+CPU, or all of a product bfloat16 where ``packs_bfloat16`` says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from textenv.models.operations import Operation, gelu_tanh
 
-__all__ = ["ACTIVATIONS", "available", "linear", "linear_add", "linear_with_gradients", "pack"]
+__all__ = ["ACTIVATIONS", "available", "linear", "linear_add", "linear_with_gradients", "pack", "packs_bfloat16"]
 
 ACTIVATIONS: dict[Operation | None, tuple[str, str]] = {
     None: ("none", ""),
@@ -117,3 +117,16 @@ def available() -> bool:
         return bool(torch.allclose(linear_add(x, expected, packed), 2 * expected - 1, atol=1e-5))
     except (AttributeError, RuntimeError):
         return False
+
+
+@functools.cache
+def packs_bfloat16() -> bool:
+    """Tell whether oneDNN computes products of packed bfloat16 on this processor, and what torch computes."""
+    if not available():
+        return False
+    x, weight = torch.linspace(-1, 1, 96).view(2, 48).bfloat16(), torch.linspace(-1, 1, 3072).view(64, 48).bfloat16()
+    try:
+        found = linear(x, pack(weight, len(x)))
+    except RuntimeError:  # it asks for AVX-512
+        return False
+    return bool(torch.allclose(found.float(), functional.linear(x, weight).float(), rtol=0.02, atol=0.02))

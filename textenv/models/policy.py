@@ -18,6 +18,7 @@ from textenv.models.causal_lm import CausalLM
 from textenv.models.distributions import divide_by_temperature, draw, log_softmax, token_log_prob
 from textenv.models.loading import quiet
 from textenv.models.lora import Lora, add_adapter, load_adapter, save_adapter
+from textenv.models.rounding import Precision
 from textenv.models.value_function import apply_value_head, load_values, new_value_head, save_values
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
@@ -333,6 +334,16 @@ class TextPolicy(nn.Module):
         for lm in (self.lm, self.value_lm):
             if lm is not None:
                 lm.forget()
+
+    def rounded(self, precision: Precision) -> contextlib.AbstractContextManager[None]:
+        """Act with rounded weights inside: what is drawn, and its log pi, are those of the rounded policy.
+
+        Forwards with gradients are not rounded, and a value model of its own is not.
+
+        Args:
+            precision: What the linear layers of its language model are rounded to.
+        """
+        return self.lm.rounded(precision)
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import cast
 
@@ -318,6 +319,10 @@ class PrefixCache:
 
     def _choose_path(self) -> None:
         """Choose the fastest path, with CUDA graphs, without, or uncached, that gives the numbers of the plain one."""
+        with contextlib.nullcontext() if self._network is None else self._network.unrounded():
+            self._choose_among_paths()
+
+    def _choose_among_paths(self) -> None:
         self.graphed = self._network is not None and graphs_run_on(self._weight.device)
         fault = self._find_fault()
         if fault and self.graphed:

@@ -22,6 +22,7 @@ from torch import nn
 
 from textenv.data.files import read_json, write_json
 from textenv.models.loading import find_device
+from textenv.models.rounding import multiplies_bfloat16
 from textenv.rollouts.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.rollouts.console import SafeConsole
 from textenv.rollouts.runs import described
@@ -119,7 +120,7 @@ def minimize(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / _SETTINGS_FILE, {"command": name, **settings})
     steps_done, losses = _resume(model, optimizer, settings, out)
-    in_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies_bfloat16(device))
+    in_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_bfloat16(device))
     with _ProgressBar(name, steps, steps_done) as progress:
         for step in range(steps_done, steps):
             torch.manual_seed(_mix(config.seed, step))  # dropout is the same in a run that was stopped on the way
@@ -226,15 +227,6 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tens
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch >= 2.12
-        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    return False
 
 
 def _mix(seed: int, step: int) -> int:

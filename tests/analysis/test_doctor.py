@@ -1,0 +1,48 @@
+"""What the doctor says of rounded rollouts."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+
+from textenv.analysis import doctor
+from textenv.models.causal_lm import CausalLM
+
+
+def rounded(lm: CausalLM, **settings: Any) -> dict[str, doctor.Finding]:
+    keywords = {"model": lm, "prompts": ["it was", "a film"], "reward": len_of, "max_new_tokens": 4, **settings}
+    findings = doctor.examine("textenv/Text-v0", keywords, num_envs=4)
+    return {finding.name: finding for finding in findings if finding.name.startswith("rollouts in")}
+
+
+def len_of(*, completions: list[str], **_: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def test_it_says_how_far_off_first_ratio_and_kl_are(tiny_lm: CausalLM) -> None:
+    found = rounded(tiny_lm, top_k=20)
+    assert set(found) == {"rollouts in bfloat16", "rollouts in int8"}
+    pattern = r"first ratio (\S+), \|log ratio\| mean (\S+), largest (\S+); first KL (\S+) nats an episode"
+    for name, finding in found.items():
+        figures = re.fullmatch(pattern, finding.detail)
+        assert figures, finding.detail
+        ratio, mean, largest, kl = map(float, figures.groups())
+        assert finding.ok
+        assert 1e-5 < mean < largest
+        assert abs(ratio - 1) < 0.2
+        assert abs(kl) > 1e-6, name
+
+
+def test_a_policy_that_rounding_moves_too_far_is_a_finding(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_LARGEST_MISMATCH", 1e-6)
+    assert not rounded(tiny_lm)["rollouts in int8"].ok
+
+
+def test_a_model_that_is_not_rounded_is_none(tiny_lm: CausalLM) -> None:
+    lm = CausalLM(copy.deepcopy(tiny_lm.model).bfloat16(), tiny_lm.tokenizer)
+    finding = rounded(lm)["rollouts in int8"]
+    assert finding.ok
+    assert "not here: precision 'int8' of a LlamaForCausalLM in bfloat16" in finding.detail
