@@ -1,0 +1,411 @@
+"""What ``textenv bias`` and ``textenv rlhf --bias`` do: find the stages of runs, measure and show each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure as Picture
+
+from textenv.analysis.bias import Figure
+from textenv.analysis.bias_measures import Probe, measure_model, measure_reward, measure_sentiment
+from textenv.analysis.bias_templates import TEMPLATES, Template, read_templates
+from textenv.commands.console import console, tell
+from textenv.data.files import read_json, write_json
+from textenv.data.pictures import save_figure
+from textenv.data.word_lists import WordLists, built_in_words, count_words, package_words, read_word_lists
+from textenv.env.registry import make_envs
+from textenv.env.scoring import resolve_reward, score, unscored
+from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import BUNDLED, resolve_model
+from textenv.models.policy import TextPolicy
+from textenv.models.reward_model import RewardModel
+from textenv.models.watermark import Watermark
+from textenv.models.watermarked import WatermarkedPolicy
+from textenv.rollouts.collect import sample_episodes, text_env
+from textenv.rollouts.tables import make_table
+from textenv.types import TextEnvError
+from textenv.validation import unknown_name
+
+__all__ = [
+    "KINDS",
+    "Sampling",
+    "Stage",
+    "find_stages",
+    "find_templates",
+    "find_words",
+    "measure",
+    "report",
+    "seen_words",
+    "with_watermark",
+]
+
+KINDS = ("pretrained", "sft", "reward_model", "policy")
+"""The kinds of stages of a run; a folder of a model alone is of the kind ``"pretrained"``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A model as it is after a stage of its training.
+
+    Attributes:
+        label: What it is called in tables.
+        kind: One of ``KINDS``.
+        model: ``"bundled"``, a folder, or a Hugging Face id.
+        watermark: What its texts carry; None for nothing.
+    """
+
+    label: str
+    kind: str
+    model: str
+    watermark: Watermark | None = None
+
+
+def find_stages(names: Sequence[str], kinds: Sequence[str] = ()) -> list[Stage]:
+    """Return the stages of runs and models, in the order of their training.
+
+    Args:
+        names: Each ``"bundled"``, a folder or id of a model, or the folder of a run of ``textenv train`` or ``rlhf``.
+        kinds: Which kinds of stages to return; none for all.
+
+    Raises:
+        TextEnvError: One is none of these, or has no stage of a kind that is asked for.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("There is no stage", kind, KINDS)
+    found: list[Stage] = []
+    for name in names:
+        stages = _stages_of(name)
+        there = dict.fromkeys(stage.kind for stage in stages)
+        if missing := [kind for kind in kinds if kind not in there]:
+            raise TextEnvError(f"{name} has no stage {missing[0]!r}; it has {', '.join(there)}.")
+        chosen = [stage for stage in stages if not kinds or stage.kind in kinds]
+        several = len(names) > 1 and len(stages) > 1
+        found += [Stage(f"{Path(name).name}: {one.label}", one.kind, one.model) if several else one for one in chosen]
+    return found
+
+
+def _stages_of(name: str) -> list[Stage]:
+    source = resolve_model(name)
+    folder = Path(source)
+    if source == BUNDLED or not folder.is_dir():
+        return [Stage(source, "pretrained", source)]
+    if (folder / "reward.json").is_file():
+        return [Stage(folder.name, "reward_model", source)]
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    if {"rounds", "labels", "ppo"} <= config.keys():
+        return _stages_of_rlhf(folder, config)
+    if {"agent", "settings", "total_steps"} <= config.keys():
+        return _stages_of_training(folder, config)
+    return [Stage(folder.name, "pretrained", source)]
+
+
+def _stages_of_rlhf(folder: Path, config: Mapping[str, Any]) -> list[Stage]:
+    stages = [Stage("pre-trained", "pretrained", str(config.get("model")))]
+    if config.get("sft") and (folder / "sft" / "tokenizer.json").is_file():
+        stages.append(Stage("SFT", "sft", str(folder / "sft")))
+    for number in range(1, int(config["rounds"]) + 1):
+        made = folder / f"round-{number}"
+        if (made / "reward-model" / "reward.json").is_file():
+            stages.append(Stage(f"reward model {number}", "reward_model", str(made / "reward-model")))
+        if (made / "policy" / "results.json").is_file():
+            stages.append(Stage(f"PPO {number}", "policy", str(made / "policy" / "policy")))
+    return stages
+
+
+def _stages_of_training(folder: Path, config: Mapping[str, Any]) -> list[Stage]:
+    model = config.get("model")
+    stages = [Stage("start", "pretrained", model)] if isinstance(model, str) else []
+    if (folder / "policy" / "config.json").is_file():
+        stages.append(Stage(str(config["agent"]), "policy", str(folder / "policy")))
+    if not stages:
+        raise TextEnvError(f"{folder} is a run without a language model of its own: expected one that has a policy.")
+    return stages
+
+
+def with_watermark(stages: Sequence[Stage], watermark: Watermark) -> list[Stage]:
+    """Return the stages, and the last language model among them with a watermark.
+
+    Raises:
+        TextEnvError: There is none.
+    """
+    for stage in reversed(stages):
+        if stage.kind != "reward_model":
+            label = f"{stage.label}, {watermark.name}"
+            return [*stages, Stage(label, stage.kind, stage.model, watermark)]
+    raise TextEnvError("--watermark marks what a language model writes, and all stages are reward models.")
+
+
+def find_words(name: str) -> WordLists:
+    """Return word lists by their name, ``"built-in"`` or ``"packages"``, or those of a file.
+
+    Raises:
+        TextEnvError: There is no such file, it holds something else, or packages cannot be fetched.
+    """
+    if name == "packages":
+        return package_words()
+    return built_in_words() if name == "built-in" else read_word_lists(Path(name))
+
+
+def find_templates(name: str, stages: Sequence[Stage]) -> tuple[Template, ...]:
+    """Return templates by the name of their domain, or those of a file.
+
+    Args:
+        name: ``"auto"`` for movie reviews where a stage comes from the bundled model, else general ones.
+        stages: What they are for.
+
+    Raises:
+        TextEnvError: There is neither such a domain nor such a file, or it holds something else.
+    """
+    if name == "auto":
+        name = "movie_review" if any(stage.model == BUNDLED for stage in stages) else "general"
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if not Path(name).suffix:
+        raise unknown_name("There are no templates", name, ("auto", *TEMPLATES, "a file"))
+    return read_templates(Path(name))
+
+
+def seen_words(texts: Iterable[str], words: WordLists, at_least: int) -> tuple[dict[str, int], WordLists]:
+    """Return how often each word stands in texts, and the lists without those that are rarer.
+
+    Args:
+        texts: What models were trained on.
+        words: The lists.
+        at_least: How often a word has to stand there to be kept.
+
+    Raises:
+        TextEnvError: No word of a list stands there so often.
+    """
+    counts = count_words(texts, words.words)
+    kept = WordLists(
+        {job: women for job, women in words.jobs.items() if counts[job] >= at_least},
+        [pair for pair in words.persons if min(counts[person] for person in pair) >= at_least],
+        [word for word in words.career if counts[word] >= at_least],
+        [word for word in words.family if counts[word] >= at_least],
+    )
+    for name in ("jobs", "persons", "career", "family"):
+        if not getattr(kept, name):
+            given = ", ".join(map(str, list(getattr(words, name))[:3]))
+            raise TextEnvError(
+                f"No word of {name} ({given}...) stands {at_least} times in the corpus: lower --min-count, or "
+                "give --words that its texts have."
+            )
+    return counts, kept
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How texts are written whose sentiment is measured.
+
+    Attributes:
+        sentiment: Reward that says how positive a text is.
+        samples: Continuations of each prompt; 0 writes none.
+        max_new_tokens: Tokens of each.
+        temperature: Divides the logits.
+        seed: Seeds the tokens, the same for every stage.
+        device: Where models run.
+    """
+
+    sentiment: Any = "vader"
+    samples: int = 32
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+
+
+def measure(stage: Stage, probe: Probe, sampling: Sampling) -> dict[str, Any]:
+    """Return the figures of a stage, ``Figure`` by name, those that do not apply left out or None.
+
+    Raises:
+        TextEnvError: It cannot be loaded, or cannot read the words.
+    """
+    if stage.kind == "reward_model":
+        return measure_reward(RewardModel.load(stage.model, device=sampling.device).scores, probe)
+    lm = CausalLM.from_pretrained(stage.model, device=sampling.device)
+    measured = {} if stage.watermark is not None else measure_model(lm, probe)
+    prompts = probe.prompts
+    if prompts and sampling.samples:
+        measured |= measure_sentiment(_sentiments(lm, stage.watermark, prompts, sampling), probe)
+    return measured
+
+
+def _sentiments(
+    lm: CausalLM, watermark: Watermark | None, pairs: Sequence[tuple[str, str]], sampling: Sampling
+) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """Let a model go on with pairs of prompts; return the sentiment of what it wrote."""
+    asked = [prompt for pair in pairs for prompt in pair for _ in range(sampling.samples)]
+    envs: Any = make_envs(
+        "textenv/Text-v0", min(128, len(asked)), model=lm, prompts=sorted(set(asked)), reward=unscored, kl_mode="lump",
+        max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature,
+    )  # fmt: skip
+    policy = TextPolicy.of_reference(text_env(envs))
+    policy = policy if watermark is None else WatermarkedPolicy(policy, watermark)
+    generator = torch.Generator(lm.device).manual_seed(sampling.seed)
+    episodes = sample_episodes(envs, policy, generator, asked)
+    envs.close()
+    scores = score(
+        resolve_reward(sampling.sentiment, device=sampling.device),
+        prompts=asked,
+        completions=[episode.completion for episode in episodes],
+        completion_ids=[episode.completion_ids for episode in episodes],
+        columns={},
+    ).reshape(len(pairs), 2, sampling.samples)
+    return {pair: (scores[place, 0], scores[place, 1]) for place, pair in enumerate(pairs)}
+
+
+# Showing
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A figure that is shown.
+
+    Attributes:
+        name: In what was measured.
+        heading: In tables and pictures.
+        fair: Its value where there is no bias; None for that by chance.
+        digits: Of its decimals.
+    """
+
+    name: str
+    heading: str
+    fair: float | None = 0.0
+    digits: int = 2
+
+
+_OF_MODELS = (
+    _Shown("pair_entropy", "pair entropy, bits", fair=1.0),
+    _Shown("log_odds", "log-odds of he over she, nats"),
+    _Shown("correlation", "she with share of women, r"),
+    _Shown("association", "career with men, effect size"),
+    _Shown("sentiment_gap", "sentiment gap, Wasserstein-1", fair=None, digits=3),
+    _Shown("sentiment_difference", "sentiment, men less women", digits=3),
+)
+_OF_REWARDS = (
+    _Shown("swap_gap", "score, men less women", digits=3),
+    _Shown("swap_gap_size", "size of the difference", digits=3),
+)
+
+
+def report(
+    stages: Sequence[Stage],
+    probe: Probe,
+    sampling: Sampling,
+    *,
+    counts: Mapping[str, int] | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure stages, print their tables, and write figures and picture.
+
+    Args:
+        stages: One at least.
+        probe: What they are asked.
+        sampling: How they write.
+        counts: How often each word stands in what they were trained on; None where it is not known.
+        out: The ``.json`` file; the picture is beside it, ``.png``. None writes neither.
+
+    Raises:
+        TextEnvError: A stage cannot be measured, or the templates ask nothing of any.
+    """
+    measured = []
+    for stage in stages:
+        with console.status(f"{stage.label} ..."):
+            measured.append(measure(stage, probe, sampling))
+    if not any(isinstance(value, Figure) for found in measured for value in found.values()):
+        raise TextEnvError("The templates ask nothing of these stages: expected some with {job}, or prompts.")
+    _print("language models", _OF_MODELS, stages, measured, probe)
+    _print("reward models", _OF_REWARDS, stages, measured, probe)
+    if counts is not None:
+        jobs = sorted(probe.words.jobs, key=lambda job: -counts[job])
+        tell(f"Seen in the corpus: {', '.join(f'{job} {counts[job]:,}' for job in jobs)}.")
+    if out is None:
+        return
+    rows = [
+        {"stage": stage.label, "kind": stage.kind, "model": stage.model, **{k: _plain(v) for k, v in found.items()}}
+        for stage, found in zip(stages, measured, strict=True)
+    ]
+    asked = {"templates": [each.text for each in probe.templates], "prompts": probe.prompts, "seen": counts}
+    picture = out.with_suffix(".png")
+    _draw(stages, measured, picture)
+    write_json(out, {**asked, "sampling": dataclasses.asdict(sampling), "stages": rows})
+    tell(f"Figures: {out}", f"Picture: {picture}")
+
+
+def _plain(value: Any) -> Any:
+    return value._asdict() if isinstance(value, Figure) else value
+
+
+def _known(
+    shown: _Shown, stages: Sequence[Stage], measured: Sequence[Mapping[str, Any]]
+) -> list[tuple[Stage, Mapping[str, Any], Figure]]:
+    """Return the stages that have a figure, what was measured of each, and the figure."""
+    rows = ((stage, found, found.get(shown.name)) for stage, found in zip(stages, measured, strict=True))
+    return [(stage, found, figure) for stage, found, figure in rows if figure is not None and figure.value is not None]
+
+
+def _print(
+    what: str,
+    figures: Sequence[_Shown],
+    stages: Sequence[Stage],
+    measured: Sequence[Mapping[str, Any]],
+    probe: Probe,
+) -> None:
+    shown = [figure for figure in figures if _known(figure, stages, measured)]
+    there = [pair for pair in zip(stages, measured, strict=True) if any(pair[1].get(each.name) for each in shown)]
+    if not there:
+        return
+    title = f"Bias of {what}, with 95 % bootstrap intervals"
+    caption = f"{len(probe.words.jobs)} jobs, {len(probe.prompts)} pairs of prompts"
+    table = make_table("", *(stage.label for stage, _ in there), title=title, caption=caption)
+    for figure in shown:
+        fair = "in parentheses: by chance" if figure.fair is None else f"no bias: {figure.fair:g}"
+        cells = [_cell(found, figure) for _, found in there]
+        table.add_row(f"{figure.heading}\n  ({fair})", *cells)
+    console.print(table)
+
+
+def _cell(found: Mapping[str, Any], shown: _Shown) -> str:
+    figure = found.get(shown.name)
+    if figure is None or figure.value is None:
+        return ""
+    text = f"{figure.value:.{shown.digits}f}"
+    if shown.fair is None:
+        text += f" ({found['sentiment_by_chance'].value:.{shown.digits}f})"
+    return text if figure.low is None else f"{text}\n[{figure.low:.{shown.digits}f}, {figure.high:.{shown.digits}f}]"
+
+
+def _draw(stages: Sequence[Stage], measured: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw each figure over the stages that have it, a panel a figure."""
+    shown = [column for column in (*_OF_MODELS, *_OF_REWARDS) if _known(column, stages, measured)]
+    across = min(3, len(shown))
+    down = -(-len(shown) // across)
+    picture = Picture(figsize=(4 * across, down * (1.0 + 0.3 * len(stages))), dpi=130, layout="constrained")
+    picture.suptitle("Bias by stage, with 95 % bootstrap intervals; dashed: no bias", fontsize=10)
+    for place, column in enumerate(shown):
+        panel = picture.add_subplot(down, across, place + 1)
+        rows = _known(column, stages, measured)
+        heights = range(len(rows))
+        if column.fair is None:
+            chance = [found["sentiment_by_chance"].value for _, found, _ in rows]
+            panel.plot(chance, heights, "|", color="0.3", markersize=14, label="by chance")
+            panel.legend(frameon=False, fontsize=7)
+        else:
+            panel.axvline(column.fair, color="0.5", linestyle="--", linewidth=1)
+        for height, (_, _, figure) in zip(heights, rows, strict=True):
+            if figure.low is not None:
+                panel.plot([figure.low, figure.high], [height, height], color="C0", linewidth=1.5)
+            panel.plot([figure.value], [height], "o", color="C0")
+        panel.set_yticks(heights, [stage.label for stage, _, _ in rows], fontsize=8)
+        panel.set_ylim(len(rows) - 0.5, -0.5)
+        panel.set_title(column.heading, fontsize=9)
+        panel.grid(axis="x", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    save_figure(picture, path)
