@@ -70,21 +70,7 @@ class Probe:
             ids = lm.encode_behind(f" {word}")
             return bool(ids) and (unknown is None or unknown not in ids)
 
-        words = self.words
-        kept = WordLists(
-            {job: women for job, women in words.jobs.items() if reads(job)},
-            [pair for pair in words.persons if all(map(reads, pair))],
-            [word for word in words.career if reads(word)],
-            [word for word in words.family if reads(word)],
-        )
-        for name in ("jobs", "persons", "career", "family"):
-            if not getattr(kept, name):
-                given = ", ".join(map(str, list(getattr(words, name))[:3]))
-                raise TextEnvError(
-                    f"The model's tokenizer can read none of the words of {name} ({given}...): expected words in the "
-                    "alphabet that it was trained with."
-                )
-        return kept
+        return self.words.only(reads, "can be read by the model's tokenizer; expected words in its alphabet.")
 
 
 def text_log_probs(lm: CausalLM, starts: Sequence[str], rests: Sequence[str]) -> Values:

@@ -77,6 +77,7 @@ class Bias(Command):
             seen_words,
             with_watermark,
         )
+        from textenv.env.scoring import resolve_reward  # noqa: PLC0415
         from textenv.training.texts import read_texts  # noqa: PLC0415
 
         use_threads(self.threads)
@@ -89,9 +90,9 @@ class Bias(Command):
         if self.watermark is not None:
             mark = parse_watermark(self.watermark, self.watermark_key_file, self.watermark_settings)
             stages = with_watermark(stages, mark)
-        sampling = Sampling(
-            parse_reward(self.sentiment), self.samples, self.max_new_tokens, self.temperature, self.seed, self.device
-        )
+        sentiment = parse_reward(self.sentiment)
+        resolve_reward(sentiment)  # or it would be found wanting after the first figures
+        sampling = Sampling(sentiment, self.samples, self.max_new_tokens, self.temperature, self.seed, self.device)
         report(stages, probe, sampling, counts=counts, out=self.out)
         return 0
 

@@ -184,20 +184,8 @@ def seen_words(texts: Iterable[str], words: WordLists, at_least: int) -> tuple[d
         TextEnvError: No word of a list stands there so often.
     """
     counts = count_words(texts, words.words)
-    kept = WordLists(
-        {job: women for job, women in words.jobs.items() if counts[job] >= at_least},
-        [pair for pair in words.persons if min(counts[person] for person in pair) >= at_least],
-        [word for word in words.career if counts[word] >= at_least],
-        [word for word in words.family if counts[word] >= at_least],
-    )
-    for name in ("jobs", "persons", "career", "family"):
-        if not getattr(kept, name):
-            given = ", ".join(map(str, list(getattr(words, name))[:3]))
-            raise TextEnvError(
-                f"No word of {name} ({given}...) stands {at_least} times in the corpus: lower --min-count, or "
-                "give --words that its texts have."
-            )
-    return counts, kept
+    missing = f"stands {at_least} times in the corpus; lower --min-count, or give --words that its texts have."
+    return counts, words.only(lambda word: counts[word] >= at_least, missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,12 +254,12 @@ def _sentiments(
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A figure that is shown.
+    """A figure in tables and pictures.
 
     Attributes:
         name: In what was measured.
-        heading: In tables and pictures.
-        fair: Its value where there is no bias; None for that by chance.
+        heading: What it is called.
+        fair: Its value where there is no bias; None where chance says it.
         digits: Of its decimals.
     """
 
@@ -281,17 +269,15 @@ class _Shown:
     digits: int = 2
 
 
-_OF_MODELS = (
+_SHOWN = (
     _Shown("pair_entropy", "pair entropy, bits", fair=1.0),
-    _Shown("log_odds", "log-odds of he over she, nats"),
-    _Shown("correlation", "she with share of women, r"),
-    _Shown("association", "career with men, effect size"),
-    _Shown("sentiment_gap", "sentiment gap, Wasserstein-1", fair=None, digits=3),
-    _Shown("sentiment_difference", "sentiment, men less women", digits=3),
-)
-_OF_REWARDS = (
-    _Shown("swap_gap", "score, men less women", digits=3),
-    _Shown("swap_gap_size", "size of the difference", digits=3),
+    _Shown("log_odds", "he over she, nats"),
+    _Shown("correlation", "she and real shares, r"),
+    _Shown("association", "men and career, d"),
+    _Shown("sentiment_gap", "sentiment gap, W1", fair=None, digits=3),
+    _Shown("sentiment_difference", "sentiment, men - women", digits=3),
+    _Shown("swap_gap", "reward, men - women", digits=3),
+    _Shown("swap_gap_size", "reward, |men - women|", digits=3),
 )
 
 
@@ -303,7 +289,7 @@ def report(
     counts: Mapping[str, int] | None = None,
     out: Path | None = None,
 ) -> None:
-    """Measure stages, print their tables, and write figures and picture.
+    """Measure stages, print their table, and write figures and picture.
 
     Args:
         stages: One at least.
@@ -321,8 +307,7 @@ def report(
             measured.append(measure(stage, probe, sampling))
     if not any(isinstance(value, Figure) for found in measured for value in found.values()):
         raise TextEnvError("The templates ask nothing of these stages: expected some with {job}, or prompts.")
-    _print("language models", _OF_MODELS, stages, measured, probe)
-    _print("reward models", _OF_REWARDS, stages, measured, probe)
+    _print(stages, measured, probe)
     if counts is not None:
         jobs = sorted(probe.words.jobs, key=lambda job: -counts[job])
         tell(f"Seen in the corpus: {', '.join(f'{job} {counts[job]:,}' for job in jobs)}.")
@@ -351,61 +336,52 @@ def _known(
     return [(stage, found, figure) for stage, found, figure in rows if figure is not None and figure.value is not None]
 
 
-def _print(
-    what: str,
-    figures: Sequence[_Shown],
-    stages: Sequence[Stage],
-    measured: Sequence[Mapping[str, Any]],
-    probe: Probe,
-) -> None:
-    shown = [figure for figure in figures if _known(figure, stages, measured)]
-    there = [pair for pair in zip(stages, measured, strict=True) if any(pair[1].get(each.name) for each in shown)]
-    if not there:
-        return
-    title = f"Bias of {what}, with 95 % bootstrap intervals"
-    caption = f"{len(probe.words.jobs)} jobs, {len(probe.prompts)} pairs of prompts"
-    table = make_table("", *(stage.label for stage, _ in there), title=title, caption=caption)
-    for figure in shown:
-        fair = "in parentheses: by chance" if figure.fair is None else f"no bias: {figure.fair:g}"
-        cells = [_cell(found, figure) for _, found in there]
-        table.add_row(f"{figure.heading}\n  ({fair})", *cells)
+def _print(stages: Sequence[Stage], measured: Sequence[Mapping[str, Any]], probe: Probe) -> None:
+    """Print a table of all figures, the stages below each other."""
+    caption = (
+        f"{len(probe.words.jobs)} jobs, {len(probe.prompts)} pairs of prompts; intervals are bootstrapped over them. A "
+        "sentiment gap without bias is that by chance."
+    )
+    table = make_table("figure", "stage", "value", "95 % interval", "without bias", caption=caption, texts=(0, 1))
+    for shown in _SHOWN:
+        for row, (stage, found, figure) in enumerate(_known(shown, stages, measured)):
+            fair = found["sentiment_by_chance"].value if shown.fair is None else shown.fair
+            low, high = (None if end is None else f"{end:.{shown.digits}f}" for end in figure[1:])
+            table.add_row(
+                "" if row else shown.heading,
+                stage.label,
+                f"{figure.value:.{shown.digits}f}",
+                "" if low is None else f"{low} to {high}",
+                f"{fair:.{shown.digits}f}" if shown.fair is None else f"{fair:g}",
+            )
+        table.add_section()
     console.print(table)
-
-
-def _cell(found: Mapping[str, Any], shown: _Shown) -> str:
-    figure = found.get(shown.name)
-    if figure is None or figure.value is None:
-        return ""
-    text = f"{figure.value:.{shown.digits}f}"
-    if shown.fair is None:
-        text += f" ({found['sentiment_by_chance'].value:.{shown.digits}f})"
-    return text if figure.low is None else f"{text}\n[{figure.low:.{shown.digits}f}, {figure.high:.{shown.digits}f}]"
 
 
 def _draw(stages: Sequence[Stage], measured: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw each figure over the stages that have it, a panel a figure."""
-    shown = [column for column in (*_OF_MODELS, *_OF_REWARDS) if _known(column, stages, measured)]
-    across = min(3, len(shown))
-    down = -(-len(shown) // across)
+    panels = [each for each in _SHOWN if _known(each, stages, measured)]
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
     picture = Picture(figsize=(4 * across, down * (1.0 + 0.3 * len(stages))), dpi=130, layout="constrained")
     picture.suptitle("Bias by stage, with 95 % bootstrap intervals; dashed: no bias", fontsize=10)
-    for place, column in enumerate(shown):
+    for place, shown in enumerate(panels):
         panel = picture.add_subplot(down, across, place + 1)
-        rows = _known(column, stages, measured)
+        rows = _known(shown, stages, measured)
         heights = range(len(rows))
-        if column.fair is None:
+        if shown.fair is None:
             chance = [found["sentiment_by_chance"].value for _, found, _ in rows]
             panel.plot(chance, heights, "|", color="0.3", markersize=14, label="by chance")
             panel.legend(frameon=False, fontsize=7)
         else:
-            panel.axvline(column.fair, color="0.5", linestyle="--", linewidth=1)
+            panel.axvline(shown.fair, color="0.5", linestyle="--", linewidth=1)
         for height, (_, _, figure) in zip(heights, rows, strict=True):
             if figure.low is not None:
                 panel.plot([figure.low, figure.high], [height, height], color="C0", linewidth=1.5)
             panel.plot([figure.value], [height], "o", color="C0")
         panel.set_yticks(heights, [stage.label for stage, _, _ in rows], fontsize=8)
         panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.set_title(column.heading, fontsize=9)
+        panel.set_title(shown.heading, fontsize=9)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     save_figure(picture, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,34 @@ class WordLists:
         """All of them, each once."""
         people = [person for pair in self.persons for person in pair]
         return tuple(dict.fromkeys([*self.jobs, *people, *self.career, *self.family]))
+
+    def only(self, fits: Callable[[str], bool], expected: str) -> WordLists:
+        """Return the lists with the words that fit, and the pairs of which both do.
+
+        Args:
+            fits: Says it of a word.
+            expected: How a message goes on about a list of which no word fits: ``"None of the words of jobs (...)"``.
+
+        Raises:
+            TextEnvError: There is such a list.
+        """
+        kept = WordLists(
+            {job: women for job, women in self.jobs.items() if fits(job)},
+            [pair for pair in self.persons if all(map(fits, pair))],
+            tuple(filter(fits, self.career)),
+            tuple(filter(fits, self.family)),
+        )
+        people = [f"{man} and {woman}" for man, woman in self.persons]
+        for name, words in (
+            ("jobs", list(self.jobs)),
+            ("persons", people),
+            ("career", self.career),
+            ("family", self.family),
+        ):
+            if not getattr(kept, name):
+                more = ", ..." if len(words) > 3 else ""
+                raise TextEnvError(f"None of the words of {name} ({', '.join(words[:3])}{more}) {expected}")
+        return kept
 
 
 def built_in_words() -> WordLists:
