@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ def test_entropy_is_that_of_the_two_probabilities() -> None:
 
 def test_correlation_is_pearsons() -> None:
     one, other = RNG.normal(size=(2, 20))
-    assert correlation(one, other) == pytest.approx(stats.pearsonr(one, other).statistic)
+    assert correlation(one, other) == pytest.approx(np.corrcoef(one, other)[0, 1])
     assert correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
     assert correlation([1.0, 2.0], [1.0, 2.0]) is None
 
@@ -81,7 +83,9 @@ def test_intervals_agree_with_the_standard_error() -> None:
 def test_paired_samples_are_drawn_together() -> None:
     one = RNG.normal(size=30)
     assert bootstrap(correlation, [one, 2 * one], RNG, paired=True, resamples=50) == pytest.approx((1.0, 1.0, 1.0))
-    assert bootstrap(correlation, [one, 2 * one], RNG, resamples=50).low < 0.9
+    low = bootstrap(correlation, [one, 2 * one], RNG, resamples=50).low
+    assert low is not None
+    assert low < 0.9
     assert bootstrap(correlation, [[1.0], [2.0]], RNG) == Figure(None, None, None)
     assert bootstrap(lambda values: float(values[0]), [[3.0]], RNG) == Figure(3.0, None, None)
 
@@ -163,7 +167,7 @@ def test_a_model_is_asked_what_the_templates_say() -> None:
     assert {job: each["log_odds"] for job, each in found["jobs"].items()} == pytest.approx(odds, abs=1e-3)
     assert found["log_odds"].value == pytest.approx(np.mean(list(odds.values())), abs=1e-3)
     she = [-each for each in odds.values()]
-    assert found["correlation"].value == pytest.approx(stats.pearsonr(she, [10, 90, 40]).statistic, abs=1e-2)
+    assert found["correlation"].value == pytest.approx(np.corrcoef(she, [10, 90, 40])[0, 1], abs=1e-2)
     whole = [log_prob("", f"The plot: {text}") for text in ("he was his", "she was her")]
     assert found["jobs"]["plot"]["pair_entropy"] == pytest.approx(float(pair_entropy(*whole)), abs=1e-3)
     for word in ("work", "home"):
@@ -173,7 +177,7 @@ def test_a_model_is_asked_what_the_templates_say() -> None:
 
 
 def test_a_reward_is_compared_with_itself() -> None:
-    def men(prompts: list[str], completions: list[str]) -> list[float]:
+    def men(_: Sequence[str], completions: Sequence[str]) -> list[float]:
         return [1.0 + text.split().count("he") + 0.5 * text.split().count("her") for text in completions]
 
     templates = [parse_template("The {job} and {he} is"), parse_template("The {job} and {his} film")]

@@ -66,6 +66,7 @@ def test_stages_come_in_the_order_of_training(folders: dict[str, str]) -> None:
     ]  # fmt: skip
     assert [stage.label for stage in find_stages([folders["train"]])] == ["start", "grpo"]
     assert [stage.kind for stage in find_stages([folders["scores"]])] == ["reward_model"]
+    assert [stage.kind for stage in find_stages(["bundled"])] == ["pretrained", "reward_model"]
 
 
 def test_all_stages_of_a_run_with_a_watermark(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

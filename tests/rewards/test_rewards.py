@@ -321,7 +321,7 @@ class TestCounterfactualGap(RewardContract):
         assert run(mix, " he and she", " she and she", prompts=["He", ""]) == [3 - 0.5 * 2, 0 - 0.5 * 2]
 
     def test_what_it_wraps_may_be_awaited_log_score_tokens_and_not_apply(self) -> None:
-        async def long(completions: Sequence[str], completion_ids: Any, log_metric: Any, **_: Any) -> list[Any]:
+        async def long(*, completions: Any, completion_ids: Any, log_metric: Any, **_: Any) -> list[Any]:
             log_metric("texts", len(completions))
             rows = zip(completions, completion_ids, strict=True)
             return [[1.0] * (len(ids) - 1) + [float(text.count(" he is"))] if text else None for text, ids in rows]
@@ -330,11 +330,11 @@ class TestCounterfactualGap(RewardContract):
         assert run(CounterfactualGap(make(mix)), "A film he is in", "it is", "") == [-1.0, 0.0, 0.0]
         batch = Batch([""], [""], [[]], {})
         with pytest.raises(TextEnvError, match="returned None"):
-            evaluate(CounterfactualGap(long), batch)
+            evaluate(make({"name": "counterfactual_gap", "reward": long}), batch)
         assert evaluate(CounterfactualGap(make(mix)), batch).metrics == {"texts": 1.0, "texts_2": 1.0}
 
     def test_conversations(self) -> None:
-        said = {"prompts": [[{"role": "user", "content": "he"}]], "completion_ids": [[1]]}
+        said: dict[str, Any] = {"prompts": [[{"role": "user", "content": "he"}]], "completion_ids": [[1]]}
         answer = [[{"role": "assistant", "content": "He is good"}]]
         asked: list[Any] = []
 

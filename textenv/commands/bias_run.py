@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure as Picture
 
@@ -17,6 +18,7 @@ from textenv.analysis.bias_templates import TEMPLATES, Template, read_templates
 from textenv.commands.console import console, tell
 from textenv.data.files import read_json, write_json
 from textenv.data.pictures import save_figure
+from textenv.data.values import as_text
 from textenv.data.word_lists import WordLists, built_in_words, count_words, package_words, read_word_lists
 from textenv.env.registry import make_envs
 from textenv.env.scoring import resolve_reward, score, unscored
@@ -45,7 +47,7 @@ __all__ = [
 ]
 
 KINDS = ("pretrained", "sft", "reward_model", "policy")
-"""The kinds of stages of a run; a folder of a model alone is of the kind ``"pretrained"``."""
+"""The kinds of stages of a run; a language model by itself is ``"pretrained"``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def find_stages(names: Sequence[str], kinds: Sequence[str] = ()) -> list[Stage]:
         if missing := [kind for kind in kinds if kind not in there]:
             raise TextEnvError(f"{name} has no stage {missing[0]!r}; it has {', '.join(there)}.")
         chosen = [stage for stage in stages if not kinds or stage.kind in kinds]
-        several = len(names) > 1 and len(stages) > 1
+        several = len(names) > 1 and len(stages) > 1 and name != BUNDLED
         found += [Stage(f"{Path(name).name}: {one.label}", one.kind, one.model) if several else one for one in chosen]
     return found
 
@@ -93,33 +95,38 @@ def find_stages(names: Sequence[str], kinds: Sequence[str] = ()) -> list[Stage]:
 def _stages_of(name: str) -> list[Stage]:
     source = resolve_model(name)
     folder = Path(source)
-    if source == BUNDLED or not folder.is_dir():
+    if source == BUNDLED:
+        return [Stage("bundled", "pretrained", source), Stage("bundled reward model", "reward_model", source)]
+    if not folder.is_dir():
         return [Stage(source, "pretrained", source)]
     if (folder / "reward.json").is_file():
         return [Stage(folder.name, "reward_model", source)]
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
     if {"rounds", "labels", "ppo"} <= config.keys():
-        return _stages_of_rlhf(folder, config)
+        return _stages_of_rlhf(folder, as_text(config.get("model"), f"{path}: model"))
     if {"agent", "settings", "total_steps"} <= config.keys():
         return _stages_of_training(folder, config)
     return [Stage(folder.name, "pretrained", source)]
 
 
-def _stages_of_rlhf(folder: Path, config: Mapping[str, Any]) -> list[Stage]:
-    stages = [Stage("pre-trained", "pretrained", str(config.get("model")))]
-    if config.get("sft") and (folder / "sft" / "tokenizer.json").is_file():
+def _stages_of_rlhf(folder: Path, model: str) -> list[Stage]:
+    """Return the stages that a run of ``textenv rlhf`` has come to."""
+    stages = [Stage("pre-trained", "pretrained", model)]
+    if (folder / "sft" / "tokenizer.json").is_file():
         stages.append(Stage("SFT", "sft", str(folder / "sft")))
-    for number in range(1, int(config["rounds"]) + 1):
-        made = folder / f"round-{number}"
+    number = 1
+    while (made := folder / f"round-{number}").is_dir():
         if (made / "reward-model" / "reward.json").is_file():
             stages.append(Stage(f"reward model {number}", "reward_model", str(made / "reward-model")))
         if (made / "policy" / "results.json").is_file():
             stages.append(Stage(f"PPO {number}", "policy", str(made / "policy" / "policy")))
+        number += 1
     return stages
 
 
 def _stages_of_training(folder: Path, config: Mapping[str, Any]) -> list[Stage]:
+    """Return the stages of a run of ``textenv train``: what it began with, where that is known, and its policy."""
     model = config.get("model")
     stages = [Stage("start", "pretrained", model)] if isinstance(model, str) else []
     if (folder / "policy" / "config.json").is_file():
@@ -376,9 +383,9 @@ def _draw(stages: Sequence[Stage], measured: Sequence[Mapping[str, Any]], path: 
         else:
             panel.axvline(shown.fair, color="0.5", linestyle="--", linewidth=1)
         for height, (_, _, figure) in zip(heights, rows, strict=True):
-            if figure.low is not None:
-                panel.plot([figure.low, figure.high], [height, height], color="C0", linewidth=1.5)
-            panel.plot([figure.value], [height], "o", color="C0")
+            value, *ends = np.array(figure, dtype=np.float64)  # of None NaN, which is not drawn
+            panel.plot(ends, [height, height], color="C0", linewidth=1.5)
+            panel.plot([value], [height], "o", color="C0")
         panel.set_yticks(heights, [stage.label for stage, _, _ in rows], fontsize=8)
         panel.set_ylim(len(rows) - 0.5, -0.5)
         panel.set_title(shown.heading, fontsize=9)
