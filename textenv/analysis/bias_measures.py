@@ -80,6 +80,9 @@ def text_log_probs(lm: CausalLM, starts: Sequence[str], rests: Sequence[str]) ->
         lm: The model.
         starts: ``n`` texts; an empty one is what a text begins with.
         rests: What follows each.
+
+    Raises:
+        TextEnvError: A text is longer than what the model reads.
     """
     encoded = lm.encode_completions(starts, rests)
     sizes = [len(start) + len(rest) for start, rest in encoded]

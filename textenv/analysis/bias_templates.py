@@ -23,14 +23,14 @@ _SLOTS = ("job", "word", "person", *GENDERED)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A sentence and its counterpart, each in three parts that together are the text.
+    """A sentence and its counterpart of the other gender.
 
     Attributes:
         before: What both begin with, without white space at its end.
-        male: What differs first: of the first, the white space before it included.
-        female: Of the second.
-        male_text: All of the first text.
-        female_text: All of the second.
+        male: The first gendered word, with the white space in front of it.
+        female: Its counterpart, likewise.
+        male_text: All of the sentence.
+        female_text: All of its counterpart.
     """
 
     before: str
