@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a reward is found without an
     from textenv.rewards.chrf import Chrf as Chrf
     from textenv.rewards.classifier import Classifier as Classifier
     from textenv.rewards.clip import Clip as Clip
+    from textenv.rewards.counterfactual_gap import CounterfactualGap as CounterfactualGap
     from textenv.rewards.http import Http as Http
     from textenv.rewards.learned import Learned as Learned
     from textenv.rewards.length import Length as Length

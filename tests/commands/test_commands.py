@@ -12,7 +12,8 @@ from textenv.commands.cli import main
 from textenv.commands.flags import last_value
 
 COMMANDS = [
-    "train", "compare", "sample", "detect", "doctor", "pretrain", "sft", "corpus", "rlhf", "label", "clips train",
+    "train", "compare", "sample", "detect", "bias", "doctor", "pretrain", "sft", "corpus", "rlhf", "label",
+    "clips train",
     "reward serve", "reward train", "reward eval", "reward data",
     "feedback add", "feedback import", "feedback export", "feedback annotate", "feedback status",
 ]  # fmt: skip
@@ -93,7 +94,9 @@ def test_flags_are_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("name", ["train", "rlhf", "sample", "doctor", "compare", "reward train", "clips train"])
+@pytest.mark.parametrize(
+    "name", ["train", "rlhf", "sample", "bias", "doctor", "compare", "reward train", "clips train"]
+)
 def test_commands_that_compute_take_threads(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--threads " in helped(name.split(), capsys)
 

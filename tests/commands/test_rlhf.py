@@ -1,5 +1,6 @@
 """The whole loop, on a model of two layers and with a handful of rankings."""
 
+import functools
 import io
 import json
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 import textenv.commands.rlhf_run
 from tests.conftest import build_lm
+from textenv.commands.bias_run import Sampling
 from textenv.commands.cli import main
 from textenv.commands.rlhf import Rlhf
 from textenv.commands.rlhf_run import rlhf
@@ -79,6 +81,18 @@ def test_two_rounds_and_where_everything_came_from(settings: Callable[..., Rlhf]
     before = (config.out / "results.json").read_bytes()
     assert rlhf(config)  # nothing is missing, so nothing is done
     assert (config.out / "results.json").read_bytes() == before
+
+
+def test_bias_of_every_stage(settings: Callable[..., Rlhf], monkeypatch: pytest.MonkeyPatch) -> None:
+    short = functools.partial(Sampling, samples=1, max_new_tokens=2)
+    monkeypatch.setattr(textenv.commands.rlhf_run, "Sampling", short)
+    assert rlhf(settings(rounds=1, labels=2))
+    config = settings(rounds=1, labels=2, bias=True)  # of a run that is finished
+    assert not (config.out / "bias.json").exists()
+    assert rlhf(config)
+    found = json.loads((config.out / "bias.json").read_text())
+    assert [stage["stage"] for stage in found["stages"]] == ["pre-trained", "reward model 1", "PPO 1"]
+    assert (config.out / "bias.png").exists()
 
 
 STAGES = ["_ask", "annotate", "train_reward_model", "train", "_measured", "_report"]

@@ -19,6 +19,7 @@ URL = "http://127.0.0.1:9/score"
 WRAPPED = {"reward": "vader", "low": -1, "high": 1}
 NEEDED: dict[str, dict[str, Any]] = {
     "clip": WRAPPED,
+    "counterfactual_gap": {"reward": "vader"},
     "http": {"url": URL},
     "length": {"target": 3},
     "normalize": {"reward": "vader"},
@@ -53,6 +54,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "low": ["-1", None, math.nan, -math.inf, 2, True],
         "high": ["1", -2],
     },
+    "counterfactual_gap": {"reward": ["vadar", 3, None, {}]},
     "normalize": {"reward": ["vadar", 3], "keep_mean": ["no", 0], "training": ["no", None]},
     "weighted_sum": {
         "rewards": [[], "vader", {"name": "vader"}, 3, None, ["vadar"], [3]],
@@ -185,7 +187,7 @@ def test_what_is_no_reward(spec: Any, said: str) -> None:
     [{}, {"reward": 3}, 3, None, {"count": "1", "mean": 0.0, "squares": 0.0, "reward": {}}],
     ids=plain,
 )
-@pytest.mark.parametrize("name", ["clip", "normalize", "weighted_sum"])
+@pytest.mark.parametrize("name", ["clip", "counterfactual_gap", "normalize", "weighted_sum"])
 def test_the_state_of_another_reward(name: str, state: Any) -> None:
     reward: Any = make({"name": name, **NEEDED[name]})
     with one_line():
@@ -203,7 +205,7 @@ async def awaited(completions: Sequence[Any], **_: Any) -> list[float]:
     return [0.0] * (len(completions) + 1)
 
 
-@pytest.mark.parametrize("wrap", ["clip", "normalize", "weighted_sum"])
+@pytest.mark.parametrize("wrap", ["clip", "counterfactual_gap", "normalize", "weighted_sum"])
 @pytest.mark.parametrize(
     "function",
     [

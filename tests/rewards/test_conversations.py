@@ -35,6 +35,7 @@ COMPLETION_ALONE: dict[str, Any] = {
     "length": {"name": "length", "target": 3},
     "length of tokens": {"name": "length", "target": 3, "unit": "tokens"},
     "clip": {"name": "clip", "reward": "vader", "low": -0.25, "high": 0.25},
+    "counterfactual_gap": {"name": "counterfactual_gap", "reward": "vader"},
     "normalize": {"name": "normalize", "reward": "vader"},
     "weighted_sum": {"name": "weighted_sum", "rewards": ["vader", {"name": "length", "target": 9}], "weights": [2, -1]},
 }

@@ -26,11 +26,14 @@ from transformers import (
     RobertaConfig,
 )
 
+from textenv.env.reward_calls import Batch
+from textenv.env.reward_parts import evaluate, part_names
 from textenv.rewards import (
     Bleu,
     Chrf,
     Classifier,
     Clip,
+    CounterfactualGap,
     Length,
     Normalize,
     Pattern,
@@ -292,6 +295,55 @@ class TestWeightedSum(RewardContract):
             TextEnvError, match=r"expected (2 finite numbers, one for each reward|a list, each item a finite number)"
         ):
             WeightedSum([Vader(), Vader()], weights)
+
+
+def men(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    """Twice the number of "he" in the prompt, and that in the completion."""
+    return [
+        2.0 * prompt.lower().split().count("he") + completion.lower().split().count("he")
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+class TestCounterfactualGap(RewardContract):
+    def make_reward(self) -> Reward:
+        return CounterfactualGap(WeightedSum([Vader(), Length(3)]))
+
+    def test_is_the_difference_to_the_swapped_text(self) -> None:
+        completions = [" is good", " is good", " and he too", " and she too", "", " film of a man"]
+        prompts = ["He", "The film", "He", "He", "She", "The"]
+        assert run(CounterfactualGap(men), *completions, prompts=prompts) == [-2, 0, -3, -1, -2, 0]
+
+    def test_in_a_mix_it_is_a_part_with_a_weight(self) -> None:
+        gap = {"name": "counterfactual_gap", "reward": men}
+        mix = make({"name": "weighted_sum", "rewards": [men, gap], "weights": [1.0, 0.5]})
+        assert part_names(mix) == ("men", "counterfactual_gap")
+        assert run(mix, " he and she", " she and she", prompts=["He", ""]) == [3 - 0.5 * 2, 0 - 0.5 * 2]
+
+    def test_what_it_wraps_may_be_awaited_log_score_tokens_and_not_apply(self) -> None:
+        async def long(*, completions: Any, completion_ids: Any, log_metric: Any, **_: Any) -> list[Any]:
+            log_metric("texts", len(completions))
+            rows = zip(completions, completion_ids, strict=True)
+            return [[1.0] * (len(ids) - 1) + [float(text.count(" he is"))] if text else None for text, ids in rows]
+
+        mix = [long, constant(0.0)]
+        assert run(CounterfactualGap(make(mix)), "A film he is in", "it is", "") == [-1.0, 0.0, 0.0]
+        batch = Batch([""], [""], [[]], {})
+        with pytest.raises(TextEnvError, match="returned None"):
+            evaluate(make({"name": "counterfactual_gap", "reward": long}), batch)
+        assert evaluate(CounterfactualGap(make(mix)), batch).metrics == {"texts": 1.0, "texts_2": 1.0}
+
+    def test_conversations(self) -> None:
+        said: dict[str, Any] = {"prompts": [[{"role": "user", "content": "he"}]], "completion_ids": [[1]]}
+        answer = [[{"role": "assistant", "content": "He is good"}]]
+        asked: list[Any] = []
+
+        def remember(prompts: Any, completions: Any, **_: Any) -> list[float]:
+            asked.append((prompts[0][0]["content"], completions[0][0]["content"]))
+            return [0.0]
+
+        CounterfactualGap(remember)(**said, completions=answer)
+        assert asked == [("he", "He is good"), ("she", "She is good")]
 
 
 class TestNormalize(RewardContract):
@@ -631,7 +683,7 @@ def their_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 class TestMake:
     def test_every_file_is_a_reward_with_its_name(self) -> None:
-        built_in = "bleu chrf classifier clip length normalize pattern rouge vader weighted_sum"
+        built_in = "bleu chrf classifier clip counterfactual_gap length normalize pattern rouge vader weighted_sum"
         assert set(built_in.split()) <= set(names())
         assert list(names()) == sorted(names())
 

@@ -22,12 +22,15 @@ import torch
 from matplotlib.figure import Figure
 
 from textenv.agents.ppo import PPO, PPOConfig
+from textenv.analysis.bias_measures import Probe
+from textenv.commands.bias_run import Sampling, find_stages, find_templates, report
 from textenv.commands.console import console
 from textenv.commands.flags import TRAINING, make_keywords, parse_reward
 from textenv.commands.settings import RlhfSettings, TrainSettings
 from textenv.commands.training_run import held_out, made_with, measured_on, plain_settings, train
 from textenv.data.files import locked, read_json, to_json, write_json
 from textenv.data.pictures import save_figure
+from textenv.data.word_lists import built_in_words
 from textenv.env.registry import make_envs
 from textenv.env.scoring import resolve_reward, score, unscored
 from textenv.env.settings import unshaped
@@ -47,6 +50,7 @@ __all__ = ["rlhf"]
 
 _START = "start"  # the name of the policy before the first round
 _LAST_FILE = "tokenizer.json"  # that ``sft`` writes, so that the model is whole when it is there
+_BIAS_FILE = "bias.json"
 _IN_A_BATCH = 64  # prompts that are sampled before the next task is made
 
 
@@ -75,7 +79,7 @@ def _rlhf(config: RlhfSettings) -> bool:
     typed = _keywords(config, config.model, unscored)
     envs: Any = make_envs(config.env, 1, **typed)
     training = {**TRAINING, **config.settings}
-    settings = described(config) | {
+    settings = described(config, without=("out", "bias")) | {
         "settings": made_with(envs, typed) | {"kl_mode": training["kl_mode"]},
         "ppo": plain_settings(PPOConfig(**config.ppo)),
     }
@@ -102,6 +106,8 @@ def _rlhf(config: RlhfSettings) -> bool:
             )
             rows.append(_measured(config, base, policy, reward, folder / "figures.json"))
     _report(config, rows)
+    if config.bias and not (out / _BIAS_FILE).exists():
+        _measure_bias(config)
     return True
 
 
@@ -351,6 +357,15 @@ def _report(config: RlhfSettings, rows: Sequence[dict[str, Any]]) -> None:
     _draw(report, picture)
     console.print(f"Picture: {picture}", soft_wrap=True)
     write_json(config.out / "results.json", report)
+
+
+def _measure_bias(config: RlhfSettings) -> None:
+    """Measure the bias of every stage, with our own words."""
+    console.rule("Bias of every stage")
+    stages = find_stages([str(config.out)])
+    probe = Probe(built_in_words(), find_templates("auto", stages), config.seed)
+    sampling = Sampling(seed=config.seed, device=config.settings.get("device") or "cpu")
+    report(stages, probe, sampling, out=config.out / _BIAS_FILE)
 
 
 def _written(figure: Mapping[str, float | None] | None) -> str:

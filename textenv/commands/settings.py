@@ -95,6 +95,8 @@ class RlhfSettings:
         ppo: Settings of PPO that were given.
         reward_epochs: Passes of the reward model over the rankings.
         reward_learning_rate: Its learning rate.
+        bias: Measure the bias of every stage at the end, as "textenv bias" does, into bias.json and bias.png; a run
+            that is finished can be given this too.
     """
 
     out: OutputFolder
@@ -117,6 +119,7 @@ class RlhfSettings:
     ppo: AgentFlags = field(default_factory=dict)
     reward_epochs: Count = 3
     reward_learning_rate: LearningRate = 2e-4
+    bias: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings.

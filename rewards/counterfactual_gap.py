@@ -1,0 +1,105 @@
+"""How much another reward depends on the gender of the words in a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from textenv.env.reward_calls import Value, reward_name, total
+from textenv.env.reward_parts import CombinedReward
+from textenv.models.counterfactual import swap_gender
+from textenv.rewards._inner import Combined, check_reward, check_state, load_state, state_of
+from textenv.types import Reward
+
+__all__ = ["CounterfactualGap"]
+
+
+@dataclass(frozen=True, slots=True)
+class CounterfactualGap(Combined):
+    """How far another reward ``r`` is from the same of the text with the gender swapped: ``-|r(x, y) - r(x', y')|``.
+
+    Prompt ``x'`` and completion ``y'`` are those of the other gender, word by word (``textenv.models.counterfactual``).
+    It is 0, the most it can be, where the reward says the same of both; a text without gendered words has no other
+    version. Weigh it beside the reward that is to be had, so that the agent learns to earn it without texts that are
+    only worth more for one gender: ``{"name": "weighted_sum", "rewards": ["learned", {"name": "counterfactual_gap",
+    "reward": "learned"}], "weights": [1, 4]}``. The reward is asked twice for each text.
+
+    Huang et al., 2019: *Reducing Sentiment Bias in Language Models via Counterfactual Evaluation*. English only.
+
+    Attributes:
+        reward: The reward. It has to read the texts: of the text that was swapped there are no tokens, and those of
+            the text that was written are handed on.
+
+    Raises:
+        TextEnvError: ``reward`` is no reward.
+    """
+
+    reward: Reward
+
+    def __post_init__(self) -> None:
+        check_reward("CounterfactualGap", self.reward)
+
+    @property
+    def inner_rewards(self) -> tuple[Reward, Reward]:
+        """The wrapped reward, and the same of the swapped texts."""
+        return self.reward, _of_swapped(self.reward)
+
+    def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
+        """Return ``n`` numbers of at most 0; None where the wrapped reward does not apply."""
+        return [
+            None if one is None or other is None else -abs(total(one) - total(other))
+            for one, other in zip(*said, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped reward's state as JSON values."""
+        return {"reward": state_of(self.reward)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state that ``state_dict`` returned.
+
+        Raises:
+            TextEnvError: If it is another reward's.
+        """
+        check_state("CounterfactualGap", state, {"reward"})
+        load_state(self.reward, state["reward"])
+
+
+@dataclass(frozen=True, slots=True)
+class _SwappedMix(Combined):
+    """A reward that is made of others, of the texts with the gender swapped."""
+
+    reward: Any
+
+    @property
+    def inner_rewards(self) -> list[Reward]:
+        return [_of_swapped(inner) for inner in self.reward.inner_rewards]
+
+    def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
+        found: list[Value] = self.reward.combine(said)
+        return found
+
+
+def _of_swapped(reward: Reward) -> Reward:
+    """Return a reward of the texts with the gender swapped; one that has to be awaited stays so."""
+    if isinstance(reward, CombinedReward):
+        return _SwappedMix(reward)
+
+    def swapped(*, prompts: Sequence[Any], completions: Sequence[Any], **rest: Any) -> Any:
+        called: Any = reward
+        return called(
+            prompts=[_other(each) for each in prompts], completions=[_other(each) for each in completions], **rest
+        )
+
+    made: Any = swapped
+    made.__wrapped__ = getattr(reward, "forward", reward)  # whose signature says what it is to be given
+    made.__qualname__ = reward_name(reward)
+    return made  # type: ignore[no-any-return]
+
+
+def _other(said: Any) -> Any:
+    """Return a text, or each message of a conversation, with the gender swapped."""
+    if isinstance(said, str):
+        return swap_gender(said)
+    return [{**message, "content": swap_gender(message["content"])} for message in said]
