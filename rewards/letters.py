@@ -67,6 +67,11 @@ class Letters:
         object.__setattr__(self, "word", word)
         object.__setattr__(self, "_terms", tuple(map(tuple, (terms / (2 * self.length)).tolist())))
 
+    @property
+    def __name__(self) -> str:
+        """The family, as which it is reported among the parts of a mix."""
+        return self.family
+
     def __call__(
         self,
         /,

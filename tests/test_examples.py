@@ -17,6 +17,8 @@ ARGUMENTS = {
     "openenv_world.py": (["--episodes", "2"], "four rows have a session each"),
     "minari_dataset.py": (["--episodes", "2", "--max-new-tokens", "4"], "the same when read back"),
     "rllib_ppo.py": (["--iterations", "1", "--batch", "200"], "200 tokens: regret"),
+    "tianshou_ppo.py": (["--iterations", "1", "--batch", "200"], "200 tokens: regret"),
+    "gem_learning.py": (["--games", "40", "--total-steps", "400"], "report.html"),
     "torchrl_env.py": (["--max-new-tokens", "3", "--steps", "6"], "episodes in 6 steps"),
     "pendulum_from_preferences.py": (["--seeds", "1", "--labels", "20", "--total-steps", "400"], "| true reward | -"),
     "hopper_backflip.py": (["--labels", "8", "--total-steps", "600"], "turns backward in the 4 seconds"),
@@ -36,6 +38,8 @@ NEEDS = {
     "minari_dataset.py": ("minari", "jax", "h5py"),
     "torchrl_env.py": ("torchrl",),
     "trl_rewards.py": ("trl", "math_verify"),
+    "tianshou_ppo.py": ("tianshou",),
+    "gem_learning.py": ("gem",),
     "rllib_ppo.py": ("ray", "tree", "lz4"),
 }
 

@@ -12,9 +12,10 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from tests.agents.test_ppo import PROMPTS, make_envs
+from textenv.agents.best_of_n import BestOfN, BestOfNConfig
 from textenv.agents.critic import Critic, score_next, score_prefixes
 from textenv.agents.guided import Guided, GuidedConfig
-from textenv.agents.mac import MAC
+from textenv.agents.mac import MAC, MACConfig
 from textenv.agents.soft_values import Choices, SoftValues
 from textenv.analysis.exact import Tree
 from textenv.models.causal_lm import CausalLM
@@ -188,3 +189,33 @@ def test_guided_samples_in_another_environment_and_pays_for_its_divergence(tiny_
     assert np.mean([e.score for e in episodes]) > np.mean([e.score for e in before]) + 0.1
     assert np.mean([sum(e.kl) for e in episodes]) > 0.1
     assert np.abs([sum(e.kl) for e in before]).max() < 1e-4
+
+
+# -- process rewards -----------------------------------------------------------------------------------------------
+
+
+def of_tokens(completion_ids: Any, **_: Any) -> list[list[float]]:
+    return [[token % 5 / 4 for token in ids] for ids in completion_ids]
+
+
+def of_texts(completion_ids: Any, **_: Any) -> list[float]:
+    return [sum(token % 5 / 4 for token in ids) for ids in completion_ids]
+
+
+@pytest.mark.parametrize(
+    ("agent", "config"),
+    [(MAC, MACConfig(candidates=8)), (Guided, GuidedConfig(candidates=8)), (BestOfN, BestOfNConfig(samples=4))],
+    ids=["mac", "guided", "best_of_n"],
+)
+def test_scores_of_tokens_are_taken_as_their_sum(agent: Any, config: Any, tiny_lm: CausalLM) -> None:
+    """An agent learns and writes what it does with a reward that scores texts with the same sums."""
+    written = []
+    for reward in (of_tokens, of_texts):
+        envs = make_envs(tiny_lm, 8, reward=reward, kl_coef=0.05)
+        trained = agent(envs, config).learn(100)
+        episodes = trained.sample(envs, PROMPTS * 4, generator=torch.Generator().manual_seed(0))
+        assert all(bool(each.token_scores) == (reward is of_tokens) for each in episodes)
+        assert all(each.score == sum(token % 5 / 4 for token in each.completion_ids) for each in episodes)
+        written.append([each.completion_ids for each in episodes])
+    assert written[0] == written[1]
+    assert len(set(written[0])) > 4

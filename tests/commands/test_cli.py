@@ -129,6 +129,25 @@ def test_a_run_is_shaped_by_a_potential(tmp_path: Path, capsys: pytest.CaptureFi
     assert "potential_every='turn', and an episode is one turn" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_list_of_rewards_is_a_mix_with_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x"
+    rewards = ["dense", {"name": "length", "target": 3, "unit": "tokens"}]
+    run = [*EXACT, "--out", str(out), "--eval-episodes", "4", "--reward", json.dumps(rewards)]
+    assert main([*run, "--reward-weights", "2", "-0.5"]) == 0
+    reward = json.loads((out / "config.json").read_text())["reward"]
+    assert (reward["name"], reward["weights"]) == ("weighted_sum", [2.0, -0.5])
+    for row in read_metrics(out):
+        parts = {part: row[f"objective/score/{part}"] for part in ("dense", "length")}
+        assert row["objective/score"] == pytest.approx(2 * parts["dense"] - 0.5 * parts["length"], abs=1e-5)
+    results = json.loads((out / "results.json").read_text())["after"]
+    assert "length" in json.dumps(results)
+    assert main(["sample", str(out), "--prompt", "a", "--reward", "run"]) == 0
+    (out / "results.json").unlink()  # as of a run that was cut off
+    capsys.readouterr()
+    assert main(run) == 1  # without weights it is another reward
+    assert "weights" in capsys.readouterr().out
+
+
 def test_a_run_of_movie_reviews_is_what_it_was(run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     assert config["reward"] == "learned"

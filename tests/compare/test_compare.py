@@ -131,6 +131,7 @@ total_steps = 500
 rewards = ["sparse", {name = "length", target = 3, unit = "tokens"}]
 envs = [
   "textenv/Exact-v0",
+  {id = "textenv/Exact-v0", label = "mix", rewards = [["dense", "sparse"]], settings = {reward_weights = [1, 2]}},
   {id = "textenv/Exact-v0", label = "long", rewards = ["needle"], settings = {max_new_tokens = 7}},
 ]
 
@@ -148,11 +149,13 @@ def test_a_file_says_what_to_compare(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(TOML)
     plan = make_plan(Compare(out=tmp_path, config=tmp_path / "plan.toml"))
     assert [agent.label for agent in plan.agents] == ["PPO, 2 passes", "best_of_n"]
-    assert [task.label for task in plan.tasks][::2] == ["Exact sparse", "long needle"]
+    assert [task.label for task in plan.tasks][::2] == ["Exact sparse", 'mix ["dense", "sparse"]']
     assert plan.tasks[1].settings["reward"] == {"name": "length", "target": 3, "unit": "tokens"}
-    assert plan.tasks[2].keywords() == {"kl_mode": "lump", "max_new_tokens": 7, "reward": "needle"}
+    mix = gymnasium.make(plan.tasks[2].env, **plan.tasks[2].keywords()).unwrapped.batch  # type: ignore[attr-defined]
+    assert (mix.scorer.part_names, mix.reward.weights) == (("dense", "sparse"), (1, 2))
+    assert plan.tasks[3].keywords() == {"kl_mode": "lump", "max_new_tokens": 7, "reward": "needle"}
     assert plan.budget == Budget(total_steps=500, seconds=None, evaluations=10, eval_episodes=512, num_envs=64)
-    assert len(plan.runs) == 2 * 3 * 2
+    assert len(plan.runs) == 2 * 4 * 2
     first = plan.runs[0].agent_config()
     assert (first.epochs, first.learning_rate, first.seed) == (2, plan.tasks[0].agent_settings["learning_rate"], 0)
     assert plan.runs[-1].agent_config().seed == 1
@@ -234,7 +237,8 @@ def test_what_cannot_be_compared_is_refused_at_once(tmp_path: Path, changed: dic
         ("rewards = 'dense'", "rewards = 'dense': expected a list, even of one"),
         ("agents = [5]", "agents: 5: expected a name"),
         ("envs = [[1]]", "envs: \\[1\\]: expected a name"),
-        ("rewards = [5]", "rewards: 5: expected a name"),
+        ("rewards = [5]", "rewards: 5: expected a name, an object with 'name', or a list of these"),
+        ("rewards = ['[']", "rewards: '\\[' begins like a JSON list, and is no JSON"),
         ("rewards = ['{']", "rewards: '{' begins like a JSON object, and is no JSON"),
         ("seeds = '5'", "seeds='5': expected a whole number of at least 1"),
         ("seeds = 2.5", "seeds=2.5: expected a whole number"),
@@ -451,7 +455,7 @@ def test_figures_are_called_exact_where_they_are(tmp_path: Path) -> None:
 
 def test_the_report_tells_the_parts_of_the_score(tmp_path: Path) -> None:
     parts = [{"name": "length", "target": 2}, {"name": "pattern", "pattern": "a", "mode": "count"}]
-    mix = to_json({"name": "weighted_sum", "rewards": parts, "weights": [1.0, 0.5]})
+    mix = to_json(parts)
     plan = make_plan(command(tmp_path, agents=("rloo",), rewards=(mix,), seeds=1, total_steps=48))
     run = only_run(plan)
     measure_task(run.task, plan.budget, tmp_path, 1)

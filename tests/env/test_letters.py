@@ -14,7 +14,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from textenv import CausalLM, TextEnvError
-from textenv.analysis.exact import model_log_probs
+from textenv.analysis.exact import Tree, model_log_probs
 from textenv.env.letters import FAMILIES, letter_model
 from textenv.models.policy import TextPolicy
 from textenv.rewards import Letters
@@ -183,6 +183,31 @@ def test_deceptive_punishes_every_step_but_the_last() -> None:
     w = reward.word
     texts = [bait * 6, w[0] + bait * 5, w[:2] + bait * 4, w + bait * 3, bait * 2]
     assert scores(reward, *texts) == pytest.approx([0.5, 5 / 12, 4 / 12, 1.0, 1 / 6])
+
+
+MIX = [
+    ["dense", "sparse"],
+    {"name": "weighted_sum", "rewards": ["dense", "sparse"], "weights": [1.0, 1.0]},
+    [{"name": "clip", "reward": "dense", "low": -9, "high": 9}, ["sparse"]],
+]
+
+
+@pytest.mark.parametrize("mix", MIX, ids=["list", "object", "nested"])
+def test_a_mix_takes_the_names_of_families(mix: Any) -> None:
+    """Expected scores of the reference add up."""
+    found = {}
+    for name, reward in (("mix", mix), ("dense", "dense"), ("sparse", "sparse")):
+        env = gym.make("textenv/Exact-v0", vocab_size=5, max_new_tokens=4, task_seed=3, reward=reward)
+        found[name] = Tree.of(env).reference.score
+    assert found["sparse"] > 1e-3
+    assert found["mix"] == pytest.approx(found["dense"] + found["sparse"], abs=1e-6)
+
+
+def test_parts_of_a_mix_are_named_after_their_families() -> None:
+    mix = {"reward": ["dense", "sparse", "sparse"], "reward_weights": [1, 2, 3]}
+    batch = gym.make("textenv/Exact-v0", potential=["needle"], **mix).unwrapped.batch  # type: ignore[attr-defined]
+    assert batch.scorer.part_names == ("dense", "sparse", "sparse_2")
+    assert batch.settings.potential["rewards"][0]["family"] == "needle"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_type_h
 import tyro
 
 from textenv import plugins
-from textenv.data.files import parse_json
+from textenv.data.files import parse_json, parse_name_or_json
 from textenv.data.values import short
 from textenv.env.settings import TextEnvSettings, as_one_reward
 from textenv.types import Ranking, TextEnvError
@@ -221,28 +221,24 @@ def make_keywords(
         "prompts": None if prompts is None else str(prompts),
     }
     if isinstance(settings.get("potential"), str):
-        given["potential"] = resolve_models_in(_parse_spec("potential", settings["potential"]))
+        given["potential"] = resolve_models_in(parse_reward(settings["potential"], "potential"))
     if isinstance(settings.get("world"), str):
-        given["world"] = _parse_spec("world", settings["world"])
+        given["world"] = parse_name_or_json(settings["world"], "The world")
     others = {name: value for name, value in settings.items() if name != "reward_weights"}
     return {**others, **{name: value for name, value in given.items() if value is not None}}
 
 
-def parse_reward(reward: str) -> Any:
+def parse_reward(reward: str, what: str = "reward") -> Any:
     """Return the specification of a reward that was typed: a name, or what a JSON object or list stands for.
+
+    Args:
+        reward: What was typed.
+        what: What it is called in messages.
 
     Raises:
         TextEnvError: It begins like a JSON object or list, and is none.
     """
-    if reward.startswith("["):
-        return parse_json(reward, f"The reward {short(reward)} begins like a JSON list, and")
-    return _parse_spec("reward", reward)
-
-
-def _parse_spec(what: str, text: str) -> Any:
-    if not text.startswith("{"):
-        return text
-    return parse_json(text, f"The {what} {short(text)} begins like a JSON object, and")
+    return parse_name_or_json(reward, f"The {what}", lists=True)
 
 
 def json_object(flag: str, text: str) -> dict[str, Any]:

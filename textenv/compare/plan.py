@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from textenv import plugins
-from textenv.data.files import parse_json, to_json
+from textenv.data.files import parse_name_or_json, to_json
 from textenv.data.outputs import OutputFolder
 from textenv.data.values import short
 from textenv.env.registry import record_of
@@ -62,8 +62,8 @@ class Compare:
             agent_settings and eval_prompts.
         agents: Names of agents, package.module:Class for your own, or JSON objects with the keys of a TOML table.
         envs: Ids of environments, or JSON objects with the keys of a TOML table.
-        rewards: Rewards to run every environment with that names none itself: as in "textenv train"; none for the
-            environments' own.
+        rewards: Rewards to run every environment with that names none itself: each a name, a JSON object, or a JSON
+            list of these, which are added up, as in "textenv train"; none for the environments' own.
         seeds: Runs of each agent on each task, from seed 0.
         total_steps: Tokens that a run may write.
         seconds: Seconds of training that a run may take besides, evaluations not counted; None for no limit.
@@ -331,18 +331,11 @@ def _check_list(where: str, values: Mapping[str, Any], name: str) -> None:
 
 def _mapping(given: Any, kind: str, key: str) -> dict[str, Any]:
     """Return an entry as a mapping: a name stands for itself."""
-    given = _read_object(given, kind)
+    given = parse_name_or_json(given, f"{kind}:") if isinstance(given, str) else given
     entry = {key: given} if isinstance(given, str) else given
     if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
         raise TextEnvError(f"{kind}: {short(given)}: expected a name, or an object with {key!r}, which is a text.")
     return entry
-
-
-def _read_object(given: Any, kind: str) -> Any:
-    """Return what a text that begins like a JSON object stands for; anything else as it is."""
-    if isinstance(given, str) and given.startswith("{"):
-        return parse_json(given, f"{kind}: {short(given)} begins like a JSON object, and")
-    return given
 
 
 def _agent(given: Any) -> ComparedAgent:
@@ -366,9 +359,9 @@ def _tasks(given: Any, rewards: Sequence[Any]) -> list[ComparedTask]:
     task = dataclasses.replace(task, agent_settings={**record_of(env).agent_settings, **task.agent_settings})
     tasks = []
     for reward in entry.get("rewards", () if "reward" in task.settings else rewards):
-        made = _read_object(reward, "rewards")
-        if not isinstance(made, str | dict):
-            raise TextEnvError(f"rewards: {short(made)}: expected a name, or an object with 'name'.")
+        made = parse_name_or_json(reward, "rewards:", lists=True) if isinstance(reward, str) else reward
+        if not isinstance(made, str | dict | list):
+            raise TextEnvError(f"rewards: {short(made)}: expected a name, an object with 'name', or a list of these.")
         named = f"{label} {made if isinstance(made, str) else to_json(made)}"
         tasks.append(dataclasses.replace(task, label=named, settings={**task.settings, "reward": made}))
     return tasks or [task]

@@ -15,12 +15,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from textenv.types import TextEnvError
+from textenv.types import TextEnvError, short
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["locked", "make_folder", "parse_json", "read_json", "to_json", "write_atomically", "write_json"]
+__all__ = [
+    "locked",
+    "make_folder",
+    "parse_json",
+    "parse_name_or_json",
+    "read_json",
+    "to_json",
+    "write_atomically",
+    "write_json",
+]
 
 _LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of file systems that have none
@@ -101,6 +110,22 @@ def parse_json(text: str | bytes, what: str) -> Any:
         raise TextEnvError(f"{what} is no JSON ({error}).") from error
     except RecursionError as error:
         raise TextEnvError(f"{what} is nested too deeply.") from error
+
+
+def parse_name_or_json(text: str, what: str, *, lists: bool = False) -> Any:
+    """Return what a typed text stands for: the value of a JSON object, or else a name, which is the text itself.
+
+    Args:
+        text: The text.
+        what: What it is, as the beginning of a message.
+        lists: Whether it may be a JSON list too.
+
+    Raises:
+        TextEnvError: It begins like a JSON object, or list, and is none.
+    """
+    kinds = {"{": "object", "[": "list"} if lists else {"{": "object"}
+    kind = kinds.get(text.lstrip()[:1])
+    return text if kind is None else parse_json(text, f"{what} {short(text)} begins like a JSON {kind}, and")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:

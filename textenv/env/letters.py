@@ -7,6 +7,7 @@ like any other, only small, with random weights. What can be known of it exactly
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,8 @@ def exact_settings(
     """Return the settings of a text environment that make it one of letters.
 
     Args:
-        reward: The name of one of the families of ``textenv.rewards.Letters``, or any other reward. None for
-            ``"dense"``, or where a world answers for what it pays alone.
+        reward: The name of one of the families of ``textenv.rewards.Letters``, or any other reward, also of these. None
+            for ``"dense"``, or where a world answers for what it pays alone.
         vocab_size: Number of tokens, as in ``letter_model``.
         turns: With more than one, a world answers each with a letter, ``textenv.worlds.letter_dialogue``.
         max_new_tokens: Token budget of a turn; None for 6 in an episode.
@@ -178,12 +179,28 @@ def exact_settings(
     elif reward is None:
         reward = "dense"
     shared = {"name": "letters", "letters": letters, "length": max_new_tokens, "seed": task_seed}
-    if isinstance(reward, str) and reward in FAMILIES:
-        reward = {**shared, "family": reward}
-    if isinstance(potential := others.get("potential"), str) and potential in FAMILIES:
-        others = {**others, "potential": {**shared, "family": potential}}
+    reward = _with_families(reward, shared)
+    if "potential" in others:
+        others = {**others, "potential": _with_families(others["potential"], shared)}
     prompts = {} if turns > 1 else {"prompts": ["a"]}
     return {**prompts, **others, "model": model, "reward": reward, "max_new_tokens": max_new_tokens}
+
+
+def _with_families(reward: Any, shared: Mapping[str, Any]) -> Any:
+    """Return the specification of a reward with the names of families, those inside it too, spelled out.
+
+    Args:
+        reward: The specification.
+        shared: That of all families, but for ``family``.
+    """
+    if isinstance(reward, str):
+        return {**shared, "family": reward} if reward in FAMILIES else reward
+    if isinstance(reward, list | tuple):
+        return [_with_families(inner, shared) for inner in reward]
+    if isinstance(reward, Mapping):
+        inside = {name: _with_families(reward[name], shared) for name in ("reward", "rewards") if name in reward}
+        return {**reward, **inside}
+    return reward
 
 
 def _check_numbers(**numbers: Any) -> None:

@@ -115,19 +115,24 @@ class Call:
         number = as_number(plain, f"What the reward {reward_name(self.reward)} logged as {name!r}")
         self.metrics.setdefault(str(name), []).append(number)
 
+    @property
+    def services(self) -> dict[str, Any]:
+        """What the reward is given beside the columns: those of ``SERVICES`` that it takes."""
+        given = {
+            "log_extra": self.log_extra, "log_metric": self.log_metric, "trainer_state": self.batch.trainer_state
+        }  # fmt: skip
+        return {name: given[name] for name in _services_of(self.reward)}
+
     def begin(self) -> Any:
         """Call it; return what it returns, which may have to be awaited."""
         batch = self.batch
-        given = {
-            "log_extra": self.log_extra, "log_metric": self.log_metric, "trainer_state": batch.trainer_state
-        }  # fmt: skip
         # Lists, because functions written for TRL get lists, and copies, because such a function may change them.
         return self.reward(
             prompts=list(batch.prompts),
             completions=list(batch.completions),
             completion_ids=[list(ids) for ids in batch.completion_ids],
             **{name: list(values) for name, values in batch.columns.items()},
-            **{name: given[name] for name in _services_of(self.reward)},
+            **self.services,
         )
 
     def finish(self, returned: Any) -> None:
