@@ -36,7 +36,7 @@ class Sample(Command):
 
     Attributes:
         run_folder: Folder of a run of ``textenv train``, of its policy, or of any model in Hugging Face format; or
-            "bundled".
+            "bundled" or "smollm2".
         prompt: Prompts to continue; none to read them from the terminal.
         samples: Completions a prompt; episodes, where a world begins them by itself.
         greedy: Take the likeliest token every time.
@@ -214,10 +214,10 @@ class Sample(Command):
         """
         from textenv.env.settings import unshaped  # noqa: PLC0415
         from textenv.env.trust import Source  # noqa: PLC0415
-        from textenv.models.loading import BUNDLED, resolve_model  # noqa: PLC0415
+        from textenv.models.loading import NAMED, resolve_model  # noqa: PLC0415
 
         name = resolve_model(self.run_folder, hub=False)
-        run = None if name == BUNDLED else _run_of(Path(name))
+        run = None if name in NAMED else _run_of(Path(name))
         if run is None:
             return _Writer("textenv/Text-v0", {"model": name}, None, None, None)
         path = run / "config.json"

@@ -101,7 +101,7 @@ class SftConfig(TrainingConfig):
     """Fine-tune a causal language model on prompts and completions, with the loss on the completion only.
 
     Attributes:
-        model: ``"bundled"``, a folder or a Hugging Face id to start from.
+        model: ``"bundled"``, ``"smollm2"``, a folder or a Hugging Face id to start from.
         files: Files with ``prompt`` and ``completion``: .jsonl, .json, .csv or .parquet.
         out: Folder of the fine-tuned model.
         validation: A file of the same form to measure the loss on after each epoch.
@@ -124,8 +124,8 @@ class RewardModelConfig(TrainingConfig):
     """How a reward model is trained on rankings.
 
     Attributes:
-        model: ``"bundled"``, a folder or a Hugging Face id of a causal language model to start from; or the folder of
-            a reward model, which learns on.
+        model: ``"bundled"``, ``"smollm2"``, a folder or a Hugging Face id of a causal language model to start
+            from; or the folder of a reward model, which learns on.
         loss: ``"pairs"``: all pairs of each ranking (Bradley-Terry). ``"plackett_luce"``: each ranking as choices of
             the best of what is left, which of a best-of-k is the choice. ``"regression"``: Bradley-Terry scores are
             fitted to the texts first, and the model learns these.
