@@ -14,7 +14,7 @@ from textenv.commands.base import Command, use_threads
 from textenv.commands.flags import parse_reward, parse_watermark
 from textenv.data.files import read_json
 from textenv.data.outputs import OutputFile
-from textenv.data.records import kind_of, write_records
+from textenv.data.records import append_record, kind_of, write_records
 from textenv.types import Conversation, Episode, Prompt, TextEnvError
 from textenv.validation import Count, Positive, Seed, Threads
 
@@ -171,7 +171,9 @@ class Sample(Command):
             else ""
         )
         if why:
-            raise TextEnvError(f"--chat yes: {why}; leave it out, or give what is asked with --prompt.")
+            raise TextEnvError(
+                f"{str(self.run_folder)!r} holds no conversation: {why}. Continue texts with textenv sample --prompt."
+            )
         return True
 
     def _converse(self, base: TextVectorEnv, loaded: _Loaded, generator: Any) -> None:
@@ -191,16 +193,19 @@ class Sample(Command):
         )
         typed = sys.stdin.isatty()
         if typed:
-            sys.stdout.write("A conversation: /reset begins anew, /quit ends it.\n")
+            sys.stdout.write("A conversation: /reset begins anew, /save FILE keeps it, /quit ends it.\n")
         for line in _typed("you> "):
-            command = line.strip()
+            command, _, argument = line.strip().partition(" ")
             if command == "/quit":
                 return
             if command == "/reset":
                 dialogue.reset()
                 continue
             try:
-                _print_answer(dialogue, line)
+                if command == "/save":
+                    _save(dialogue, argument.strip())
+                else:
+                    _print_answer(dialogue, line)
             except TextEnvError as error:
                 if not typed:
                     raise
@@ -419,6 +424,20 @@ def _print_answer(dialogue: Dialogue, line: str) -> None:
         sys.stdout.flush()
     cut = " [cut: --max-new-tokens gives longer answers]" if dialogue.end == "length" else ""
     sys.stdout.write(f"{cut}\n")
+
+
+def _save(dialogue: Dialogue, name: str) -> None:
+    """Add a conversation to a file, as a record with its messages.
+
+    Raises:
+        TextEnvError: No file is named, nothing has been said, or the file is of another kind or cannot be written.
+    """
+    if not name:
+        raise TextEnvError("/save names no file; expected one that ends in .jsonl, such as /save talks.jsonl.")
+    if not dialogue.ids:
+        raise TextEnvError("/save: nothing has been said yet.")
+    append_record(Path(name), {"messages": [dict(message) for message in dialogue.messages]})
+    sys.stdout.write(f"{len(dialogue.messages)} messages added to {name}\n")
 
 
 def _typed(ask: str) -> Iterator[str]:
