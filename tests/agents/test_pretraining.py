@@ -51,7 +51,7 @@ def test_the_gradient_is_the_agents_own_and_that_of_the_mean_log_likelihood(
     (tmp_path / "text.txt").write_text(TEXT, "utf-8")
     shared: dict[str, Any] = {"max_grad_norm": 1e9, "minibatch_size": None, "seed": 3, "micro_batch_size": micro}
     plain = gradients(make(name, tiny_lm, env=ENVIRONMENT, **shared))
-    ptx = {"ptx_coef": 2.5, "ptx_files": (str(tmp_path / "text.txt"),), "ptx_context": len(ids) - 1}
+    ptx: dict[str, Any] = {"ptx_coef": 2.5, "ptx_files": (str(tmp_path / "text.txt"),), "ptx_context": len(ids) - 1}
     agent = make(name, tiny_lm, env=ENVIRONMENT, **shared, **ptx)
     before = {n: p.detach().clone() for n, p in agent.policy.named_parameters()}
     metrics: dict[str, float] = {}

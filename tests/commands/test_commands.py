@@ -12,8 +12,8 @@ from textenv.commands.cli import main
 from textenv.commands.flags import last_value
 
 COMMANDS = [
-    "train", "compare", "sample", "detect", "doctor", "pretrain", "sft", "corpus", "rlhf", "label", "clips train",
-    "reward serve", "reward train", "reward eval", "reward data",
+    "train", "compare", "sample", "chat", "detect", "doctor", "pretrain", "sft", "corpus", "rlhf", "label",
+    "clips train", "reward serve", "reward train", "reward eval", "reward data",
     "feedback add", "feedback import", "feedback export", "feedback annotate", "feedback status",
 ]  # fmt: skip
 

@@ -172,8 +172,8 @@ def test_labels_are_the_completion_and_its_end(base: Path, tmp_path: Path) -> No
     first, second = encode_examples(lm, (path,), 64)
     prompt, completion = lm.encode("The film"), lm.tokenizer(" was great", add_special_tokens=False)["input_ids"]
     thin = lm.tokenizer("thin", add_special_tokens=False)["input_ids"]
-    assert first == ([*prompt, *completion, 0], [False] * len(prompt) + [True] * (len(completion) + 1))
-    assert second == ([0, *thin, 0], [False] + [True] * (len(thin) + 1)), "a text has the empty prompt"
+    assert tuple(first) == ([*prompt, *completion, 0], [False] * len(prompt) + [True] * (len(completion) + 1))
+    assert tuple(second) == ([0, *thin, 0], [False] + [True] * (len(thin) + 1)), "a text has the empty prompt"
     inputs, mask, labels = collate([first, second], pad=1)
     longest = len(first[0]) - 1
     rest = longest - len(thin) - 1
