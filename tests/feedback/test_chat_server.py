@@ -16,10 +16,10 @@ from tests.env.test_dialogue import make as make_dialogue
 from tests.families import make_family, save_family
 from textenv.commands.cli import main
 from textenv.env.dialogue import Dialogue
-from textenv.feedback import chat_server
 from textenv.feedback.chat_server import Thumbs, create_chat_app
 from textenv.feedback.store import FeedbackStore
 from textenv.types import TextEnvError
+from textenv.web import server as web_server
 
 OURS = "http://127.0.0.1:8902"
 SCRIPT = {"Accept": "text/plain"}
@@ -161,7 +161,7 @@ def test_the_command_serves_the_page(
         client.post("/say", data={"text": "Hello"})
         client.post("/thumb", data={"place": "1", "thumb": "up"})
 
-    monkeypatch.setattr(chat_server.web_server, "serve", serve)
+    monkeypatch.setattr(web_server, "serve", serve)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     chat = ["chat", model, "--max-new-tokens", "4", "--web", "--port", "8999"]
     assert main([*chat, "--store", str(tmp_path / "f.sqlite"), "--name", "ann"]) == 0
