@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
     from torch import nn
 
-    from textenv.agents import losses, minibatches, optimizer, precisions, random_state
+    from textenv.agents import losses, minibatches, optimizer, precisions, pretraining, random_state
     from textenv.env.vector import TextVectorEnv
     from textenv.models import lora
     from textenv.models import policy as policies
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 else:
     torch, nn = lazy("torch"), lazy("torch.nn")
     losses, minibatches = lazy("textenv.agents.losses"), lazy("textenv.agents.minibatches")
+    pretraining = lazy("textenv.agents.pretraining")
     optimizer, random_state = lazy("textenv.agents.optimizer"), lazy("textenv.agents.random_state")
     precisions = lazy("textenv.agents.precisions")
     lora, policies = lazy("textenv.models.lora"), lazy("textenv.models.policy")
@@ -119,6 +120,7 @@ class Agent(Actor[ConfigT]):
         """
         self._check_shares(self.base)
         refuse_other_discount(self.base, getattr(self.config, "gamma", 1.0))
+        self._mix = pretraining.PretrainingMix(self.policy.lm, self.config) if self.config.ptx_coef else None
         device, seed = self.base.reference.device, self.config.seed
         self._network = self.processes.trainable(self.policy)
         self.optimizer = optimizer.make_optimizer(self.policy, self.config)
@@ -273,7 +275,7 @@ class Agent(Actor[ConfigT]):
         """Add up the gradients of a minibatch, part by part; return the sums of its metrics over all processes."""
         network, lm = self._ensure_learning(), self.policy.lm
         mask = torch.from_numpy(rollout.mask)
-        tokens, sums, largest = int(rollout.mask[rows].sum()), dict[str, float](), 0.0
+        tokens, sums, largest = int(rollout.mask[rows].sum()), self._accumulate_pretraining(len(rows)), 0.0
         parts = minibatches.split_minibatch(
             rows, rollout, group=group, size=self.config.micro_batch_size, lm=lm, processes=self.processes
         )
@@ -303,6 +305,29 @@ class Agent(Actor[ConfigT]):
         if not math.isfinite(sum(found.values())):
             raise self._diverged(f"The losses are {found}")
         return sums
+
+    def _accumulate_pretraining(self, episodes: int) -> dict[str, float]:
+        """Add up the gradients of the pre-training text of a minibatch; return this process's share of its loss.
+
+        It comes before the episodes: the last pass of a minibatch exchanges gradients, and has those of the value
+        function too.
+        """
+        if self._mix is None:
+            return {}
+        network, lm, total = self._ensure_learning(), self.policy.lm, 0.0
+        examples = self._mix.draw(episodes)
+        tokens = examples[:, 1:].numel()
+        for part in self._mix.parts(examples, lm, self.processes):
+            ids = part.to(lm.device)
+            lengths = torch.full((len(ids),), ids.shape[1], device=lm.device)
+            places = torch.arange(ids.numel(), device=lm.device).view_as(ids)[:, 1:].flatten()
+            with self.processes.accumulate(network, last=False):
+                with self._precisions.autocast(lm.device):
+                    log_probs = network(ids, lengths, places, entropy=False, temperature=1.0).log_probs
+                loss = -log_probs.sum() / tokens
+                (self.config.ptx_coef * loss * self.processes.size).backward()
+            total += float(loss.detach())
+        return {"ptx_loss": total}
 
     def _diverged(self, what: str) -> TextEnvError:
         return TextEnvError(
@@ -343,6 +368,7 @@ class Agent(Actor[ConfigT]):
                 "config": optimizer.resolved_settings(self.config),
                 "precisions": self._precisions._asdict(),
                 "env": {**states[0], **rows},
+                **({} if self._mix is None else {"pretraining": self._mix.digest}),
             },
             write=self.processes.first,
         )
@@ -371,6 +397,11 @@ class Agent(Actor[ConfigT]):
                 f"{folder} holds a run with other settings ({', '.join(changed)}). Go on with those it was started "
                 "with, or take another folder."
             )
+        if self._mix is not None and before.get("pretraining") != self._mix.digest:
+            raise TextEnvError(
+                f"{folder} holds a run with other pre-training text than ptx_files={list(self.config.ptx_files)} hold "
+                "now. Give the files as they were, or take another folder."
+            )
         state = checkpointing.load_checkpoint(
             path,
             modules=self.kept,
@@ -394,7 +425,8 @@ class Agent(Actor[ConfigT]):
 
     def _generators(self) -> dict[str, torch.Generator]:
         """Return what random numbers come from; torch's own are for what an ``update`` draws by itself."""
-        return {"actions": self._generator, "minibatches": self._shuffle, **self._random.generators}
+        found = {"actions": self._generator, "minibatches": self._shuffle, **self._random.generators}
+        return found if self._mix is None else {**found, "pretraining": self._mix.generator}
 
     def _unsharded(self) -> policies.TextPolicy:
         if self._network is None or not self.processes.sharded:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MinLen
 
+from textenv.types import TextEnvError
 from textenv.validation import Count, LearningRate, NonEmpty, NonNegative, Positive, Probability, Seed, validate
 
 __all__ = ["ActorConfig", "AdvantageConfig", "AgentConfig", "Cap", "GroupConfig", "Schedule", "ValueConfig"]
@@ -63,6 +64,12 @@ class AgentConfig(ActorConfig):
         lora_alpha: The adapter is scaled by ``lora_alpha / lora_rank``.
         lora_targets: Names of the layers that get an adapter; ``all-linear`` for all but the head.
         gradient_checkpointing: Keep only the inputs of layers for the backward pass: less memory, more time.
+        ptx_coef: Weight of the mean log-likelihood of pre-training text, in nats a token, in what each minibatch
+            maximizes: PPO-ptx (Ouyang et al. 2022, equation 2), for any agent. 0 for none.
+        ptx_files: The pre-training text: .txt (documents between blank lines), .jsonl, .json, .csv or .parquet
+            (``text``, or ``prompt`` and ``completion``).
+        ptx_examples: Examples of it in a minibatch, for each of its episodes.
+        ptx_context: Tokens of an example.
     """
 
     learning_rate: LearningRate = 1e-4
@@ -81,6 +88,18 @@ class AgentConfig(ActorConfig):
     lora_alpha: Count = 16
     lora_targets: Annotated[tuple[NonEmpty, ...], MinLen(1)] = ("all-linear",)
     gradient_checkpointing: bool = False
+    ptx_coef: NonNegative = 0.0
+    ptx_files: tuple[NonEmpty, ...] = ()
+    ptx_examples: Count = 1
+    ptx_context: Count = 64
+
+    def __post_init__(self) -> None:
+        """Check the settings, those of a derived class too."""
+        ActorConfig.__post_init__(self)  # slots: a new class, which super() does not know
+        if self.ptx_coef and not self.ptx_files:
+            raise TextEnvError(f"ptx_coef={self.ptx_coef} without text: name the pre-training text with ptx_files.")
+        if self.ptx_files and not self.ptx_coef:
+            raise TextEnvError(f"ptx_files={list(self.ptx_files)} with ptx_coef=0, its weight: give one above 0.")
 
 
 @dataclass(frozen=True, slots=True)

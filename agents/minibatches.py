@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from textenv.rollouts.collect import Rollout
     from textenv.rollouts.distributed import Processes
 
-__all__ = ["Batch", "Loss", "minibatch_rows", "split_by_length", "split_minibatch"]
+__all__ = ["Batch", "Loss", "minibatch_rows", "room_for_tokens", "split_by_length", "split_minibatch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,7 @@ def split_minibatch(
     longest = rollout.longest[groups.numpy()].max(axis=1)
     if size is None and processes.size == 1:
         written = rollout.mask.sum(axis=1)[groups.numpy()].sum(axis=1)
-        room = (_LOGITS_CPU if lm.device.type == "cpu" else _LOGITS_GPU) // lm.vocab_size
-        parts = split_by_length(longest, written, room)
+        parts = split_by_length(longest, written, room_for_tokens(lm))
     else:  # several processes make the same number of passes
         order = torch.from_numpy(np.argsort(-longest, kind="stable"))
         parts = torch.split(order, len(order) if size is None else max(1, size // group))
@@ -101,6 +100,11 @@ def split_minibatch(
 _ROWS = 8  # fewer are not worth a pass of their own
 _SHORTER = 0.75  # a row shorter than this share of the longest is left to the next pass
 _LOGITS_CPU, _LOGITS_GPU = 2**20, 2**28  # logits of a pass: what a CPU's caches hold, what keeps a GPU busy
+
+
+def room_for_tokens(lm: CausalLM) -> int:
+    """Return of how many tokens a model computes logits at a time, so that they suit its device."""
+    return (_LOGITS_CPU if lm.device.type == "cpu" else _LOGITS_GPU) // lm.vocab_size
 
 
 def split_by_length(lengths: IntArray, written: IntArray, room: int) -> Sequence[torch.Tensor]:

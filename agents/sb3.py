@@ -81,7 +81,8 @@ class TextActorCritic(BasePolicy):
             observation_space: That of a text environment.
             action_space: Its tokens.
             lr_schedule: SB3's learning rate.
-            model: The environment's model: ``"bundled"``, a folder or a Hugging Face id. A name, since SB3 saves it.
+            model: The environment's model: ``"bundled"``, ``"smollm2"``, a folder or a Hugging Face id. A name, since
+                SB3 saves it.
             temperature: That of the environment.
             embedding_rate: Learning rate of the token embeddings and of a head tied to them, as a multiple of SB3's
                 (``PPOConfig`` has 8).

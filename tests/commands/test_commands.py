@@ -12,7 +12,7 @@ from textenv.commands.cli import main
 from textenv.commands.flags import last_value
 
 COMMANDS = [
-    "train", "compare", "sample", "detect", "bias", "doctor", "pretrain", "sft", "corpus", "rlhf", "label",
+    "train", "compare", "sample", "chat", "detect", "bias", "doctor", "pretrain", "sft", "corpus", "rlhf", "label",
     "clips train",
     "reward serve", "reward train", "reward eval", "reward data",
     "feedback add", "feedback import", "feedback export", "feedback annotate", "feedback status",

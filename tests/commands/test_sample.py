@@ -283,6 +283,33 @@ def test_a_chat_model_in_a_terminal_holds_a_conversation(
     assert len(held[-1].messages) == 4
 
 
+def test_a_conversation_is_saved_for_fine_tuning(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = dialogue_of(monkeypatch)
+    lines = ["/save", "/save a.jsonl", "Hello", "/save a.txt", "/save none/a.jsonl", "/save a.jsonl", "/reset", "Why?"]
+    typing(monkeypatch, *lines, "/save a.jsonl", "/quit", terminal=True)
+    assert main(["chat", str(place / "chat"), *CHAT, "--system", "Be brief."]) == 0
+    shown = capsys.readouterr().out
+    for told in ("/save names no file", "nothing has been said yet", "a.txt", "cannot be written"):
+        assert told in shown
+    assert shown.count("3 messages added to a.jsonl") == 2
+    first, second = (json.loads(line)["messages"] for line in Path("a.jsonl").read_text("utf-8").splitlines())
+    assert [message["content"] for message in (*first, *second)][::3] == ["Be brief."] * 2
+    assert [first[1]["content"], second[1]["content"]] == ["Hello", "Why?"]
+    assert second == [dict(message) for message in held[-1].messages]
+
+
+def test_chat_is_the_conversation_of_sample(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typing(monkeypatch, "Hello", "And then?", terminal=True)
+    expected = sampled([str(place / "chat"), *CHAT, "--chat", "yes"], capsys)
+    typing(monkeypatch, "Hello", "And then?", terminal=True)
+    assert main(["chat", str(place / "chat"), *CHAT]) == 0
+    assert capsys.readouterr().out == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "terminal"),
     [
@@ -341,10 +368,10 @@ def test_agents_of_every_kind_converse(
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["bundled", "--chat", "yes"], "--chat yes: the model has no chat template"),
+        (["bundled", "--chat", "yes"], "holds no conversation: the model has no chat template"),
         (["bundled", "--prompt", "a", "--system", "Be brief."], "has no chat template"),
         (["chat", "--chat", "yes", "--samples", "2"], "a conversation has one answer a message"),
-        (["guess", "--chat", "yes"], "--chat yes: the run's world answers"),
+        (["guess", "--chat", "yes"], "holds no conversation: the run's world answers"),
     ],
     ids=lambda value: "",
 )

@@ -21,7 +21,7 @@ from textenv.env.vector import TextVectorEnv
 from textenv.models.causal_lm import CausalLM
 from textenv.models.codec import TextCodec
 from textenv.models.reward_model import RewardModel
-from textenv.training.sft import encode_pairs
+from textenv.training.examples import encode_examples
 from textenv.training.tokenizer import train_tokenizer
 from textenv.types import Prompt, TextEnvError
 
@@ -224,7 +224,8 @@ def test_what_a_reward_and_people_read(kind: str) -> None:
 def test_pairs_are_trained_as_a_policy_writes_them(kind: str, tmp_path: Path) -> None:
     lm, file = make_lm(kind), tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"prompt": "the film", "completion": " is good"}))
-    ((ids, start),) = encode_pairs(lm, (file,), 100)
+    ((ids, learned),) = encode_examples(lm, (file,), 100)
+    start = learned.index(True)
     assert (lm.decode(ids), tuple(ids[:start])) == ("the film is good", lm.encode("the film"))
     model = RewardModel(lm)
     assert lm.decode(model.encode(["the film"], [" is good"])[0]) == "the film is good"

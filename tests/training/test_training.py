@@ -28,8 +28,9 @@ from textenv.models.loading import quiet
 from textenv.training import loop, next_token
 from textenv.training import pretrain as pretrain_module
 from textenv.training.configs import PretrainConfig, SftConfig
+from textenv.training.examples import collate, encode_examples
 from textenv.training.pretrain import pretrain
-from textenv.training.sft import collate_pairs, encode_pairs, sft
+from textenv.training.sft import sft
 from textenv.training.texts import read_texts
 from textenv.training.tokenizer import train_tokenizer
 
@@ -168,12 +169,12 @@ def test_labels_are_the_completion_and_its_end(base: Path, tmp_path: Path) -> No
     path = tmp_path / "two.jsonl"
     path.write_text('{"prompt": "The film", "completion": " was great"}\n\n{"text": "thin"}\n')
     lm = CausalLM.from_pretrained(base)
-    first, second = encode_pairs(lm, (path,), 64)
+    first, second = encode_examples(lm, (path,), 64)
     prompt, completion = lm.encode("The film"), lm.tokenizer(" was great", add_special_tokens=False)["input_ids"]
     thin = lm.tokenizer("thin", add_special_tokens=False)["input_ids"]
-    assert first == ([*prompt, *completion, 0], len(prompt))
-    assert second == ([0, *thin, 0], 1), "a text has the empty prompt"
-    inputs, mask, labels = collate_pairs([first, second], pad=1)
+    assert tuple(first) == ([*prompt, *completion, 0], [False] * len(prompt) + [True] * (len(completion) + 1))
+    assert tuple(second) == ([0, *thin, 0], [False] + [True] * (len(thin) + 1)), "a text has the empty prompt"
+    inputs, mask, labels = collate([first, second], pad=1)
     longest = len(first[0]) - 1
     rest = longest - len(thin) - 1
     assert inputs.tolist() == [[*prompt, *completion], [0, *thin, *[1] * rest]]
@@ -189,7 +190,8 @@ def test_no_token_spans_prompt_and_completion(tmp_path: Path) -> None:
     lm = build_lm()
     path = tmp_path / "pair.jsonl"
     path.write_text('{"prompt": "the fi", "completion": "lm was"}\n')
-    (ids, start), *_ = encode_pairs(lm, (path,), 64)
+    (ids, learned), *_ = encode_examples(lm, (path,), 64)
+    start = learned.index(True)
     assert lm.decode(ids[:start]) == "the fi"
     assert lm.decode(ids[start:]) == "lm was"
     assert ids != [*lm.encode("the film was"), 0]
@@ -204,17 +206,19 @@ def test_prompts_are_encoded_as_the_environment_does(tmp_path: Path, template: s
     lm = CausalLM(lm.model, lm.tokenizer)
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "the film", "completion": " was"}\n{"prompt": "", "completion": "it"}\n')
-    for (ids, start), prompt in zip(encode_pairs(lm, (path,), 64), ("the film", ""), strict=True):
+    for (ids, learned), prompt in zip(encode_examples(lm, (path,), 64), ("the film", ""), strict=True):
+        start = learned.index(True)
         assert tuple(ids[:start]) == lm.encode(prompt)
         assert ids[start:].index(0) == len(ids[start:]) - 1, "one end, at the end"
 
 
 def test_the_loss_is_the_mean_over_completion_tokens(base: Path, pairs: Path) -> None:
     lm = CausalLM.from_pretrained(base)
-    encoded = encode_pairs(lm, (pairs,), 64)[:9]
-    batches = [collate_pairs(encoded[:4], 1), collate_pairs(encoded[4:], 1)]
+    encoded = encode_examples(lm, (pairs,), 64)[:9]
+    batches = [collate(encoded[:4], 1), collate(encoded[4:], 1)]
     total, count = 0.0, 0
-    for ids, start in encoded:
+    for ids, learned in encoded:
+        start = learned.index(True)
         log_probs = lm.token_log_probs(np.array([ids]), np.array([len(ids)]))[0]
         total -= float(log_probs[start - 1 :].sum())
         count += len(ids) - start
@@ -222,8 +226,10 @@ def test_the_loss_is_the_mean_over_completion_tokens(base: Path, pairs: Path) ->
     assert next_token.mean_next_token_loss(model, batches) == pytest.approx(total / count, abs=1e-5)
     assert model.training
     model.eval()
-    single = collate_pairs(encoded[:1], 1)
-    expected = -lm.token_log_probs(np.array([encoded[0][0]]), np.array([len(encoded[0][0])]))[0, encoded[0][1] - 1 :]
+    single = collate(encoded[:1], 1)
+    expected = -lm.token_log_probs(np.array([encoded[0][0]]), np.array([len(encoded[0][0])]))[
+        0, encoded[0].learned.index(True) - 1 :
+    ]
     assert float(next_token.next_token_loss(model, single, torch.device("cpu")).detach()) == pytest.approx(
         expected.mean(), abs=1e-5
     )
@@ -233,7 +239,7 @@ def test_pairs_are_cut_where_the_model_ends(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"prompt": "The", "completion": " film was" * 200}))
     sft(tuned(base, path, tmp_path / "out", epochs=1, max_tokens=10_000))  # the model has 64 positions
-    (ids, _), *_ = encode_pairs(CausalLM.from_pretrained(base), (path,), 20)
+    (ids, _), *_ = encode_examples(CausalLM.from_pretrained(base), (path,), 20)
     assert len(ids) == 20
     assert 0 not in ids[1:], "a text that was cut does not end there"
 

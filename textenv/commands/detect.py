@@ -31,8 +31,8 @@ class Detect(Command):
             TEXTENV_WATERMARK_KEY. A key on a command line would be seen by all users of the machine.
         watermark_settings: Settings of the scheme as a JSON object, the same as in writing; "context" is the number of
             tokens that a mark depends on.
-        tokenizer: Model that wrote the texts, whose tokenizer they are read with: "bundled", a folder, or a Hugging
-            Face id.
+        tokenizer: Model that wrote the texts, whose tokenizer they are read with: "bundled", "smollm2", a folder,
+            or a Hugging Face id.
         html: File to write the heat map to.
     """
 

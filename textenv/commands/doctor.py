@@ -24,7 +24,7 @@ class Doctor(Command):
         reward: Name of a reward, a JSON object with "name" and arguments, package.module:attribute, or a JSON list of
             these, which are added up; None for the
             environment's own.
-        model: Reference model: "bundled", a folder, or a Hugging Face id; None for the environment's own.
+        model: Reference model: "bundled", "smollm2", a folder, or a Hugging Face id; None for the environment's own.
         prompts: File of prompts; None for the environment's own.
         num_envs: Rows of the vector environment.
         seed: Seeds prompts and tokens.

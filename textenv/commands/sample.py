@@ -14,7 +14,7 @@ from textenv.commands.base import Command, use_threads
 from textenv.commands.flags import parse_reward, parse_watermark
 from textenv.data.files import read_json
 from textenv.data.outputs import OutputFile
-from textenv.data.records import kind_of, write_records
+from textenv.data.records import append_record, kind_of, write_records
 from textenv.types import Conversation, Episode, Prompt, TextEnvError
 from textenv.validation import Count, Positive, Seed, Threads
 
@@ -36,7 +36,7 @@ class Sample(Command):
 
     Attributes:
         run_folder: Folder of a run of ``textenv train``, of its policy, or of any model in Hugging Face format; or
-            "bundled".
+            "bundled" or "smollm2".
         prompt: Prompts to continue; none to read them from the terminal.
         samples: Completions a prompt; episodes, where a world begins them by itself.
         greedy: Take the likeliest token every time.
@@ -86,24 +86,16 @@ class Sample(Command):
 
     def run(self) -> int:
         """Print the completions, or hold the conversation."""
-        import torch  # noqa: PLC0415 (what takes long to load, here and below)
-
-        from textenv.env.registry import make_envs  # noqa: PLC0415
         from textenv.env.render import color_is_shown, save_html, to_ansi  # noqa: PLC0415
-        from textenv.rollouts.collect import text_env  # noqa: PLC0415
 
-        use_threads(self.threads)
         if self.records is not None:
             kind_of(self.records, (".jsonl",))
         watermark = self._watermark()
-        writer = self._writer()
-        settings, converses = self._settings(writer)
-        envs: Any = make_envs(writer.env, self.samples, **settings)
-        base, loaded = text_env(envs), writer.load(envs, watermark)
-        generator = None if self.greedy else torch.Generator(base.reference.device).manual_seed(self.seed)
+        loaded, generator, converses = self._load(watermark)
         if converses:
-            self._converse(base, loaded, generator)
+            _converse(_dialogue(loaded, generator, self.system))
             return 0
+        base = loaded.base
         scored, episodes = self.reward is not None, list[Episode]()
         for starts in self._starts(base):
             for episode in loaded.sample(starts, generator):
@@ -114,6 +106,29 @@ class Sample(Command):
         if self.records is not None and episodes:
             write_records(self.records, _records(episodes, watermark, base.reference.tokenizer))
         return 0
+
+    def open_dialogue(self) -> Dialogue:
+        """Return the conversation that ``run`` would hold in a terminal.
+
+        Raises:
+            TextEnvError: There can be none.
+        """
+        loaded, generator, _ = self._load(self._watermark())
+        return _dialogue(loaded, generator, self.system)
+
+    def _load(self, watermark: Watermark | None) -> tuple[_Loaded, Any, bool]:
+        """Return what writes, what it draws with (None for the likeliest), and whether it is in a conversation."""
+        import torch  # noqa: PLC0415 (takes long to load, as what is imported below)
+
+        from textenv.env.registry import make_envs  # noqa: PLC0415
+
+        use_threads(self.threads)
+        writer = self._writer()
+        settings, converses = self._settings(writer)
+        envs: Any = make_envs(writer.env, self.samples, **settings)
+        loaded = writer.load(envs, watermark)
+        device = loaded.base.reference.device
+        return loaded, None if self.greedy else torch.Generator(device).manual_seed(self.seed), converses
 
     def _watermark(self) -> Watermark | None:
         """Return the watermark to write with; None for none.
@@ -171,40 +186,10 @@ class Sample(Command):
             else ""
         )
         if why:
-            raise TextEnvError(f"--chat yes: {why}; leave it out, or give what is asked with --prompt.")
+            raise TextEnvError(
+                f"{str(self.run_folder)!r} holds no conversation: {why}. Continue texts with textenv sample --prompt."
+            )
         return True
-
-    def _converse(self, base: TextVectorEnv, loaded: _Loaded, generator: Any) -> None:
-        """Answer every line that is typed or piped as a message of a conversation.
-
-        Raises:
-            TextEnvError: A line that was piped cannot be answered; one that was typed may be typed again.
-        """
-        from textenv.env.dialogue import Dialogue  # noqa: PLC0415
-
-        dialogue = Dialogue(
-            base.reference,
-            lambda prompt: loaded.write(prompt, generator),
-            endings=base.endings,
-            max_tokens=base.width,
-            system=self.system,
-        )
-        typed = sys.stdin.isatty()
-        if typed:
-            sys.stdout.write("A conversation: /reset begins anew, /quit ends it.\n")
-        for line in _typed("you> "):
-            command = line.strip()
-            if command == "/quit":
-                return
-            if command == "/reset":
-                dialogue.reset()
-                continue
-            try:
-                _print_answer(dialogue, line)
-            except TextEnvError as error:
-                if not typed:
-                    raise
-                sys.stdout.write(f"{error} (/reset begins anew.)\n")
 
     def _writer(self) -> _Writer:
         """Return what writes: the policy of a run, or a model.
@@ -214,10 +199,10 @@ class Sample(Command):
         """
         from textenv.env.settings import unshaped  # noqa: PLC0415
         from textenv.env.trust import Source  # noqa: PLC0415
-        from textenv.models.loading import BUNDLED, resolve_model  # noqa: PLC0415
+        from textenv.models.loading import NAMED, resolve_model  # noqa: PLC0415
 
         name = resolve_model(self.run_folder, hub=False)
-        run = None if name == BUNDLED else _run_of(Path(name))
+        run = None if name in NAMED else _run_of(Path(name))
         if run is None:
             return _Writer("textenv/Text-v0", {"model": name}, None, None, None)
         path = run / "config.json"
@@ -410,6 +395,46 @@ def _run_of(folder: Path) -> Path | None:
     return None
 
 
+def _dialogue(loaded: _Loaded, generator: Any, system: str | None) -> Dialogue:
+    """Return a conversation with what writes."""
+    from textenv.env.dialogue import Dialogue  # noqa: PLC0415
+
+    return Dialogue(
+        loaded.base.reference,
+        lambda prompt: loaded.write(prompt, generator),
+        endings=loaded.base.endings,
+        max_tokens=loaded.base.width,
+        system=system,
+    )
+
+
+def _converse(dialogue: Dialogue) -> None:
+    """Answer every line that is typed or piped as a message of a conversation.
+
+    Raises:
+        TextEnvError: A line that was piped cannot be answered; one that was typed may be typed again.
+    """
+    typed = sys.stdin.isatty()
+    if typed:
+        sys.stdout.write("A conversation: /reset begins anew, /save FILE keeps it, /quit ends it.\n")
+    for line in _typed("you> "):
+        command, _, argument = line.strip().partition(" ")
+        if command == "/quit":
+            return
+        if command == "/reset":
+            dialogue.reset()
+            continue
+        try:
+            if command == "/save":
+                _save(dialogue, argument.strip())
+            else:
+                _print_answer(dialogue, line)
+        except TextEnvError as error:
+            if not typed:
+                raise
+            sys.stdout.write(f"{error} (/reset begins anew.)\n")
+
+
 def _print_answer(dialogue: Dialogue, line: str) -> None:
     """Print the answer to a line, token by token, and say so if it was cut."""
     from textenv.env.render import visible  # noqa: PLC0415
@@ -419,6 +444,20 @@ def _print_answer(dialogue: Dialogue, line: str) -> None:
         sys.stdout.flush()
     cut = " [cut: --max-new-tokens gives longer answers]" if dialogue.end == "length" else ""
     sys.stdout.write(f"{cut}\n")
+
+
+def _save(dialogue: Dialogue, name: str) -> None:
+    """Add a conversation to a file, as a record with its messages.
+
+    Raises:
+        TextEnvError: No file is named, nothing has been said, or the file is of another kind or cannot be written.
+    """
+    if not name:
+        raise TextEnvError("/save names no file; expected one that ends in .jsonl, such as /save talks.jsonl.")
+    if not dialogue.ids:
+        raise TextEnvError("/save: nothing has been said yet.")
+    append_record(Path(name), {"messages": [dict(message) for message in dialogue.messages]})
+    sys.stdout.write(f"{len(dialogue.messages)} messages added to {name}\n")
 
 
 def _typed(ask: str) -> Iterator[str]:

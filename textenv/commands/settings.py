@@ -35,7 +35,7 @@ class TrainSettings:
         reward: Name of a reward, a JSON object with "name" and arguments, package.module:attribute, or a JSON list of
             these, which are added up; None for the
             environment's own.
-        model: Reference model and starting point: "bundled", a folder, or a Hugging Face id; None for the
+        model: Reference model and starting point: "bundled", "smollm2", a folder, or a Hugging Face id; None for the
             environment's own.
         prompts: File of prompts (.txt, .jsonl, .json, .csv, .parquet); None for the environment's own.
         eval_prompts: File of held-out prompts for the before/after comparison; None for the environment's own.
@@ -75,7 +75,7 @@ class RlhfSettings:
 
     Attributes:
         out: Folder of the run: models, the store of feedback, figures and the picture. A run in it goes on.
-        model: Pre-trained model: "bundled", a folder, or a Hugging Face id.
+        model: Pre-trained model: "bundled", "smollm2", a folder, or a Hugging Face id.
         sft: Files of records with prompt and completion to fine-tune the model on first; none takes it as it is.
         gold: Reward that stands in for the people who rank, and that every policy is measured by; None for people.
         gold_temperature: Of the stand-in's choices, in units of its scores: 0 never errs.

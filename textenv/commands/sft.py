@@ -14,7 +14,7 @@ __all__ = ["Sft"]
 
 @dataclass(frozen=True)
 class Sft(Command, SftConfig):
-    """Fine-tune a language model on prompts and completions, with the loss on the completion alone.
+    """Fine-tune a language model on prompts and completions, or on conversations, with the loss on what it writes.
 
     A run that was cut off goes on from its last checkpoint when the same command is given again.
     """

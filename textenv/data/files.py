@@ -213,7 +213,7 @@ def _target(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing a run's folder at the same time.
 
     The system holds the lock for as long as this process lives: one that was killed leaves a file, and no lock. On
@@ -221,13 +221,13 @@ def locked(folder: Path) -> Iterator[None]:
 
     Args:
         folder: Of the run; made if it is missing, and removed again where nothing was written into it.
+        wait: Wait for another process that holds the lock.
 
     Raises:
         TextEnvError: Another run holds the lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK_FILE
-    file = _acquire(path)
+    file = _acquire(path, wait=wait)
     try:
         yield
     finally:
@@ -238,12 +238,13 @@ def locked(folder: Path) -> Iterator[None]:
             folder.rmdir()  # only where it is empty
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, *, wait: bool) -> int:
     """Return the open file that holds the lock."""
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # whoever held the lock may have removed it
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(file, path)
+            _lock(file, path, wait=wait)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), path.stat()):  # else its holder removed it in the meantime
                     os.truncate(file, 0)
@@ -255,11 +256,11 @@ def _acquire(path: Path) -> int:
         os.close(file)
 
 
-def _lock(file: int, path: Path) -> None:
+def _lock(file: int, path: Path, *, wait: bool) -> None:
     if sys.platform == "win32":
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         try:
             holder = json.loads(os.pread(file, 1000, 0))

@@ -177,6 +177,30 @@ def write_records(path: Path, rows: Sequence[Row], *, json_columns: Collection[s
         raise TextEnvError(f"{path}: cannot be written ({error})") from error
 
 
+def append_record(path: Path, row: Row) -> None:
+    """Add a record to a JSON-lines file, which is made if it is missing, and holds it whole or not at all.
+
+    Args:
+        path: The file, ``.jsonl``.
+        row: The record.
+
+    Raises:
+        TextEnvError: It could not be read again, or the file is of another kind or cannot be read or written; nothing
+            was written then.
+    """
+    kind_of(path, (".jsonl",))
+    before = _bytes(path) if path.exists() else b""
+    before += b"" if before.endswith(b"\n") or not before else b"\n"
+    try:
+        check_cell(row, "it")
+    except TextEnvError as error:
+        raise TextEnvError(f"{path}: the record to add: {error}") from error
+    try:
+        write_atomically(path, before + _serialized(path, [row], ".jsonl", ()))
+    except (OSError, TypeError, ValueError) as error:
+        raise TextEnvError(f"{path}: cannot be written ({error})") from error
+
+
 # Text
 
 

@@ -1,4 +1,4 @@
-"""A person's conversation with a model, message by message, outside of an episode: ``textenv sample`` holds it."""
+"""A person's conversation with a model, message by message, outside of an episode: ``textenv chat`` holds it."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class Dialogue:
         self.ids: tuple[int, ...] = ()
         self.end: TurnEnd | None = None
         self._first: Prompt | None = None
+        self._read = 0  # tokens that precede the last answer
 
     def say(self, text: str) -> Iterator[str]:
         """Add a message of the person, and yield the answer to it, piece by piece.
@@ -78,20 +79,34 @@ class Dialogue:
         self.end = None
         return self._answer()
 
+    def again(self) -> Iterator[str]:
+        """Take the last answer back, and yield another, piece by piece.
+
+        Raises:
+            TextEnvError: There is none.
+        """
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise TextEnvError("There is no answer yet; say something first.")
+        self.messages, self.ids, self.end = self.messages[:-1], self.ids[: self._read], None
+        return self._answer()
+
     def _answer(self) -> Iterator[str]:
+        self._read = len(self.ids)
         before, written, shown = context_of(self._model, self.ids), list[int](), ""
-        for token in self._write(self._model.prompt(self.ids)):
-            written.append(token)
-            self.ids = (*self.ids, token)
-            text, stopped = self._endings.completion_text(before, written)
-            ends = self._endings.ends(np.array([token]), np.array([len(written)]), [stopped].copy)
-            self.end = ends.get(0)
-            whole = text if self.end else text.rstrip("\ufffd")  # the rest of a character may follow
-            yield whole.removeprefix(shown)
-            shown = whole
-            if self.end:
-                break
-        self.messages = (*self.messages, {"role": "assistant", "content": shown})
+        try:
+            for token in self._write(self._model.prompt(self.ids)):
+                written.append(token)
+                self.ids = (*self.ids, token)
+                text, stopped = self._endings.completion_text(before, written)
+                ends = self._endings.ends(np.array([token]), np.array([len(written)]), [stopped].copy)
+                self.end = ends.get(0)
+                whole = text if self.end else text.rstrip("\ufffd")  # the rest of a character may follow
+                piece, shown = whole.removeprefix(shown), whole
+                yield piece
+                if self.end:
+                    break
+        finally:  # whoever reads may leave in the middle: what was written stays said
+            self.messages = (*self.messages, {"role": "assistant", "content": shown})
 
     def _check_room(self, text: str, size: int) -> None:
         room = self._max_tokens - self._endings.max_new_tokens - len(self.ids)

@@ -28,8 +28,8 @@ def load_reference(settings: TextEnvSettings) -> CausalLM:
     if not isinstance(lm, CausalLM):
         if not isinstance(lm, (str, Path)) or not str(lm):
             raise TextEnvError(
-                f"model={short(lm)}: expected 'bundled', a folder, a Hugging Face id, or a CausalLM, which holds a "
-                "model and its tokenizer."
+                f"model={short(lm)}: expected 'bundled', 'smollm2', a folder, a Hugging Face id, or a CausalLM, "
+                "which holds a model and its tokenizer."
             )
         lm = CausalLM.from_pretrained(lm, device=settings.device or "cpu", dtype=settings.torch_dtype or "float32")
         lm.model.requires_grad_(False)

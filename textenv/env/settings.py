@@ -27,8 +27,8 @@ class TextEnvSettings:
     """Keywords of ``gymnasium.make("textenv/Text-v0", ...)``.
 
     Attributes:
-        model: The reference model, which also gives the vocabulary: ``"bundled"``, a folder, a Hugging Face id, or a
-            ``CausalLM``. Agents start from a copy of it.
+        model: The reference model, which also gives the vocabulary: ``"bundled"``, ``"smollm2"``, a folder, a Hugging
+            Face id, or a ``CausalLM``. Agents start from a copy of it.
         device: Where the models run: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU if there is one. None
             for the CPU, or for where a given ``CausalLM`` is.
         torch_dtype: Data type of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the one

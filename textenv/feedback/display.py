@@ -28,7 +28,12 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 WEB_FOLDER = Path(__file__).parent / "web"
-PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+PAGE_FILES = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "chat.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 MEDIA_TYPES = {
     ".mp4": "video/mp4",
     ".webm": "video/webm",

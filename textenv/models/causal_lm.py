@@ -113,7 +113,7 @@ class CausalLM:
         """Load a model and its tokenizer.
 
         Args:
-            name: ``"bundled"``, a folder in Hugging Face format, or a Hugging Face id.
+            name: ``"bundled"``, ``"smollm2"``, a folder in Hugging Face format, or a Hugging Face id.
             device: Where it runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU if there is one.
             dtype: Data type of its weights, or its name; ``"auto"`` for the one that they are saved in.
 

