@@ -164,7 +164,7 @@ def test_an_adapter_is_rounded_with_the_weight_that_it_is_added_to() -> None:
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     merged = copy.deepcopy(base.model)
-    merged.set_adapter(lm.adapter)
+    merged.set_adapter(str(lm.adapter))
     merged = naive(_merged(merged), "int8")
     ids, lengths = np.array([[5, 6, 7, 8]]), np.array([4])
     with lm.rounded("int8"):

@@ -38,8 +38,10 @@ def fastest_rollout(lm: CausalLM, rows: int) -> Precision:
     if network is None:
         return "float32"
     ways: list[Precision] = ["float32"]
-    ways += ["bfloat16"] if multiplies_bfloat16(lm.device) else []
-    ways += ["int8"] if multiplies_int8() else []
+    if multiplies_bfloat16(lm.device):
+        ways.append("bfloat16")
+    if multiplies_int8():
+        ways.append("int8")
     seconds = product_seconds(network, rows, ways) if len(ways) > 1 else {}
     return _fastest(seconds)
 

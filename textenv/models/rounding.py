@@ -92,7 +92,7 @@ def _pack(levels: torch.Tensor, scales: torch.Tensor) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor")  # deprecated, and without a successor yet
-            weight = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
+            weight = cast(Any, torch)._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
             return torch.ops.quantized.linear_prepack(weight, None)
     finally:
         torch.backends.quantized.engine = before
