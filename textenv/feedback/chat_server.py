@@ -206,7 +206,7 @@ class _ChatPage:
             return StreamingResponse(pieces, media_type="text/plain; charset=utf-8")
         for _ in pieces:
             pass
-        return RedirectResponse("/#last", 303)
+        return RedirectResponse("/", 303)
 
     def _take(self) -> None:
         if not self._busy.acquire(blocking=False):
@@ -229,7 +229,7 @@ class _ChatPage:
         if self._thumbs is None or thumb not in _THUMBS or not known or messages[int(place)]["role"] != "assistant":
             raise HTTPException(422, f"place={place!r}, thumb={thumb!r}: expected an answer, and up or down.")
         self._thumbs.add(messages[: int(place)], str(messages[int(place)]["content"]), thumb)
-        return RedirectResponse("/#last", 303)
+        return RedirectResponse("/", 303)
 
 
 class _Pieces:
