@@ -22,6 +22,7 @@ from textenv.feedback.store import FeedbackStore
 from textenv.web.server import Limits, make_server
 
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=20_000)
 
 
 class Slow:

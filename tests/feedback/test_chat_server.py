@@ -16,6 +16,7 @@ from tests.env.test_dialogue import make as make_dialogue
 from tests.families import make_family, save_family
 from textenv.commands.cli import main
 from textenv.env.dialogue import Dialogue
+from textenv.feedback import chat_server
 from textenv.feedback.chat_server import Thumbs, create_chat_app
 from textenv.feedback.store import FeedbackStore
 from textenv.types import TextEnvError
@@ -136,6 +137,18 @@ def test_of_two_answers_at_once_one_is_written() -> None:
     assert [message["content"] for message in dialogue.messages] == ["Hello", ANSWERS[0]]
 
 
+def test_whoever_leaves_makes_room_for_another_answer(dialogue: Dialogue) -> None:
+    over: list[bool] = []
+    pieces = chat_server._Pieces(dialogue.say("Hello"), lambda: over.append(True))
+    assert over == []
+    del pieces  # as a client does that is gone before the first piece is sent
+    assert over == [True]
+    pieces = chat_server._Pieces(iter(["a"]), lambda: over.append(True))
+    assert list(pieces) == ["a"]
+    del pieces
+    assert over == [True, True]
+
+
 def test_what_was_written_before_somebody_left_stays_said(dialogue: Dialogue) -> None:
     answer = dialogue.say("Hello")
     first = next(answer)
@@ -170,7 +183,10 @@ def test_the_command_serves_the_page(
         (item,) = store.completions()
         assert item.details == {"annotator": "ann", "thumb": "up"}
         assert [policy.folder for policy in store.policies()] == [model]
-    assert main(["chat", model, "--store", str(tmp_path / "f.sqlite")]) == 1
-    assert "give --web too" in capsys.readouterr().out
+    for alone in (["--store", str(tmp_path / "f.sqlite")], ["--port", "0"], ["--name", "ann"]):
+        assert main(["chat", model, *alone]) == 1
+        assert f"{alone[0]} is a setting of the page: give --web too" in capsys.readouterr().out
+    assert main(["chat", model, "--web", "--name", "ann"]) == 1
+    assert "are kept in a --store" in capsys.readouterr().out
     assert main(["chat", "bundled", "--web"]) == 1
     assert "has no chat template" in capsys.readouterr().out

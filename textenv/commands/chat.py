@@ -41,11 +41,11 @@ class Chat(Command):
         trust: Let the run's config.json import code and read environment variables: only for a run of your own.
         threads: Threads that torch computes with; None leaves that to torch.
         web: Hold it on a page of this machine instead, in a browser.
-        port: Port of the page; 0 for one that is free.
+        port: Port of the page; 0 for one that is free, None for 8902.
         store: File of feedback that the page keeps thumbs in, made if it is missing; None for a page without thumbs.
             An answer with a thumb up and another to the same messages with a thumb down are a comparison, which
             "textenv reward train" learns from.
-        name: Who gives the thumbs.
+        name: Who gives the thumbs; None for "me".
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -62,19 +62,21 @@ class Chat(Command):
     trust: bool = False
     threads: Threads | None = None
     web: bool = False
-    port: Port = 8902
+    port: Port | None = None
     store: OutputFile | None = None
-    name: NonEmpty = "me"
+    name: NonEmpty | None = None
 
     keeps_memory: ClassVar[bool] = False
 
     def run(self) -> int:
         """Hold the conversation."""
-        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _PAGE}
-        sample = Sample(**given, chat="yes")
+        shared = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _PAGE}
+        sample = Sample(**shared, chat="yes")
+        if given := [name for name in ("port", "store", "name") if getattr(self, name) is not None and not self.web]:
+            raise TextEnvError(f"--{given[0]} is a setting of the page: give --web too.")
+        if self.name is not None and self.store is None:
+            raise TextEnvError(f"--name {self.name}: names who gives thumbs, which are kept in a --store; name one.")
         if not self.web:
-            if self.store is not None:
-                raise TextEnvError("--store keeps the thumbs that are given on a page: give --web too.")
             return sample.run()
         from textenv.feedback.chat_server import Thumbs, serve_chat_page  # noqa: PLC0415 (an optional dependency)
         from textenv.feedback.store import FeedbackStore  # noqa: PLC0415
@@ -87,7 +89,7 @@ class Chat(Command):
                 dialogue,
                 thumbs,
                 title=str(self.run_folder),
-                port=self.port,
+                port=_PORT if self.port is None else self.port,
                 announce=lambda url: tell(f"Chat at {url}"),
             )
 
@@ -95,9 +97,10 @@ class Chat(Command):
             serve(None)
             return 0
         with FeedbackStore(self.store) as store:
-            serve(Thumbs(store, annotator=self.name, policy=resolve_model(self.run_folder)))
+            serve(Thumbs(store, annotator=self.name or "me", policy=resolve_model(self.run_folder)))
         return 0
 
 
+_PORT = 8902
 _PAGE = ("web", "port", "store", "name")
 """The fields of the page alone."""

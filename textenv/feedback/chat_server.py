@@ -198,22 +198,15 @@ class _ChatPage:
     def _answer(self, request: Request, begin: Callable[[], Iterator[str]]) -> Response:
         self._take()
         try:
-            pieces = begin()
+            pieces = _Pieces(begin(), self._busy.release)
         except BaseException:
             self._busy.release()
             raise
-
-        def released() -> Iterator[str]:
-            try:
-                yield from pieces
-            finally:
-                self._busy.release()
-
         if _streams(request):
-            return StreamingResponse(released(), media_type="text/plain; charset=utf-8")
-        for _ in released():
+            return StreamingResponse(pieces, media_type="text/plain; charset=utf-8")
+        for _ in pieces:
             pass
-        return RedirectResponse("/#last", 303)
+        return RedirectResponse("/", 303)
 
     def _take(self) -> None:
         if not self._busy.acquire(blocking=False):
@@ -236,7 +229,33 @@ class _ChatPage:
         if self._thumbs is None or thumb not in _THUMBS or not known or messages[int(place)]["role"] != "assistant":
             raise HTTPException(422, f"place={place!r}, thumb={thumb!r}: expected an answer, and up or down.")
         self._thumbs.add(messages[: int(place)], str(messages[int(place)]["content"]), thumb)
-        return RedirectResponse("/#last", 303)
+        return RedirectResponse("/", 303)
+
+
+class _Pieces:
+    """The pieces of an answer, which is over when all have been read, or when whoever reads them has gone."""
+
+    def __init__(self, pieces: Iterator[str], over: Callable[[], None]) -> None:
+        self._pieces, self._over = pieces, over
+        self._goes_on = True
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except BaseException:
+            self._end()
+            raise
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._goes_on:
+            self._goes_on = False
+            self._over()
 
 
 def _streams(request: Request) -> bool:
