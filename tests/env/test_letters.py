@@ -204,7 +204,7 @@ def test_a_mix_takes_the_names_of_families(mix: Any) -> None:
 
 
 def test_parts_of_a_mix_are_named_after_their_families() -> None:
-    mix = {"reward": ["dense", "sparse", "sparse"], "reward_weights": [1, 2, 3]}
+    mix: dict[str, Any] = {"reward": ["dense", "sparse", "sparse"], "reward_weights": [1, 2, 3]}
     batch = gym.make("textenv/Exact-v0", potential=["needle"], **mix).unwrapped.batch  # type: ignore[attr-defined]
     assert batch.scorer.part_names == ("dense", "sparse", "sparse_2")
     assert batch.settings.potential["rewards"][0]["family"] == "needle"

@@ -382,6 +382,7 @@ def test_a_world_that_fails_is_named_with_its_turn_and_the_run_can_go_on(wrong: 
         ({"world": "nomodule:World"}, "cannot be imported"),
         ({"world": 5}, "expected a name"),
         ({"world": lambda: 1 / 0}, "cannot be made: ZeroDivisionError: division by zero"),
+        ({"world": "gymnasium:CartPole-v1"}, "^The world 'gymnasium:CartPole-v1' has observations"),
         ({"world": Echo(), "rows": 2}, "one object for 2 rows"),
         ({"world": lambda: 3}, "expected an object with reset and step"),
         ({"max_tokens": 1}, "expected room"),

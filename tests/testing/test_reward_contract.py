@@ -58,7 +58,7 @@ class TestOptional(RewardContract):
 
 
 class TestLogs(RewardContract):
-    def make_reward(self) -> Reward:
+    def make_reward(self) -> Any:
         return logged
 
 

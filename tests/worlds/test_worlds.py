@@ -74,6 +74,7 @@ def test_a_world_is_found(spec: Any, name: str, high: int, module: str) -> None:
     [
         ("guess_numbers", "There is no world named 'guess_numbers'. Did you mean 'guess_number'"),
         ("", "There is no world named ''"),
+        ('{"name": "guess_number"}', "is JSON; expected the object itself"),
         ({"high": 3}, "has no name"),
         ({"name": 3}, "has no name"),
         ({"name": "guess_number", "hihg": 3}, "unexpected keyword argument 'hihg'. Did you mean 'high'"),

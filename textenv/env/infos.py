@@ -19,6 +19,7 @@ def of_episode(episode: Episode) -> dict[str, Any]:
     """Return the info of the step that ended an episode.
 
     Mappings in it are no ``dict``: of these, vector environments make an array of each value, in which None is NaN.
+    That also keeps ``json.dumps`` from writing them, which writes no other mappings; ``dict(info["scores"])`` is one.
     """
     return {
         "kl": episode.kl[-1],

@@ -78,10 +78,11 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     model reads. At the end of an episode it also holds ``score``, ``stop_reason``, ``completion``, ``completion_ids``,
     ``token_kl`` and ``token_rewards``: what each token earned, also where ``kl_mode="lump"`` or a reward that scores
     tokens pays all at the end. ``logged`` holds what the reward has logged, by name; ``scores`` those of its parts, if
-    it has any, None where one does not apply. With a world there is ``turns`` too, see ``textenv.types.Turn``. With a
-    potential ``shaping`` is what it has paid for the token, at the same steps as ``kl``, and at the end
-    ``token_shaping`` for each. With ``info="fixed"`` all of this is numbers and padded arrays with the same keys at
-    every step, see ``textenv.env.fixed_infos.FixedInfos``.
+    it has any, None where one does not apply. Both are mappings and no ``dict``, which Gymnasium's vector environments
+    would split into an array for each name; ``json.dumps`` takes ``dict(info["scores"])``. With a world there is
+    ``turns`` too, see ``textenv.types.Turn``. With a potential ``shaping`` is what it has paid for the token, at the
+    same steps as ``kl``, and at the end ``token_shaping`` for each. With ``info="fixed"`` all of this is numbers and
+    padded arrays with the same keys at every step, see ``textenv.env.fixed_infos.FixedInfos``.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 (an instance has its own)

@@ -73,6 +73,8 @@ class WorldRows:
         self.name, make = plugins.worlds().find(spec)
         try:
             self.worlds: list[World] = [make() for _ in range(rows)]
+        except TextEnvError:
+            raise  # it names the world
         except Exception as error:
             raise TextEnvError(f"The world {self.name} cannot be made: {in_one_line(error)}") from error
         for world in self.worlds:

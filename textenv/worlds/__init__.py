@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from textenv import plugins
-from textenv.types import TextEnvError, World
+from textenv.types import TextEnvError, World, short
 from textenv.validation import did_you_mean
 from textenv.worlds._resolve import check_makes
 
@@ -50,6 +50,11 @@ def find(spec: str | Mapping[str, Any] | Callable[[], World] | World) -> tuple[s
         if not isinstance(spec, str):
             raise TextEnvError(f"world={arguments!r} has no name; expected {{'name': 'guess_number', ...}}.")
     if isinstance(spec, str):
+        if spec.lstrip().startswith(("{", "[")):
+            raise TextEnvError(
+                f"The world {short(spec)} is JSON; expected the object itself: json.loads of it, or a mapping such as "
+                "{'name': 'guess_number', 'high': 20}."
+            )
         return spec, _maker(spec, arguments)
     if callable(spec):
         return getattr(spec, "__name__", repr(spec)), spec
