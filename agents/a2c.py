@@ -62,7 +62,7 @@ class A2C(Agent[A2CConfig]):
             advantages = losses.masked_whiten(advantages, mask)
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            old, cap = batch["log_probs"], config.importance_cap
+            old, cap = batch["log_probs"], self.importance_cap
             policy = losses.policy_gradient_loss(now.log_probs, old, batch["advantages"], cap)
             truncated = losses.truncated_share(now.log_probs, old, cap) * len(old) / batch.tokens
             policy_loss = policy.sum() / batch.tokens

@@ -329,6 +329,12 @@ class Agent(Actor[ConfigT]):
             total += float(loss.detach())
         return {"ptx_loss": total}
 
+    @property
+    def importance_cap(self) -> float | None:
+        """The largest importance weight, where the policy that draws is rounded; None for no limit."""
+        cap: float | None = getattr(self.config, "importance_cap", None)
+        return cap if self._precisions.rollout != "float32" else None
+
     def _diverged(self, what: str) -> TextEnvError:
         return TextEnvError(
             f"{what} after {self.steps} tokens. Lower learning_rate (now {self.config.learning_rate}) or clip the "

@@ -112,8 +112,8 @@ class ValueConfig(AgentConfig):
         value_coef: Weight of the value loss.
         gamma: Discount.
         whiten_advantages: Shift and scale an iteration's advantages to mean 0 and variance 1.
-        importance_cap: The largest weight of a token that another policy has drawn, one of fewer bits or of a few
-            updates ago; None for no limit.
+        importance_cap: The largest weight of a token that a policy of fewer bits has drawn; None for no limit. Of no
+            effect where the rollout precision is float32.
     """
 
     value: Literal["head", "model", "none"] = "head"
@@ -142,8 +142,8 @@ class AdvantageConfig(GroupConfig):
     Attributes:
         credit: What is compared: with ``"episode"`` what whole episodes earned, with ``"turn"`` what they earned from
             each turn on, where a world answers.
-        importance_cap: The largest weight of what another policy has drawn, one of fewer bits or of a few updates ago:
-            of a token, or with RLOO of a whole completion; None for no limit.
+        importance_cap: The largest weight of what a policy of fewer bits has drawn: of a token, or with RLOO of a whole
+            completion; None for no limit. Of no effect where the rollout precision is float32.
     """
 
     credit: Literal["episode", "turn"] = "episode"

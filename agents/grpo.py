@@ -63,7 +63,7 @@ class GRPO(Agent[GRPOConfig]):
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             tokens = losses.clipped_policy_loss(
-                now.log_probs, batch["log_probs"], batch["advantages"], config.clip, config.importance_cap
+                now.log_probs, batch["log_probs"], batch["advantages"], config.clip, self.importance_cap
             )
             lengths = batch.mask.sum(dim=1) if scale else budget
             policy_loss = (batch.padded(tokens).sum(dim=1) / lengths).sum() / batch.episodes

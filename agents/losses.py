@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from textenv.types import TextEnvError
@@ -210,10 +212,10 @@ def importance_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor, cap: 
         The same shape.
     """
     _same_shape(log_probs=log_probs, old_log_probs=old_log_probs)
-    ratio = (log_probs - old_log_probs).exp()
-    if cap is None:
-        return ratio
-    return ratio * (cap / ratio.detach()).clamp(max=1.0)
+    log_ratio = log_probs - old_log_probs
+    if cap is not None:
+        log_ratio = log_ratio + (math.log(cap) - log_ratio.detach()).clamp(max=0.0)
+    return log_ratio.exp()
 
 
 def truncated_share(log_probs: torch.Tensor, old_log_probs: torch.Tensor, cap: float | None) -> torch.Tensor:

@@ -61,7 +61,8 @@ class MACConfig(AgentConfig):
         clip: Width of the trust region of the probability ratio, for the tokens that were written.
         lam: Lambda of the returns that correct the critic: at 1 they are what was earned, and the gradient has no bias;
             at 0 they are the critic's own estimates, and the gradient has little noise.
-        importance_cap: The largest weight of a token that another policy has drawn; None for no limit.
+        importance_cap: The largest weight of a token that a policy of fewer bits has drawn; None for no limit. Of no
+            effect where the rollout precision is float32.
     """
 
     candidates: Count = 256
@@ -125,7 +126,7 @@ class MAC(Agent[MACConfig]):
             advantages = torch.where(torch.isfinite(ratio), batch["gains"] - beta * ratio, 0.0)
             expected_loss = -(now.candidates.exp() * advantages).sum() * scale / batch.tokens
             corrections = losses.clipped_policy_loss(
-                now.log_probs, batch["log_probs"], batch["errors"] * scale, config.clip, config.importance_cap
+                now.log_probs, batch["log_probs"], batch["errors"] * scale, config.clip, self.importance_cap
             )
             error_loss = corrections.sum() / batch.tokens
             clipped = (

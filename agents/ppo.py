@@ -70,7 +70,7 @@ def clipped_update(agent: Agent[Any], config: PPOConfig, rollout: Rollout) -> di
 
     def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         policy = losses.clipped_policy_loss(
-            now.log_probs, batch["log_probs"], batch["advantages"], config.clip, config.importance_cap
+            now.log_probs, batch["log_probs"], batch["advantages"], config.clip, agent.importance_cap
         )
         value = losses.clipped_value_loss(now.values, batch["values"], batch["returns"], config.value_clip)
         policy_loss, value_loss = policy.sum() / batch.tokens, value.sum() / batch.tokens

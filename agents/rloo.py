@@ -41,7 +41,7 @@ class RLOO(Agent[RLOOConfig]):
         """Learn from the episodes of an iteration; return means over the updates, under the usual names."""
         config = self.config
         advantages = group_advantages(rollout, config.samples, config.credit, losses.leave_one_out)
-        of_tokens, cap = config.credit == "turn", config.importance_cap
+        of_tokens, cap = config.credit == "turn", self.importance_cap
 
         def loss(now: Evaluation, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             log_probs, old, advantages = now.log_probs, batch["log_probs"], batch["advantages"]

@@ -112,6 +112,25 @@ def test_every_agent_says_how_far_off_what_it_drew_is(name: str, tiny_lm: Causal
     assert ("train/clip_fraction" in rounded) == (name in CLIPPED)
 
 
+def test_the_cap_is_for_what_a_rounded_policy_has_drawn(tiny_lm: CausalLM) -> None:
+    def learned(**settings: Any) -> torch.Tensor:
+        agent = make("ppo", tiny_lm, seed=1, learning_rate=0.03, epochs=4, **settings)
+        agent.learn(1)
+        return torch.cat([p.detach().flatten() for p in agent.policy.parameters()])
+
+    assert torch.equal(learned(importance_cap=1.0), learned(importance_cap=None))
+    capped, free = (learned(importance_cap=cap, rollout_precision="int8") for cap in (1.0, None))
+    assert not torch.equal(capped, free)
+
+
+def test_a_weight_that_overflows_is_capped_too() -> None:
+    log_probs = torch.tensor([0.0, -1.0], requires_grad=True)
+    weights = losses.importance_ratio(log_probs, torch.tensor([-200.0, -1.0]), 2.0)
+    (slope,) = torch.autograd.grad(weights.sum(), log_probs)
+    assert weights.tolist() == pytest.approx([2.0, 1.0], rel=1e-4)
+    assert slope.tolist() == pytest.approx([2.0, 1.0], rel=1e-4)
+
+
 @pytest.mark.parametrize("name", UNWEIGHTED)
 def test_an_agent_that_weighs_nothing_has_no_cap(name: str) -> None:
     with pytest.raises(TextEnvError, match="importance_cap"):
