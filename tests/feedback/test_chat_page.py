@@ -142,6 +142,7 @@ def test_it_fits(site: Site, page: Page, scheme: Any, width: int) -> None:
     for number, text in enumerate(("How is it?", "thisisaverylongword" * 12, "Why?")):
         say(page, text)
         expect(page.locator(".message.assistant").nth(number).locator(".thumbs")).to_be_visible()
+    page.wait_for_load_state("load")  # with the style sheet
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     box, send = page.locator("#say").bounding_box(), page.get_by_role("button", name="Send").bounding_box()
     assert box is not None
