@@ -793,6 +793,7 @@ def test_in_a_world_the_kl_is_0_and_the_first_ratio_1(folder: str, kind: Any, wo
         assert ((log_probs - batch.old_log_prob).exp() - 1).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PPO, A2C, MaskablePPO])
 def test_it_learns_in_a_world(folder: str, kind: Any) -> None:
     settings = {"top_k": 100} if kind is MaskablePPO else {}
