@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 
 from tests.families import FAMILIES, save_family
 from textenv import CausalLM
+from textenv.models.families import build_network
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import Rollout, collect, text_env
 
@@ -120,3 +122,15 @@ def test_training_forwards_agree_with_the_sampler(family: tuple[str, str]) -> No
     everything = rollout.tensors(np.arange(len(rollout.mask)), policy.lm.device, policy.lm.vocab_size)
     now = policy.evaluate(*everything).log_probs.detach()
     torch.testing.assert_close(now, torch.from_numpy(rollout.log_probs[rollout.mask]), rtol=0, atol=1e-4)
+
+
+def test_a_model_that_was_asked_for_its_hidden_states_stays_fast(make_lm: Callable[..., CausalLM]) -> None:
+    lm = make_lm()
+    ids = torch.arange(4)[None]
+    before = lm.model(input_ids=ids).logits
+    lm.model(input_ids=ids, output_hidden_states=True)
+    network = build_network(lm.model)
+    assert network is not None
+    torch.testing.assert_close(network.head(network.run(ids).flatten(0, 1)), before[0], atol=1e-4, rtol=1e-4)
+    lm.model.base_model.register_forward_hook(lambda *_: None)
+    assert build_network(lm.model) is None

@@ -362,6 +362,8 @@ def _tasks(given: Any, rewards: Sequence[Any]) -> list[ComparedTask]:
         made = parse_name_or_json(reward, "rewards:", lists=True) if isinstance(reward, str) else reward
         if not isinstance(made, str | dict | list):
             raise TextEnvError(f"rewards: {short(made)}: expected a name, an object with 'name', or a list of these.")
+        if made == []:
+            raise TextEnvError("rewards: []: expected a non-empty list of rewards, or a name.")
         named = f"{label} {made if isinstance(made, str) else to_json(made)}"
         tasks.append(dataclasses.replace(task, label=named, settings={**task.settings, "reward": made}))
     return tasks or [task]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -187,15 +188,19 @@ def as_one_reward(reward: Any, weights: Sequence[float] | None) -> Any:
     """Return the specification of a reward: of a list, or of one with weights, that of their sum.
 
     Raises:
-        TextEnvError: There are weights, and no reward.
+        TextEnvError: The list is empty, a weight is not finite, or there are weights and no reward.
     """
     if weights is not None and reward is None:
         raise TextEnvError(
             f"reward_weights={list(weights)} without a reward; expected a list of rewards with it, one for each."
         )
+    if weights is not None and not all(map(math.isfinite, weights)):
+        raise TextEnvError(f"reward_weights={tuple(weights)}: expected finite numbers, one for each reward.")
     listed = isinstance(reward, list | tuple)
     if weights is None and not listed:
         return reward
+    if listed and not reward:
+        raise TextEnvError(f"reward={reward!r}: expected a non-empty list of rewards, or a name.")
     mix = {"name": "weighted_sum", "rewards": list(reward) if listed else [reward]}
     return mix if weights is None else {**mix, "weights": list(weights)}
 

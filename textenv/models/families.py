@@ -22,6 +22,8 @@ from textenv.models.operations import activation, embedding, layer_norm, rms_nor
 
 __all__ = ["BUILDERS", "Builder", "build_network", "hooks_of"]
 
+_NOTING_HOOKS = "transformers.utils.output_capturing"  # the module that they are from
+
 Builder = Callable[[PreTrainedModel, Callable[..., Linear]], Network | None]
 """Makes a ``Network`` from a model and what makes a ``Linear`` of its layers; None for options that are not known."""
 
@@ -44,9 +46,17 @@ def build_network(model: PreTrainedModel, *, adapted: bool = False) -> Network |
         return None
     if config._attn_implementation not in ("eager", "sdpa"):
         return None
-    if any(any(hooks_of(module)) for module in model.modules()):
+    if any(_do_more(hooks) for module in model.modules() for hooks in hooks_of(module)):
         return None
     return build(model, functools.partial(Linear, adapted=adapted))
+
+
+def _do_more(hooks: dict[int, Any]) -> bool:
+    """Tell whether hooks change what a module computes; those that transformers leaves behind only note outputs.
+
+    They stay in a model that was asked for its hidden states or attentions once.
+    """
+    return any(getattr(hook, "__module__", "") != _NOTING_HOOKS for hook in hooks.values())
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:

@@ -136,9 +136,11 @@ def resolve_model(name: str | Path, *, hub: bool = True, what: str = "model") ->
         raise TextEnvError(f"{what}={text!r} is a file; expected the folder of a model.")
     if hub and _HUB_ID.fullmatch(text):
         return text
-    ids = ", or a Hugging Face id such as 'gpt2' or 'Qwen/Qwen3-0.6B'" if hub else ""
+    if not hub:  # of a reward model, say
+        raise TextEnvError(f"{what}={text!r}: no such folder. Expected '{BUNDLED}', the folder of a model.")
     raise TextEnvError(
-        f"{what}={text!r}: no such folder. Expected '{BUNDLED}', '{SMOLLM2}', the folder of a model{ids}."
+        f"{what}={text!r}: no such folder. Expected '{BUNDLED}', '{SMOLLM2}', the folder of a model, or a Hugging Face "
+        "id such as 'gpt2' or 'Qwen/Qwen3-0.6B'."
     )
 
 
