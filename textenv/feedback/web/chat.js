@@ -20,6 +20,8 @@ text.addEventListener("keydown", (event) => {
 });
 
 document.getElementById("last")?.scrollIntoView({ block: "end" });
+// Not "autofocus", of which Chromium complains where something has been focused before the page was whole.
+if (document.activeElement === document.body) text.focus({ preventScroll: true });
 
 /** Send a form that is answered by a text, and show that as it comes. */
 async function answer(form) {
