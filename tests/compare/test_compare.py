@@ -511,6 +511,7 @@ def test_tables_agree_with_the_runs(done: tuple[Path, Compare]) -> None:
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(done: tuple[Path, Compare], capsys: pytest.CaptureFixture[str]) -> None:
     out, asked = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
@@ -519,6 +520,7 @@ def test_what_is_finished_is_not_run_again(done: tuple[Path, Compare], capsys: p
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
 
 
+@pytest.mark.slow
 def test_tables_fit_into_80_columns(done: tuple[Path, Compare]) -> None:
     shown = io.StringIO()
     compare(done[1], Console(width=80, file=shown))
@@ -545,6 +547,7 @@ def test_curves_begin_at_the_reference_and_end_together(done: tuple[Path, Compar
     np.testing.assert_allclose(flat.tokens, flat.seconds)  # it trains nothing
 
 
+@pytest.mark.slow
 def test_the_report_in_a_browser(done: tuple[Path, Compare], tmp_path: Path) -> None:
     out, asked = done
     results = read_results(make_plan(asked), out)
@@ -656,6 +659,7 @@ def test_results_that_are_none_are_refused(
         read_results(make_plan(asked), tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_runs_that_fail_leave_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -684,6 +688,7 @@ def test_runs_that_fail_leave_the_others(
     assert "it broke" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_environments_are_measured_on_fresh_completions(tmp_path: Path) -> None:
     lm = build_lm()
     folder = tmp_path / "model"
