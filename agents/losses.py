@@ -220,8 +220,9 @@ def importance_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor, cap: 
 
 def truncated_share(log_probs: torch.Tensor, old_log_probs: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Share of the actions whose importance weight is above the cap, a scalar."""
-    ratio = (log_probs.detach() - old_log_probs).exp()
-    return torch.zeros(()) if cap is None else (ratio > cap).float().mean()
+    if cap is None:
+        return torch.zeros(())
+    return (log_probs.detach() - old_log_probs > math.log(cap)).float().mean()
 
 
 def policy_gradient_loss(

@@ -52,6 +52,27 @@ class Combined:
         return list(found.values)
 
 
+class Wrapped(Combined):
+    """A reward made of one other, ``reward``, that keeps no state but that one's."""
+
+    __slots__ = ()
+
+    reward: Reward
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped reward's state as JSON values."""
+        return {"reward": state_of(self.reward)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state that ``state_dict`` returned.
+
+        Raises:
+            TextEnvError: If it is another reward's.
+        """
+        check_state(type(self).__name__, state, {"reward"})
+        load_state(self.reward, state["reward"])
+
+
 def check_reward(user: str, reward: object) -> None:
     """Refuse what cannot be a reward.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from textenv.env.reward_calls import Value, total
-from textenv.rewards._inner import Combined, check_reward, check_state, load_state, state_of
+from textenv.rewards._inner import Wrapped, check_reward
 from textenv.types import Reward, TextEnvError
 from textenv.validation import validate
 
@@ -15,7 +14,7 @@ __all__ = ["Clip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Clip(Combined):
+class Clip(Wrapped):
     """Another reward's scores, clipped to ``[low, high]``.
 
     NaN is an error and is not clipped, so that a broken reward is noticed. Of a reward that scores tokens the sum is
@@ -48,16 +47,3 @@ class Clip(Combined):
     def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
         """Return ``n`` scores from ``low`` to ``high``."""
         return [None if value is None else min(max(total(value), self.low), self.high) for value in said[0]]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped reward's state as JSON values."""
-        return {"reward": state_of(self.reward)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state that ``state_dict`` returned.
-
-        Raises:
-            TextEnvError: If it is another reward's.
-        """
-        check_state("Clip", state, {"reward"})
-        load_state(self.reward, state["reward"])

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from textenv.env.reward_calls import Value, reward_name, total
 from textenv.env.reward_parts import CombinedReward
 from textenv.models.counterfactual import swap_gender
-from textenv.rewards._inner import Combined, check_reward, check_state, load_state, state_of
+from textenv.rewards._inner import Combined, Wrapped, check_reward
 from textenv.types import Reward
 
 __all__ = ["CounterfactualGap"]
 
 
 @dataclass(frozen=True, slots=True)
-class CounterfactualGap(Combined):
+class CounterfactualGap(Wrapped):
     """How far another reward ``r`` is from the same of the text with the gender swapped: ``-|r(x, y) - r(x', y')|``.
 
     Prompt ``x'`` and completion ``y'`` are those of the other gender, word by word (``textenv.models.counterfactual``).
@@ -51,19 +51,6 @@ class CounterfactualGap(Combined):
             None if one is None or other is None else -abs(total(one) - total(other))
             for one, other in zip(*said, strict=True)
         ]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped reward's state as JSON values."""
-        return {"reward": state_of(self.reward)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state that ``state_dict`` returned.
-
-        Raises:
-            TextEnvError: If it is another reward's.
-        """
-        check_state("CounterfactualGap", state, {"reward"})
-        load_state(self.reward, state["reward"])
 
 
 @dataclass(frozen=True, slots=True)

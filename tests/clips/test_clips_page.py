@@ -1,6 +1,5 @@
 """A person looks at clips in a browser, and the agent learns from what was seen there."""
 
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from tests.browser import find_chromium
 from tests.clips.test_clips_training import config
 from tests.label_site import serving
 from textenv.clips.training import train
@@ -44,8 +44,7 @@ def look(page: Page, url: str) -> None:
 
 def test_what_is_seen_is_what_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("textenv.clips.preference_run._POLL_SECONDS", 0.05)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "the page is tested in Chromium: install it (Debian: apt-get install chromium)"
+    chromium = find_chromium()
     results: list[dict[str, Any]] = []
     settings = config(tmp_path / "run", store=tmp_path / "store.db", lag=0.0)
     with serving(tmp_path / "store.db") as site, sync_playwright() as playwright:

@@ -23,6 +23,7 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 from scipy import stats
 
+from tests.browser import find_chromium
 from tests.conftest import build_lm
 from tests.waiting import wait_for
 from textenv.agents.agent import Agent
@@ -554,8 +555,7 @@ def test_the_report_in_a_browser(done: tuple[Path, Compare], tmp_path: Path) -> 
     hostile = "<script>document.title = 'run'</script><img src=x onerror=alert(1)>\u202eabc\x1b[31m"
     results.runs["rloo", "Exact dense"][0]["samples"][0]["completion"] = hostile
     write_report(results, ["rloo/x/1: <b>it broke</b>"], tmp_path / "report.html")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "the page is tested in Chromium: install it (Debian: apt-get install chromium)"
+    chromium = find_chromium()
     wrong: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])

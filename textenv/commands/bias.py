@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from textenv.commands.base import Command, use_threads
-from textenv.commands.flags import parse_reward, parse_watermark
+from textenv.commands.flags import optional_watermark, parse_reward
 from textenv.data.outputs import OutputFile
 from textenv.data.records import kind_of
 from textenv.types import TextEnvError
@@ -82,13 +82,13 @@ class Bias(Command):
 
         use_threads(self.threads)
         self._check()
+        mark = optional_watermark(self.watermark, self.watermark_key_file, self.watermark_settings)
         stages = find_stages(self.runs, self.stages)
         words, counts = find_words(self.words), None
         if self.corpus:
             counts, words = seen_words(read_texts(self.corpus), words, self.min_count)
         probe = Probe(words, find_templates(self.templates, stages), self.seed)
-        if self.watermark is not None:
-            mark = parse_watermark(self.watermark, self.watermark_key_file, self.watermark_settings)
+        if mark is not None:
             stages = with_watermark(stages, mark)
         sentiment = parse_reward(self.sentiment)
         resolve_reward(sentiment)  # or it would be found wanting after the first figures
@@ -108,7 +108,5 @@ class Bias(Command):
             kind_of(self.out, (".json",))
         if self.min_count > 1 and not self.corpus:
             raise TextEnvError("--min-count is that of words in a corpus; name its files with --corpus.")
-        if self.watermark is None and (self.watermark_key_file is not None or self.watermark_settings != "{}"):
-            raise TextEnvError("A watermark's key or settings, and no watermark; name it with --watermark.")
         if self.watermark is not None and not self.samples:
             raise TextEnvError("--watermark: with --samples 0 there is no text that it could mark; leave out one.")

@@ -32,6 +32,7 @@ __all__ = [
     "json_object",
     "last_value",
     "make_keywords",
+    "optional_watermark",
     "parse_reward",
     "parse_watermark",
     "read_ranking_files",
@@ -271,6 +272,19 @@ def parse_watermark(name: str, key_file: Path | None, settings: str) -> Watermar
     if "key" in given:
         raise TextEnvError("watermark_settings holds a key, which all users of the machine see; use a file.")
     return make_watermark(name, read_key(key_file), **given)
+
+
+def optional_watermark(name: str | None, key_file: Path | None, settings: str) -> Watermark | None:
+    """Return ``parse_watermark``, or None where no watermark is named.
+
+    Raises:
+        TextEnvError: As there; or a key or settings were given without a name.
+    """
+    if name is not None:
+        return parse_watermark(name, key_file, settings)
+    if key_file is not None or settings != "{}":
+        raise TextEnvError("A watermark's key or settings, and no watermark; name it with --watermark.")
+    return None
 
 
 def read_ranking_files(files: Sequence[Path]) -> list[Ranking]:

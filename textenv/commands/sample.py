@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from textenv.commands.base import Command, use_threads
-from textenv.commands.flags import parse_reward, parse_watermark
+from textenv.commands.flags import optional_watermark, parse_reward
 from textenv.data.files import read_json
 from textenv.data.outputs import OutputFile
 from textenv.data.records import append_record, kind_of, write_records
@@ -136,13 +136,9 @@ class Sample(Command):
         Raises:
             TextEnvError: It cannot be made, or is not named, or there is nothing to mark.
         """
-        if self.watermark is None:
-            if self.watermark_key_file is not None or self.watermark_settings != "{}":
-                raise TextEnvError("A watermark's key or settings, and no watermark; name it with --watermark.")
-            return None
-        if self.greedy:
+        if self.greedy and self.watermark is not None:
             raise TextEnvError("--greedy draws nothing that a watermark could be in; leave out one of the two.")
-        return parse_watermark(self.watermark, self.watermark_key_file, self.watermark_settings)
+        return optional_watermark(self.watermark, self.watermark_key_file, self.watermark_settings)
 
     def _starts(self, base: TextVectorEnv) -> Iterator[list[Any]]:
         """Yield what episodes begin with, as many at a time as there are samples: prompts, or seeds of a world."""

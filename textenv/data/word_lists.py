@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +104,7 @@ def package_words() -> WordLists:
         "wefe", "1.0.1", "wefe/datasets/data/WEAT.json",
         "1a4a448a1825b29c67a7ebb7733343084b015f5b8ed720b2d9e193840a3d49a1",
     )  # fmt: skip
-    weat = json.loads(read_text(source))
+    weat = parse_json(read_text(source), str(source))
     return WordLists(
         {"CEO" if job == "ceo" else job: float(women) for job, women in jobs.items()},
         list(zip(weat["male_names"], weat["female_names"], strict=True)),

@@ -18,7 +18,7 @@ from textenv.types import Conversation, TextEnvError
 try:
     from fastapi import FastAPI, Request, Response
     from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, StreamingResponse
+    from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, StreamingResponse
     from starlette.exceptions import HTTPException
 except ModuleNotFoundError as error:
     raise TextEnvError(
@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
         "Run: pip install 'textenv[web]'"
     ) from error
 
-from textenv.feedback.display import PAGE_FILES, WEB_FOLDER, make_templates
+from textenv.feedback.display import make_templates, web_file
 from textenv.feedback.forms import Form, only_value, read_form
 from textenv.feedback.store import FeedbackStore
 from textenv.web import server as web_server
@@ -117,7 +117,7 @@ def create_chat_app(dialogue: Dialogue, thumbs: Thumbs | None = None, *, title: 
     app.add_exception_handler(TextEnvError, page.on_error)
     app.add_api_route("/", page.show)
     app.add_api_route("/conversation.jsonl", page.download)
-    app.add_api_route("/web/{name}", page.web)
+    app.add_api_route("/web/{name}", web_file)
     for path, handle in (
         ("/say", page.say),
         ("/again", page.again),
@@ -177,12 +177,6 @@ class _ChatPage:
         record = {"messages": [dict(message) for message in self._dialogue.messages]}
         headers = {"Content-Disposition": 'attachment; filename="conversation.jsonl"'}
         return Response(to_json(record, ensure_ascii=False) + "\n", media_type="application/jsonl", headers=headers)
-
-    def web(self, name: str) -> Response:
-        """Send a file of the page itself."""
-        if name not in PAGE_FILES:
-            raise HTTPException(404, "There is no such file.")
-        return FileResponse(WEB_FOLDER / name, media_type=PAGE_FILES[name])
 
     def say(self, request: Request, form: Form) -> Response:
         """Add a message, and send the answer while it is written."""

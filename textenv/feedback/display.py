@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from fastapi.responses import FileResponse
+from starlette.exceptions import HTTPException
 
 from textenv.env.render import turns_of, visible
 from textenv.feedback.store import Assignment
@@ -18,17 +20,16 @@ from textenv.feedback.store import Assignment
 __all__ = [
     "GUIDELINES",
     "MEDIA_TYPES",
-    "PAGE_FILES",
-    "WEB_FOLDER",
     "MediaFiles",
     "blocks",
     "make_templates",
     "shown_items",
+    "web_file",
 ]
 
 _log = logging.getLogger(__name__)
-WEB_FOLDER = Path(__file__).parent / "web"
-PAGE_FILES = {
+_WEB_FOLDER = Path(__file__).parent / "web"
+_PAGE_FILES = {
     "page.css": "text/css",
     "page.js": "text/javascript",
     "chat.js": "text/javascript",
@@ -100,10 +101,21 @@ def shown_items(assignment: Assignment, token: Callable[[int], str], files: Medi
     ]
 
 
+def web_file(name: str) -> FileResponse:
+    """Send a file of a page itself: its style sheet, scripts and icon.
+
+    Raises:
+        HTTPException: There is no such file.
+    """
+    if name not in _PAGE_FILES:
+        raise HTTPException(404, "There is no such file.")
+    return FileResponse(_WEB_FOLDER / name, media_type=_PAGE_FILES[name])
+
+
 def make_templates() -> jinja2.Environment:
     """Return the templates of the page; whatever they insert is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(WEB_FOLDER),
+        loader=jinja2.FileSystemLoader(_WEB_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         auto_reload=False,

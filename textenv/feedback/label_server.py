@@ -35,12 +35,11 @@ except ModuleNotFoundError as error:
 from textenv.feedback.display import (
     GUIDELINES,
     MEDIA_TYPES,
-    PAGE_FILES,
-    WEB_FOLDER,
     MediaFiles,
     blocks,
     make_templates,
     shown_items,
+    web_file,
 )
 from textenv.feedback.forms import (
     Form,
@@ -117,7 +116,7 @@ def create_app(
     app.add_api_route("/", page.compare)
     app.add_api_route("/state", page.state)
     app.add_api_route("/media/{token}", page.media)
-    app.add_api_route("/web/{name}", page.web)
+    app.add_api_route("/web/{name}", web_file)
     for path, handle in (
         ("/sign-in", page.sign_in),
         ("/sign-out", page.sign_out),
@@ -267,12 +266,6 @@ class _LabelPage:
         if path is None:
             raise HTTPException(404, "The file of this clip cannot be found.")
         return FileResponse(path, media_type=MEDIA_TYPES[path.suffix.lower()])
-
-    def web(self, name: str) -> Response:
-        """Send a file of the page itself."""
-        if name not in PAGE_FILES:
-            raise HTTPException(404, "There is no such file.")
-        return FileResponse(WEB_FOLDER / name, media_type=PAGE_FILES[name])
 
     # -- forms
 
