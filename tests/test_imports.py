@@ -25,6 +25,7 @@ ORDER = (
     "analysis",
     "web",
     "feedback",
+    "recipes",
     "clips",
     "compare",
     "testing",

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import textenv.commands.rlhf_report
 import textenv.commands.rlhf_run
 from tests.conftest import build_lm
 from textenv.commands.bias_run import Sampling
 from textenv.commands.cli import main
 from textenv.commands.rlhf import Rlhf
+from textenv.commands.rlhf_report import report
 from textenv.commands.rlhf_run import rlhf
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.store import FeedbackStore
@@ -95,7 +98,7 @@ def test_bias_of_every_stage(settings: Callable[..., Rlhf], monkeypatch: pytest.
     assert (config.out / "bias.png").exists()
 
 
-STAGES = ["_ask", "annotate", "train_reward_model", "train", "_measured", "_report"]
+STAGES = ["_ask", "annotate", "train_reward_model", "train", "_Measure.policy", "report"]
 
 
 @pytest.mark.slow
@@ -103,14 +106,16 @@ def test_a_run_that_is_cut_off_anywhere_goes_on(settings: Callable[..., Rlhf], m
     whole, cut = settings("whole"), settings("cut")
     assert rlhf(whole)
     for stage in STAGES:
-        done = getattr(textenv.commands.rlhf_run, stage)
+        place, _, name = f"textenv.commands.rlhf_run.{stage}".rpartition(".")
+        owner = pkgutil.resolve_name(place)
+        done = getattr(owner, name)
 
         def interrupted(*args: Any, _done: Any = done, **given: Any) -> Any:
             _done(*args, **given)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(textenv.commands.rlhf_run, stage, interrupted)
+            patch.setattr(owner, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 rlhf(cut)
     assert rlhf(cut)
@@ -195,14 +200,14 @@ def test_the_table_of_rounds_fits_into_a_terminal(
     settings: Callable[..., Rlhf], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     console = SafeConsole(file=io.StringIO(), width=80)
-    monkeypatch.setattr(textenv.commands.rlhf_run, "console", console)
-    monkeypatch.setattr(textenv.commands.rlhf_run, "_draw", lambda report, path: None)
+    monkeypatch.setattr(textenv.commands.rlhf_report, "console", console)
+    monkeypatch.setattr(textenv.commands.rlhf_report, "_draw", lambda report, path: None)
     config = settings()
     config.out.mkdir()
     figure = {"mean": 2.345, "stderr": 0.123}
     rows = [{"proxy": None if number == 0 else figure, "gold": figure, "scores": [1.0, 2.0], "kl": figure, "length": 5}
             for number in range(3)]  # fmt: skip
-    textenv.commands.rlhf_run._report(config, rows)
+    report(config.out, rows, [0, 4, 9], None, "6 fresh completions of training prompts")
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     table = shown[: shown.index("Picture")].splitlines()
     assert "…" not in shown

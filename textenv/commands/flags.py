@@ -36,6 +36,7 @@ __all__ = [
     "parse_reward",
     "parse_watermark",
     "read_ranking_files",
+    "train_env_flags",
 ]
 
 C = TypeVar("C")
@@ -128,32 +129,44 @@ def _help_texts(settings: type[Any]) -> dict[str, str]:
     return found
 
 
+_OWN = ", or the environment's own"
+
+
+def train_env_flags(**other: Any) -> Any:
+    """Return the type of an environment's flags for a training command.
+
+    Args:
+        **other: Defaults of the command that are neither the environment's own nor ``TRAINING``.
+    """
+    return flags_of(TextEnvSettings, "environment", ENV_FIELDS, _OWN, **{**TRAINING, **other})
+
+
 if TYPE_CHECKING:
     EnvFlags = dict[str, Any]
     TrainEnvFlags = dict[str, Any]
     AgentFlags = dict[str, Any]
 else:
-    _OWN = ", or the environment's own"
     EnvFlags = flags_of(TextEnvSettings, "environment", ENV_FIELDS, _OWN)
-    TrainEnvFlags = flags_of(TextEnvSettings, "environment", ENV_FIELDS, _OWN, **TRAINING)
+    TrainEnvFlags = train_env_flags()
     AgentFlags = Annotated[dict[str, Any], tyro.conf.Suppress]
 
 
 @cache
-def agent_flags(command: Any, field: str, name: str) -> Any:
+def agent_flags(command: Any, field: str, name: str, **other: Any) -> Any:
     """Return a command's class with a flag for every setting of an agent.
 
     Args:
         command: The class, whose ``field`` holds what was typed of the agent's settings.
         field: Name of that field.
         name: The agent's name, or the import path of its class.
+        **other: Defaults of the command that are not the agent's.
 
     Raises:
         TextEnvError: There is no such agent.
     """
     config = plugins.agents().find(name).Config
     taken = {each.name for cls in (command, TextEnvSettings) for each in dataclasses.fields(cls)}
-    flags = flags_of(config, "agent", ["seed"], "", taken)
+    flags = flags_of(config, "agent", ["seed"], "", taken, **other)
     namespace = {"__annotations__": {field: flags}, field: dataclasses.field(default_factory=dict)}
     namespace |= {"__doc__": command.__doc__, "__module__": command.__module__}
     made = type(command.__name__, (command,), namespace)

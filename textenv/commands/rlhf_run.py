@@ -12,24 +12,23 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.analysis.bias_measures import Probe
-from textenv.commands.bias_run import Sampling, find_stages, find_templates, report
+from textenv.commands.bias_run import Sampling, find_stages, find_templates
+from textenv.commands.bias_run import report as report_bias
 from textenv.commands.console import console
 from textenv.commands.flags import TRAINING, make_keywords, parse_reward
+from textenv.commands.rlhf_report import report
 from textenv.commands.settings import RlhfSettings, TrainSettings
 from textenv.commands.training_run import held_out, made_with, measured_on, plain_settings, train
 from textenv.data.files import locked, read_json, to_json, write_json
-from textenv.data.pictures import save_figure
 from textenv.data.word_lists import built_in_words
 from textenv.env.registry import make_envs
 from textenv.env.scoring import resolve_reward, score, unscored
@@ -38,9 +37,10 @@ from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
 from textenv.models.loading import resolve_model, resolve_models_in
 from textenv.models.policy import TextPolicy
+from textenv.recipes import find as find_recipe
+from textenv.recipes.base import Data, Recipe
 from textenv.rollouts.collect import sample_episodes, text_env
-from textenv.rollouts.runs import check_settings, described, figure_text, mean_and_error, summary
-from textenv.rollouts.tables import make_table
+from textenv.rollouts.runs import check_settings, described, mean_and_error, summary
 from textenv.training.configs import RewardModelConfig, SftConfig
 from textenv.training.reward_models import train_reward_model
 from textenv.training.sft import sft
@@ -51,6 +51,7 @@ __all__ = ["rlhf"]
 _START = "start"  # the name of the policy before the first round
 _LAST_FILE = "tokenizer.json"  # that ``sft`` writes, so that the model is whole when it is there
 _BIAS_FILE = "bias.json"
+_DATA_FILE = "data.json"  # names the files of a recipe, and is written when they are whole
 _IN_A_BATCH = 64  # prompts that are sampled before the next task is made
 
 
@@ -65,14 +66,45 @@ def rlhf(config: RlhfSettings) -> bool:
     """
     if "world" in config.settings:
         raise TextEnvError("--world: people rank the completions of a prompt, which no world answers; leave it out.")
+    if config.recipe is not None:
+        sizes = find_recipe(config.recipe).sized(quick=config.quick)
+        config = dataclasses.replace(config, settings={**sizes.env, **config.settings}, ppo={**sizes.ppo, **config.ppo})
     config = dataclasses.replace(config, model=resolve_model(config.model))
     if config.gold is not None and config.gold.startswith(("{", "[")):
         config = dataclasses.replace(config, gold=to_json(resolve_models_in(parse_reward(config.gold))))
     with locked(config.out):
-        return _rlhf(config)
+        recipe, data = _recipe_data(config)
+        return _rlhf(_with_data(config, data), recipe, data)
 
 
-def _rlhf(config: RlhfSettings) -> bool:
+def _recipe_data(config: RlhfSettings) -> tuple[Recipe | None, Data]:
+    """Return the recipe, if there is one, and the files that it has written, now or when the run began."""
+    if config.recipe is None:
+        return None, Data()
+    recipe, folder = find_recipe(config.recipe), config.out / "data"
+    if not (folder / _DATA_FILE).exists():
+        console.rule(f"Data of the recipe {config.recipe}")
+        folder.mkdir(parents=True, exist_ok=True)
+        data = recipe.prepare(folder, quick=config.quick, seed=config.seed)
+        write_json(folder / _DATA_FILE, data.to_json(folder))
+    return recipe, Data.from_json(read_json(folder / _DATA_FILE), folder)
+
+
+def _with_data(config: RlhfSettings, data: Data) -> RlhfSettings:
+    """Return the settings with a recipe's files where no other ones were given."""
+    ppo = dict(config.ppo)
+    if data.ptx_files and config.ppo.get("ptx_coef"):
+        ppo = {"ptx_files": tuple(map(str, data.ptx_files)), **ppo}
+    return dataclasses.replace(
+        config,
+        sft=config.sft or data.sft,
+        prompts=config.prompts or data.prompts,
+        eval_prompts=config.eval_prompts or data.eval_prompts,
+        ppo=ppo,
+    )
+
+
+def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
     out = config.out
     if config.gold is not None:
         resolve_reward(parse_reward(config.gold))  # or it would be found wanting after the first stages
@@ -91,7 +123,8 @@ def _rlhf(config: RlhfSettings) -> bool:
     with FeedbackStore(config.store) as store:
         start = store.add_policy(_START, folder=base)
         writers: list[_Writer] = [_Writer(start, None)]
-        rows = [_measured(config, base, None, "null", out / "start.json")]
+        measure = _Measure(config, base, recipe, data)
+        rows = [measure.policy(None, "null", out / "start.json")]
         for number in range(1, config.rounds + 1):
             folder = config.round(number).resolve()
             _ask(config, store, base, writers[-2:], number)
@@ -104,8 +137,11 @@ def _rlhf(config: RlhfSettings) -> bool:
             writers.append(
                 _Writer(store.add_policy(name, folder=str(policy.resolve()), parent=start, reward_model=model), policy)
             )
-            rows.append(_measured(config, base, policy, reward, folder / "figures.json"))
-    _report(config, rows)
+            rows.append(measure.policy(policy, reward, folder / "figures.json"))
+        demonstrations = measure.demonstrations(out / "demonstrations.json")
+    labels = [sum(_share(config, each) for each in range(1, number + 1)) for number in range(len(rows))]
+    prompts = measured_on(_run(config, config.model, "", config.out))
+    report(out, rows, labels, demonstrations, f"{config.eval_episodes} fresh completions of {prompts}")
     if config.bias and not (out / _BIAS_FILE).exists():
         _measure_bias(config)
     return True
@@ -127,7 +163,18 @@ def _fine_tuned(config: RlhfSettings) -> str:
     if (out / _LAST_FILE).exists():
         return str(out)
     console.rule("Supervised fine-tuning")
-    return str(sft(SftConfig(model=config.model, files=config.sft, out=out, seed=config.seed)))
+    return str(
+        sft(
+            SftConfig(
+                model=config.model,
+                files=config.sft,
+                out=out,
+                epochs=config.sft_epochs,
+                learning_rate=config.sft_learning_rate,
+                seed=config.seed,
+            )
+        )
+    )
 
 
 def _run(config: RlhfSettings, base: str, reward: str, out: Path) -> TrainSettings:
@@ -287,76 +334,75 @@ def _trained(config: RlhfSettings, base: str, reward: str, number: int) -> Path:
 # Measuring
 
 
-def _measured(config: RlhfSettings, base: str, policy: Path | None, reward: str, path: Path) -> dict[str, Any]:
-    """Measure a policy on held-out prompts, or read what was measured."""
-    if path.exists():
-        return read_json(path, "proxy", "gold", "kl", "length")
-    spec = unscored if policy is None else parse_reward(reward)
-    envs, found_prompts = held_out(_run(config, base, reward, path), _keywords(config, base, spec), config.num_envs)
-    prompts = [prompt for prompt in found_prompts if isinstance(prompt, Prompt)]
-    writer = _load(policy, envs)
-    generator = torch.Generator(writer.lm.device).manual_seed(20_261)
-    episodes = sample_episodes(envs, writer, generator, prompts)
-    found = summary(episodes)
-    row: dict[str, Any] = {
-        "proxy": None if policy is None else found["score"],
-        "gold": None,
-        "kl": found["kl"],
-        "length": found["length"],
-    }
-    if config.gold is not None:
-        given = [prompt.for_reward(episode.completion) for prompt, episode in zip(prompts, episodes, strict=True)]
+@dataclass(frozen=True)
+class _Measure:
+    """Measures policies on held-out prompts, and keeps what was measured."""
+
+    config: RlhfSettings
+    base: str
+    recipe: Recipe | None
+    data: Data
+
+    def policy(self, policy: Path | None, reward: str, path: Path) -> dict[str, Any]:
+        """Return the figures of a policy, measured or read from where they are kept."""
+        if path.exists():
+            return read_json(path, "proxy", "gold", "kl", "length")
+        config = self.config
+        envs, prompts = self._prompts(unscored if policy is None else parse_reward(reward), path)
+        writer = _load(policy, envs)
+        generator = torch.Generator(writer.lm.device).manual_seed(20_261)
+        episodes = sample_episodes(envs, writer, generator, prompts)
+        found = summary(episodes)
+        row: dict[str, Any] = {
+            "proxy": None if policy is None else found["score"],
+            "gold": None,
+            "kl": found["kl"],
+            "length": found["length"],
+        }
+        if config.gold is not None:
+            scores = self._gold(prompts, [(episode.completion, episode.completion_ids) for episode in episodes])
+            row |= {"gold": mean_and_error(scores), "scores": scores}
+        if self.recipe is not None:
+            of_recipe = self.recipe.measure(writer, self.data, seed=config.seed)
+            row["measures"] = {name: mean_and_error(list(values)) for name, values in of_recipe.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, row)
+        return row
+
+    def demonstrations(self, path: Path) -> dict[str, Any] | None:
+        """Return the gold scores of what demonstrations say after the held-out prompts; None without them."""
+        if self.config.gold is None or self.data.eval_prompts is None:
+            return None
+        if path.exists():
+            return read_json(path, "gold", "scores")
+        envs, prompts = self._prompts(unscored, path)
+        texts = [prompt.columns.get("completion") for prompt in prompts]
+        if any(text is None for text in texts):
+            return None
+        encode = text_env(envs).reference.tokenizer.encode
+        scores = self._gold(prompts, [(text, encode(text, add_special_tokens=False)) for text in texts])
+        row = {"gold": mean_and_error(scores), "scores": scores}
+        write_json(path, row)
+        return row
+
+    def _prompts(self, reward: Any, path: Path) -> tuple[Any, list[Prompt]]:
+        config = self.config
+        keywords = _keywords(config, self.base, reward)
+        envs, found = held_out(_run(config, self.base, "null", path), keywords, config.num_envs)
+        return envs, [prompt for prompt in found if isinstance(prompt, Prompt)]
+
+    def _gold(self, prompts: Sequence[Prompt], written: Sequence[tuple[str, Sequence[int]]]) -> list[float]:
+        assert self.config.gold is not None
+        given = [prompt.for_reward(text) for prompt, (text, _) in zip(prompts, written, strict=True)]
         names = sorted({name for prompt in prompts for name in prompt.columns})
-        scores = score(
-            resolve_reward(parse_reward(config.gold)),
+        scores: list[float] = score(
+            resolve_reward(parse_reward(self.config.gold)),
             prompts=[prompt for prompt, _ in given],
             completions=[completion for _, completion in given],
-            completion_ids=[episode.completion_ids for episode in episodes],
+            completion_ids=[ids for _, ids in written],
             columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
         ).tolist()
-        row |= {"gold": mean_and_error(scores), "scores": scores}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, row)
-    return row
-
-
-def _wins(new: Sequence[float], old: Sequence[float]) -> float:
-    """Return the share of prompts on which the new policy's text has the better gold score, ties as halves."""
-    difference = np.subtract(new, old)
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
-
-
-def _report(config: RlhfSettings, rows: Sequence[dict[str, Any]]) -> None:
-    prompts = measured_on(_run(config, config.model, "", config.out))
-    table = make_table(
-        "policy",
-        "rankings",
-        "its reward",
-        "gold score",
-        "wins",
-        "KL in nats",
-        title=f"{config.eval_episodes} fresh completions of {prompts}",
-        caption="rankings: given so far; its reward: the score by the reward model that it was trained against; "
-        "wins: share of the prompts on which its text has a better gold score than the text of the policy before",
-    )
-    report = []
-    for number, row in enumerate(rows):
-        labels = sum(_share(config, each) for each in range(1, number + 1))
-        wins = _wins(row["scores"], rows[number - 1]["scores"]) if number and row["gold"] else None
-        shown = {name: value for name, value in row.items() if name != "scores"}
-        report.append({"round": number, "rankings": labels, "beats_previous": wins, **shown})
-        table.add_row(
-            f"round {number}" if number else _START,
-            f"{labels:,}",
-            *(_written(row[name]) for name in ("proxy", "gold")),
-            "" if wins is None else f"{wins:.0%}",
-            _written(row["kl"]),
-        )
-    console.print(table)
-    picture = config.out / "rlhf.png"
-    _draw(report, picture)
-    console.print(f"Picture: {picture}", soft_wrap=True)
-    write_json(config.out / "results.json", report)
+        return scores
 
 
 def _measure_bias(config: RlhfSettings) -> None:
@@ -365,33 +411,4 @@ def _measure_bias(config: RlhfSettings) -> None:
     stages = find_stages([str(config.out)])
     probe = Probe(built_in_words(), find_templates("auto", stages), config.seed)
     sampling = Sampling(seed=config.seed, device=config.settings.get("device") or "cpu")
-    report(stages, probe, sampling, out=config.out / _BIAS_FILE)
-
-
-def _written(figure: Mapping[str, float | None] | None) -> str:
-    return "" if figure is None else figure_text(figure)
-
-
-def _draw(report: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what each policy is worth over the rankings given so far."""
-    panels = [(name, label) for name, label in _PANELS if any(row[name] for row in report)]
-    figure = Figure(figsize=(3.4 * len(panels), 3.5), dpi=130, layout="constrained")
-    figure.suptitle("The policy of each round, with 95 % intervals")
-    for place, (name, label) in enumerate(panels):
-        panel = figure.add_subplot(1, len(panels), place + 1)
-        measured = [row for row in report if row[name]]
-        panel.errorbar(
-            [row["rankings"] for row in measured],
-            [row[name]["mean"] for row in measured],
-            [1.96 * row[name]["stderr"] for row in measured],
-            marker="o",
-            capsize=3,
-            color=f"C{place}",
-        )
-        panel.set(xlabel="rankings so far", ylabel=label)
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, path)
-
-
-_PANELS = (("gold", "gold score"), ("proxy", "score of its reward model"), ("kl", "KL in nats an episode"))
+    report_bias(stages, probe, sampling, out=config.out / _BIAS_FILE)

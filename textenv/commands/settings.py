@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 from annotated_types import Ge, Interval
 
-from textenv import plugins
+from textenv import plugins, recipes
 from textenv.commands.flags import AgentFlags, TrainEnvFlags
 from textenv.data.outputs import OutputFolder
 from textenv.types import TextEnvError
@@ -21,6 +21,10 @@ __all__ = ["RlhfSettings", "TrainSettings"]
 def _agents(default: str) -> str:
     names = plugins.built_in("textenv.agents", suffixes=("", "Config"))
     return f"(default: {default}; one of {', '.join(names)})"
+
+
+def _recipes(default: str) -> str:
+    return f"(default: {default}; one of {', '.join(recipes.names())})"
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,12 @@ class RlhfSettings:
 
     Attributes:
         out: Folder of the run: models, the store of feedback, figures and the picture. A run in it goes on.
+        recipe: System whose settings and data are taken where nothing else is given; None for none.
+        quick: With a recipe, its smallest settings and a few rows of data that come with textenv.
         model: Pre-trained model: "bundled", "smollm2", a folder, or a Hugging Face id.
         sft: Files of records with prompt and completion to fine-tune the model on first; none takes it as it is.
+        sft_epochs: Passes of the fine-tuning over the demonstrations.
+        sft_learning_rate: Its learning rate.
         gold: Reward that stands in for the people who rank, and that every policy is measured by; None for people.
         gold_temperature: Of the stand-in's choices, in units of its scores: 0 never errs.
         rounds: How often to go round.
@@ -100,8 +108,12 @@ class RlhfSettings:
     """
 
     out: OutputFolder
+    recipe: Annotated[str | None, tyro.conf.arg(help_behavior_hint=_recipes)] = None
+    quick: bool = False
     model: str = "bundled"
     sft: tuple[Path, ...] = ()
+    sft_epochs: Count = 3
+    sft_learning_rate: LearningRate = 5e-4
     gold: str | None = None
     gold_temperature: NonNegative = 0.0
     rounds: Count = 3
@@ -121,6 +133,8 @@ class RlhfSettings:
     reward_learning_rate: LearningRate = 2e-4
     bias: bool = False
 
+    made_for: ClassVar[str | None] = None  # the recipe whose settings are the defaults
+
     def __post_init__(self) -> None:
         """Check the settings.
 
@@ -130,6 +144,10 @@ class RlhfSettings:
         validate(self)
         if self.rounds > self.labels:
             raise TextEnvError(f"rounds={self.rounds}, labels={self.labels}: expected a label for each round at least.")
+        if self.quick and self.recipe is None:
+            raise TextEnvError("--quick is of recipes: name one with --recipe.")
+        if self.recipe != self.made_for:
+            raise TextEnvError(f"recipe={self.recipe!r}: make the settings with Rlhf.of_recipe({self.recipe!r}).")
         if self.gold is None and self.gold_temperature:
             raise TextEnvError("gold_temperature is that of a reward that stands in for people: name one with --gold.")
 
