@@ -27,6 +27,7 @@ from benchmarks._ours import Rollouts, make_env
 
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
+    "spinning": {"GOMP_SPINCOUNT": "300000"},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "GOMP_SPINCOUNT=5000": {"GOMP_SPINCOUNT": "5000"},

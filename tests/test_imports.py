@@ -32,7 +32,7 @@ ORDER = (
     "commands",
 )
 """The rooms of ``textenv/``; each may import those before it."""
-RUNTIME = {"textenv.rollouts.runtime"}  # asks the process for threads and memory; imports nothing of ours
+RUNTIME = "textenv.rollouts.runtime"  # asks the process for threads and memory; imports nothing of ours
 BY_NAME = {"textenv.plugins", "textenv.env.registry"}  # find a file by the name that it has in a folder
 SCORER = ("textenv.env.reward_calls.", "textenv.env.reward_parts.")  # what is made of rewards calls them so
 IMPORTERS = {"import_module", "__import__", "resolve_name", "lazy"}
@@ -95,7 +95,7 @@ def _between_rooms(module: str, target: str) -> str | None:
         return "agents do not know rewards" if theirs == "rewards" else None
     if theirs in {"agents", "rewards"}:
         return None if mine in {"commands", ""} else "textenv knows neither agents nor rewards"
-    if mine in {"", "__main__"} or not theirs or target in RUNTIME or theirs not in ORDER:
+    if mine in {"", "__main__"} or not theirs or target.startswith(RUNTIME) or theirs not in ORDER:
         return None  # the public face shows all of them
     return None if ORDER.index(theirs) <= ORDER.index(mine) else f"{mine} stands before {theirs}"
 

@@ -31,6 +31,7 @@ from textenv.models.positions import attention_window, longest_input
 from textenv.models.prefix_cache import PrefixCache
 from textenv.models.rounding import Precision
 from textenv.models.weight_watch import WeightWatch
+from textenv.rollouts.runtime import throttle_spinning
 from textenv.types import Conversation, IntArray, Prompt, TextEnvError
 
 __all__ = ["CausalLM"]
@@ -74,6 +75,7 @@ class CausalLM:
             TextEnvError: There is no end-of-sequence token, or the model's logits are not what its head makes of its
                 last hidden states.
         """
+        throttle_spinning()
         config = model.config.get_text_config()
         self.model = model.eval()
         self.tokenizer = tokenizer

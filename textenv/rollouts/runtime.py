@@ -8,13 +8,18 @@ import os
 import platform
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["Stopped", "keep_memory", "limit_spinning", "stopped_by_signals"]
+__all__ = ["Stopped", "keep_memory", "limit_spinning", "stopped_by_signals", "throttle_spinning"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
+
+
+_SPIN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_too_late = threading.Event()  # set where torch had been loaded before spinning was limited; cleared once mended
 
 
 def limit_spinning() -> None:
@@ -22,10 +27,42 @@ def limit_spinning() -> None:
 
     Next to another busy process the threads of OpenMP otherwise spin most of the time, and a rollout slows tenfold; not
     to spin at all costs a small model its speed (``benchmarks/contention.py``). ``OMP_WAIT_POLICY`` and
-    ``GOMP_SPINCOUNT``, where they are set, are left alone.
+    ``GOMP_SPINCOUNT``, where they are set, are left alone. Where torch is loaded already, OpenMP has read its
+    environment, and ``throttle_spinning`` does the same.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if not any(name in os.environ for name in _SPIN_SETTINGS):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+        if "torch" in sys.modules:
+            _too_late.set()
+
+
+def throttle_spinning() -> None:
+    """Do what ``limit_spinning`` does, for a program that had loaded torch before it imported textenv.
+
+    GNU's OpenMP lets its threads spin a thousand times in place of 300,000 while there are more of them than cores
+    (``gomp_throttled_spin_count_var`` in its sources). Threads that wait asleep count, so a few are made that compute
+    once and then sleep for good. Other implementations of OpenMP take no notice. Does nothing when called again, or
+    where ``limit_spinning`` was in time or had been told otherwise.
+    """
+    if not _too_late.is_set():
+        return
+    _too_late.clear()
+    import torch  # noqa: PLC0415 (loaded already)
+
+    team, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
+    if not 1 < team <= cores:
+        return
+    teams = (cores - team) // (team - 1) + 1  # each brings all of its threads but the one that makes it
+    computed = threading.Barrier(teams + 1)
+
+    def compute_and_sleep() -> None:
+        torch.ones(1 << 20).exp()  # so long that it is computed by a whole team
+        computed.wait()
+        threading.Event().wait()
+
+    for number in range(teams):
+        threading.Thread(target=compute_and_sleep, name=f"idle OpenMP team {number}", daemon=True).start()
+    computed.wait()
 
 
 def keep_memory() -> None:
