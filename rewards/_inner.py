@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
 
-from textenv.env.reward_calls import SERVICES, Batch, Value
-from textenv.env.reward_parts import evaluate
+from textenv.env.reward_calls import SERVICES, Batch, Value, reward_name
+from textenv.env.reward_parts import CombinedReward, evaluate
 from textenv.types import Reward, TextEnvError, TrainerState, is_stateful
 
 
@@ -71,6 +72,47 @@ class Wrapped(Combined):
         """
         check_state(type(self).__name__, state, {"reward"})
         load_state(self.reward, state["reward"])
+
+
+Change: TypeAlias = Callable[[Sequence[Any], Sequence[Any], Sequence[Sequence[int]]], tuple[list[Any], list[Any]]]
+"""Makes other prompts and completions of prompts, completions and the completions' tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class _MixOfOthers(Combined):
+    """A reward that is made of others, each of other texts."""
+
+    reward: Any
+    change: Change
+
+    @property
+    def inner_rewards(self) -> list[Reward]:
+        return [of_other_texts(inner, self.change) for inner in self.reward.inner_rewards]
+
+    def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
+        found: list[Value] = self.reward.combine(said)
+        return found
+
+
+def of_other_texts(reward: Reward, change: Change) -> Reward:
+    """Return a reward of the texts that ``change`` makes of those it is given; one that has to be awaited stays so.
+
+    The tokens that it is given stay those of the text that was written.
+    """
+    if isinstance(reward, CombinedReward):
+        return _MixOfOthers(reward, change)
+
+    def changed(
+        *, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **rest: Any
+    ) -> Any:
+        called: Any = reward
+        other, texts = change(prompts, completions, completion_ids)
+        return called(prompts=other, completions=texts, completion_ids=completion_ids, **rest)
+
+    made: Any = changed
+    made.__wrapped__ = getattr(reward, "forward", reward)  # whose signature says what it is to be given
+    made.__qualname__ = reward_name(reward)
+    return made  # type: ignore[no-any-return]
 
 
 def check_reward(user: str, reward: object) -> None:

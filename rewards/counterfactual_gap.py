@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from textenv.env.reward_calls import Value, reward_name, total
-from textenv.env.reward_parts import CombinedReward
+from textenv.env.reward_calls import Value, total
 from textenv.models.counterfactual import swap_gender
-from textenv.rewards._inner import Combined, Wrapped, check_reward
+from textenv.rewards._inner import Wrapped, check_reward, of_other_texts
 from textenv.types import Reward
 
 __all__ = ["CounterfactualGap"]
@@ -43,7 +42,7 @@ class CounterfactualGap(Wrapped):
     @property
     def inner_rewards(self) -> tuple[Reward, Reward]:
         """The wrapped reward, and the same of the swapped texts."""
-        return self.reward, _of_swapped(self.reward)
+        return self.reward, of_other_texts(self.reward, _swapped)
 
     def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
         """Return ``n`` numbers of at most 0; None where the wrapped reward does not apply."""
@@ -53,36 +52,8 @@ class CounterfactualGap(Wrapped):
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _SwappedMix(Combined):
-    """A reward that is made of others, of the texts with the gender swapped."""
-
-    reward: Any
-
-    @property
-    def inner_rewards(self) -> list[Reward]:
-        return [_of_swapped(inner) for inner in self.reward.inner_rewards]
-
-    def combine(self, said: Sequence[Sequence[Value]]) -> list[Value]:
-        found: list[Value] = self.reward.combine(said)
-        return found
-
-
-def _of_swapped(reward: Reward) -> Reward:
-    """Return a reward of the texts with the gender swapped; one that has to be awaited stays so."""
-    if isinstance(reward, CombinedReward):
-        return _SwappedMix(reward)
-
-    def swapped(*, prompts: Sequence[Any], completions: Sequence[Any], **rest: Any) -> Any:
-        called: Any = reward
-        return called(
-            prompts=[_other(each) for each in prompts], completions=[_other(each) for each in completions], **rest
-        )
-
-    made: Any = swapped
-    made.__wrapped__ = getattr(reward, "forward", reward)  # whose signature says what it is to be given
-    made.__qualname__ = reward_name(reward)
-    return made  # type: ignore[no-any-return]
+def _swapped(prompts: Sequence[Any], completions: Sequence[Any], _: Any) -> tuple[list[Any], list[Any]]:
+    return [_other(each) for each in prompts], [_other(each) for each in completions]
 
 
 def _other(said: Any) -> Any:

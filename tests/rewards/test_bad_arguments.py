@@ -24,6 +24,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "length": {"target": 3},
     "normalize": {"reward": "vader"},
     "pattern": {"pattern": "a"},
+    "period_rule": {"reward": "vader"},
     "weighted_sum": {"rewards": ["vader"]},
     "classifier": {"model": "/nowhere"},
 }
@@ -55,6 +56,12 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "high": ["1", -2],
     },
     "counterfactual_gap": {"reward": ["vadar", 3, None, {}]},
+    "period_rule": {
+        "reward": ["vadar", 3, None, {}],
+        "model": ["", 3, None, "/nowhere"],
+        "after": [-1, "16", 1.5, True],
+        "penalty": ["-1", None, math.nan],
+    },
     "normalize": {"reward": ["vadar", 3], "keep_mean": ["no", 0], "training": ["no", None]},
     "weighted_sum": {
         "rewards": [[], "vader", {"name": "vader"}, 3, None, ["vadar"], [3]],
@@ -187,7 +194,7 @@ def test_what_is_no_reward(spec: Any, said: str) -> None:
     [{}, {"reward": 3}, 3, None, {"count": "1", "mean": 0.0, "squares": 0.0, "reward": {}}],
     ids=plain,
 )
-@pytest.mark.parametrize("name", ["clip", "counterfactual_gap", "normalize", "weighted_sum"])
+@pytest.mark.parametrize("name", ["clip", "counterfactual_gap", "normalize", "period_rule", "weighted_sum"])
 def test_the_state_of_another_reward(name: str, state: Any) -> None:
     reward: Any = make({"name": name, **NEEDED[name]})
     with one_line():
@@ -205,7 +212,7 @@ async def awaited(completions: Sequence[Any], **_: Any) -> list[float]:
     return [0.0] * (len(completions) + 1)
 
 
-@pytest.mark.parametrize("wrap", ["clip", "counterfactual_gap", "normalize", "weighted_sum"])
+@pytest.mark.parametrize("wrap", ["clip", "counterfactual_gap", "normalize", "period_rule", "weighted_sum"])
 @pytest.mark.parametrize(
     "function",
     [

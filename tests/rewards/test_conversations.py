@@ -37,6 +37,7 @@ COMPLETION_ALONE: dict[str, Any] = {
     "clip": {"name": "clip", "reward": "vader", "low": -0.25, "high": 0.25},
     "counterfactual_gap": {"name": "counterfactual_gap", "reward": "vader"},
     "normalize": {"name": "normalize", "reward": "vader"},
+    "period_rule": {"name": "period_rule", "reward": "vader", "after": 0},
     "weighted_sum": {"name": "weighted_sum", "rewards": ["vader", {"name": "length", "target": 9}], "weights": [2, -1]},
 }
 """Rewards that score what the assistant says, whatever the prompt."""

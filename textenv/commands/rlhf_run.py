@@ -128,10 +128,10 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
         for number in range(1, config.rounds + 1):
             folder = config.round(number).resolve()
             _ask(config, store, base, writers[-2:], number)
-            if not _judged(config, store, number):
+            if not _judged(config, store, number, measure.gold):
                 return False
             model = _reward_model(config, store, base, folder / "reward-model", number)
-            reward = to_json({"name": "learned", "model": str(folder / "reward-model")})
+            reward = to_json(measure.paid({"name": "learned", "model": str(folder / "reward-model")}))
             policy = _trained(config, base, reward, number)
             name = f"round {number}"
             writers.append(
@@ -276,10 +276,10 @@ def _different(place: int, written: Sequence[tuple[_Writer, Sequence[Episode], i
     return texts
 
 
-def _judged(config: RlhfSettings, store: FeedbackStore, number: int) -> bool:
+def _judged(config: RlhfSettings, store: FeedbackStore, number: int, gold: Any) -> bool:
     """Have the stand-in rank, if there is one; return whether all tasks of a round are judged."""
     if config.gold is not None:
-        judge = FromReward(resolve_reward(parse_reward(config.gold)), temperature=config.gold_temperature)
+        judge = FromReward(resolve_reward(gold), temperature=config.gold_temperature, best_only=config.judged == "best")
         annotate(store, judge, STAND_IN, seed=config.seed)
     tasks = set(_of_round(store, number))
     missing = len(tasks - {judgement.task for judgement in store.judgements()})
@@ -311,6 +311,7 @@ def _reward_model(config: RlhfSettings, store: FeedbackStore, base: str, out: Pa
             epochs=config.reward_epochs,
             learning_rate=config.reward_learning_rate,
             batch_size=16 * config.samples,
+            loss="plackett_luce" if config.judged == "best" else "pairs",
             seed=config.seed,
             device=config.settings.get("device") or "cpu",
         ),
@@ -342,6 +343,15 @@ class _Measure:
     base: str
     recipe: Recipe | None
     data: Data
+
+    def paid(self, spec: Any) -> Any:
+        """Return a reward as the recipe pays it."""
+        return spec if self.recipe is None else self.recipe.reward(spec, self.base)
+
+    @property
+    def gold(self) -> Any:
+        """The reward that stands in for people; None without one."""
+        return None if self.config.gold is None else self.paid(parse_reward(self.config.gold))
 
     def policy(self, policy: Path | None, reward: str, path: Path) -> dict[str, Any]:
         """Return the figures of a policy, measured or read from where they are kept."""
@@ -392,11 +402,10 @@ class _Measure:
         return envs, [prompt for prompt in found if isinstance(prompt, Prompt)]
 
     def _gold(self, prompts: Sequence[Prompt], written: Sequence[tuple[str, Sequence[int]]]) -> list[float]:
-        assert self.config.gold is not None
         given = [prompt.for_reward(text) for prompt, (text, _) in zip(prompts, written, strict=True)]
         names = sorted({name for prompt in prompts for name in prompt.columns})
         scores: list[float] = score(
-            resolve_reward(parse_reward(self.config.gold)),
+            resolve_reward(self.gold),
             prompts=[prompt for prompt, _ in given],
             completions=[completion for _, completion in given],
             completion_ids=[ids for _, ids in written],

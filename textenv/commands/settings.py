@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 from annotated_types import Ge, Interval
@@ -87,6 +87,8 @@ class RlhfSettings:
         sft_learning_rate: Its learning rate.
         gold: Reward that stands in for the people who rank, and that every policy is measured by; None for people.
         gold_temperature: Of the stand-in's choices, in units of its scores: 0 never errs.
+        judged: "ranking" asks to rank the completions of a prompt, and "best" for the best of them alone, which the
+            reward model then learns to choose.
         rounds: How often to go round.
         labels: Rankings to ask for, in all rounds together.
         samples: Completions of a prompt that are ranked at once, 2 to 9. From the second round on, half of them are the
@@ -116,6 +118,7 @@ class RlhfSettings:
     sft_learning_rate: LearningRate = 5e-4
     gold: str | None = None
     gold_temperature: NonNegative = 0.0
+    judged: Literal["ranking", "best"] = "ranking"
     rounds: Count = 3
     labels: Count = 900
     samples: Annotated[int, Interval(ge=2, le=9)] = 4

@@ -56,12 +56,14 @@ class FromReward:
         temperature: In units of the score; 0 ranks by the scores themselves.
         error_rate: Share of the judgements that are made at random.
         tie: A completion ties with the next better one if their scores differ by no more than this.
+        best_only: Whether only the best is chosen, and all others tie.
     """
 
     reward: Callable[..., Any]
     temperature: NonNegative = 0.0
     error_rate: Probability = 0.0
     tie: NonNegative = 0.0
+    best_only: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -73,14 +75,18 @@ class FromReward:
 
     def judge(self, assignment: Assignment, rng: random.Random) -> Answer:
         """Rank by the scores."""
+        ranks = self._ranks(assignment, rng)
+        return [rank and 1 for rank in ranks] if self.best_only else ranks, "ranked"
+
+    def _ranks(self, assignment: Assignment, rng: random.Random) -> list[int | None]:
         if rng.random() < self.error_rate:
-            return _in_order(rng.sample(range(len(assignment.items)), len(assignment.items))), "ranked"
+            return _in_order(rng.sample(range(len(assignment.items)), len(assignment.items)))
         scores = _scores(self.reward, assignment)
         if self.temperature:
             # Sorting scores with Gumbel noise draws from Plackett and Luce's model.
             noise = [-math.log(-math.log(1 - rng.random() or 0.5)) for _ in scores]
             scores = [value + self.temperature * each for value, each in zip(scores, noise, strict=True)]
-        return _by_score(scores, self.tie), "ranked"
+        return _by_score(scores, self.tie)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,15 @@ class Recipe(ABC):
             TextEnvError: The data cannot be had.
         """
 
+    def reward(self, spec: Any, model: str) -> Any:
+        """Return the reward that policies are trained against, or judged and measured by.
+
+        Args:
+            spec: The learned reward, or the one that stands in for people.
+            model: The model that all policies start from.
+        """
+        return spec
+
     def measure(self, policy: TextPolicy, data: Data, *, seed: int) -> Mapping[str, Sequence[float]]:
         """Measure what this system is about, on one policy.
 
