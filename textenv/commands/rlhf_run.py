@@ -35,6 +35,7 @@ from textenv.env.scoring import resolve_reward, score, unscored
 from textenv.env.settings import unshaped
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
 from textenv.feedback.store import FeedbackStore
+from textenv.models.causal_lm import CausalLM
 from textenv.models.loading import resolve_model, resolve_models_in
 from textenv.models.policy import TextPolicy
 from textenv.recipes import find as find_recipe
@@ -43,7 +44,7 @@ from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, described, mean_and_error, summary
 from textenv.training.configs import RewardModelConfig, SftConfig
 from textenv.training.reward_models import train_reward_model
-from textenv.training.sft import sft
+from textenv.training.sft import sft, with_template
 from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["rlhf"]
@@ -109,7 +110,7 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
     if config.gold is not None:
         resolve_reward(parse_reward(config.gold))  # or it would be found wanting after the first stages
     typed = _keywords(config, config.model, unscored)
-    envs: Any = make_envs(config.env, 1, **typed)
+    envs: Any = make_envs(config.env, 1, **{**typed, **_as_fine_tuned(config)})
     training = {**TRAINING, **config.settings}
     settings = described(config, without=("out", "bias")) | {
         "settings": made_with(envs, typed) | {"kl_mode": training["kl_mode"]},
@@ -153,6 +154,11 @@ class _Writer:
 
     number: int
     folder: Path | None
+
+
+def _as_fine_tuned(config: RlhfSettings) -> dict[str, Any]:
+    """Return the keyword for the model with the chat template that fine-tuning gives it; none without fine-tuning."""
+    return {"model": with_template(CausalLM.from_pretrained(config.model), config.sft)} if config.sft else {}
 
 
 def _fine_tuned(config: RlhfSettings) -> str:

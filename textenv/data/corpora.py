@@ -20,7 +20,7 @@ from textenv.data.debian import unpack_package
 from textenv.data.files import to_json, write_atomically
 from textenv.data.reviews import Domain, Split, load_reviews
 
-__all__ = ["SOURCES", "Source", "write_general_corpus", "write_review_pairs"]
+__all__ = ["SOURCES", "Source", "dictionary_texts", "write_general_corpus", "write_review_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,14 @@ def _fortunes(folder: Path) -> Iterator[str]:
 
 def _dictionary(folder: Path) -> Iterator[str]:
     for path in sorted((folder / "usr/share/dictd").glob("*.dict.dz")):
-        text = gzip.decompress(path.read_bytes()).decode("utf-8", errors="replace")
-        for entry in re.split(r"\n\s*\n", text):
-            yield re.sub(r"[{}]", "", re.sub(r"\s+", " ", entry)).strip()
+        yield from dictionary_texts(path)
+
+
+def dictionary_texts(path: Path) -> Iterator[str]:
+    """Yield the entries of a dictionary of the dict protocol, a ``.dict.dz`` file, each in one line."""
+    text = gzip.decompress(path.read_bytes()).decode("utf-8", errors="replace")
+    for entry in re.split(r"\n\s*\n", text):
+        yield re.sub(r"[{}]", "", re.sub(r"\s+", " ", entry)).strip()
 
 
 def _web_pages(folder: Path) -> Iterator[str]:
