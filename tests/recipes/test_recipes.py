@@ -34,7 +34,8 @@ class Tiny(Recipe):
         return Data((pairs,), prompts, held_out, (prompts,))
 
     def measure(self, policy: Any, data: Data, *, seed: int) -> Mapping[str, Sequence[float]]:
-        assert data.prompts is not None and data.prompts.exists()
+        assert data.prompts is not None
+        assert data.prompts.exists()
         return {"ones": [1.0, 1.0, 0.0, 0.0]}
 
 
