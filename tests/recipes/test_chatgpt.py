@@ -37,13 +37,13 @@ def words_of(data: Data) -> tuple[set[str], set[str], set[str]]:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> str:
-    """A folder with a tiny model that reads whole conversations, letter by letter."""
-    lm = build_lm()
+def command(tmp_path: Path) -> list[str]:
+    """The quick recipe, with a tiny model that reads whole conversations, letter by letter."""
+    lm, folder = build_lm(), tmp_path / "model"
     lm.model.config.max_position_embeddings = 1024
-    lm.model.save_pretrained(tmp_path / "model")
-    lm.tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return ["rlhf", "--recipe", "chatgpt", "--quick", "--model", str(folder), "--out", str(tmp_path / "run")]
 
 
 @pytest.fixture
@@ -103,9 +103,8 @@ def test_the_judge_finds_demonstrations_right_and_those_of_others_wrong(quick: b
 
 
 @pytest.mark.slow
-def test_the_whole_of_it(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    command = ["rlhf", "--recipe", "chatgpt", "--quick", "--out", str(out), "--model", model]
+def test_the_whole_of_it(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(command[-1])
     assert main([*command, "--labels", "4", "--total-steps", "100", "--eval-episodes", "4"]) == 0
     shown = capsys.readouterr().out
     assert "noise ceiling" in shown
@@ -149,11 +148,9 @@ def test_data_that_is_out_of_reach(
     ids=["empty prompt", "role", "empty demonstration", "first"],
 )
 def test_conversations_that_are_none(
-    flag: str, row: dict[str, Any], message: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flag: str, row: dict[str, Any], message: str, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tmp_path = Path(command[-1]).parent
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    command = ["rlhf", "--recipe", "chatgpt", "--quick", "--out", str(tmp_path / "run")]
-    assert main([*command, "--model", model, flag, str(tmp_path / "rows.jsonl")]) == 1
-    shown = capsys.readouterr().out
-    assert message in shown
-    assert "Traceback" not in shown
+    assert main([*command, flag, str(tmp_path / "rows.jsonl")]) == 1
+    assert message in capsys.readouterr().out

@@ -91,8 +91,8 @@ class ChatGPT(Recipe):
             (folder / "pretraining.jsonl",),
         )
         write_records(data.sft[0], [{"messages": list(conversation(turns_of(entry, rng)))} for entry in demonstrated])
-        write_records(folder / "prompts.jsonl", [_prompt(entry, rng) for entry in asked])
-        write_records(folder / "held-out-prompts.jsonl", [_prompt(entry, rng) for entry in held_out])
+        write_records(folder / "prompts.jsonl", _prompts(asked, rng))
+        write_records(folder / "held-out-prompts.jsonl", _prompts(held_out, rng))
         write_records(data.ptx_files[0], [{"text": text} for text in texts])
         write_records(_held_out_texts(data), [{"text": text} for text in held_out_texts])
         return data
@@ -126,15 +126,18 @@ def _held_out_texts(data: Data) -> Path:
     return data.ptx_files[0].parent / "held-out-pretraining.jsonl"
 
 
-def _prompt(entry: Entry, rng: random.Random) -> dict[str, Any]:
-    """Return a conversation up to a random turn of the assistant, and what its answer is judged by."""
-    turns = turns_of(entry, rng)
-    place = rng.randrange(len(turns))
-    return {
-        "prompt": list(conversation(turns, answered=place)),
-        "completion": turns[place].answer,
-        **columns_of(entry, turns[place].question),
-    }
+def _prompts(entries: Sequence[Entry], rng: random.Random) -> list[dict[str, Any]]:
+    """Return a conversation about each entry up to a turn of the assistant, and what its answer is judged by.
+
+    Turns take turns, so that few entries have follow-ups too.
+    """
+    rows = []
+    for number, entry in enumerate(entries):
+        turns = turns_of(entry, rng)
+        turn = turns[place := number % len(turns)]
+        row = {"prompt": list(conversation(turns, answered=place)), "completion": turn.answer}
+        rows.append({**row, **columns_of(entry, turn.question)})
+    return rows
 
 
 def _of_wordnet(rng: random.Random) -> tuple[tuple[Sequence[Entry], ...], list[str], list[str]]:
