@@ -207,7 +207,9 @@ def test_the_table_of_rounds_fits_into_a_terminal(
     figure = {"mean": 2.345, "stderr": 0.123}
     rows = [{"proxy": None if number == 0 else figure, "gold": figure, "scores": [1.0, 2.0], "kl": figure, "length": 5}
             for number in range(3)]  # fmt: skip
-    report(config.out, rows, [0, 4, 9], None, "6 fresh completions of training prompts")
+    judged = [{"model": figure, "ceiling": figure, "judges": figure}, None]
+    title = "6 fresh completions of training prompts"
+    report(config.out, rows, [0, 4, 9], demonstrations=None, judged=judged, title=title)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     table = shown[: shown.index("Picture")].splitlines()
     assert "…" not in shown
@@ -217,4 +219,4 @@ def test_the_table_of_rounds_fits_into_a_terminal(
     assert [cell.strip() for cell in headings.strip("┃").split("┃")] == [
         "policy", "rankings", "its reward", "gold score", "wins", "KL in nats",
     ]  # fmt: skip
-    assert sum(line.count("2.345 ± 0.123") for line in table) == 8  # none is broken
+    assert sum(line.count("2.345 ± 0.123") for line in table) == 11  # none is broken

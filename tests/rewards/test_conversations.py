@@ -24,6 +24,11 @@ from textenv.web.server import make_server
 USER = "How is the film?"
 MESSAGES = [{"role": "user", "content": USER}]
 WRITTEN = "the film was great"
+COLUMNS: dict[str, Any] = {
+    "reference": "the film", "question": "sentence", "word": "film", "meaning": "a story in pictures",
+    "kinds": [["story"]],
+}  # fmt: skip
+"""What some rewards read besides."""
 FORMS = ["texts", "conversations", "chat"]
 COMPLETION_ALONE: dict[str, Any] = {
     "bleu": "bleu",
@@ -36,6 +41,7 @@ COMPLETION_ALONE: dict[str, Any] = {
     "length of tokens": {"name": "length", "target": 3, "unit": "tokens"},
     "clip": {"name": "clip", "reward": "vader", "low": -0.25, "high": 0.25},
     "counterfactual_gap": {"name": "counterfactual_gap", "reward": "vader"},
+    "dictionary_answer": "dictionary_answer",
     "normalize": {"name": "normalize", "reward": "vader"},
     "period_rule": {"name": "period_rule", "reward": "vader", "after": 0},
     "weighted_sum": {"name": "weighted_sum", "rewards": ["vader", {"name": "length", "target": 9}], "weights": [2, -1]},
@@ -130,7 +136,7 @@ READERS = ("learned", "classifier", "mix", "http", "http for openrlhf", "functio
 def played(lm: CausalLM, form: str, reward: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write an episode; return its last info, and what the reward is to be called with."""
     given: Any = MESSAGES if form == "conversations" else USER
-    prompts = [{"prompt": given, "reference": "the film"}]
+    prompts = [{"prompt": given, **COLUMNS}]
     env = TextEnv(model=lm, prompts=prompts, chat=form == "chat", reward=reward, max_new_tokens=40)
     env.reset(seed=0)
     tokenizer = env.reference.tokenizer
@@ -140,8 +146,9 @@ def played(lm: CausalLM, form: str, reward: Any) -> tuple[dict[str, Any], dict[s
     assert terminated
     assert info["completion"] == WRITTEN
     said: Any = [{"role": "assistant", "content": WRITTEN}] if form == "conversations" else WRITTEN
+    columns = {name: [value] for name, value in COLUMNS.items()}
     return info, {
-        "prompts": [given], "completions": [said], "completion_ids": [info["completion_ids"]], "reference": ["the film"]
+        "prompts": [given], "completions": [said], "completion_ids": [info["completion_ids"]], **columns
     }  # fmt: skip
 
 

@@ -26,7 +26,13 @@ _ELO = 400 / math.log(10)  # points for a logit
 
 
 def report(
-    out: Path, rows: Sequence[dict[str, Any]], labels: Sequence[int], demonstrations: dict[str, Any] | None, title: str
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    labels: Sequence[int],
+    *,
+    demonstrations: dict[str, Any] | None,
+    judged: Sequence[Mapping[str, Any] | None],
+    title: str,
 ) -> None:
     """Print and write what the policies of a run are worth.
 
@@ -35,6 +41,7 @@ def report(
         rows: Figures of each policy, that of the start first.
         labels: Rankings that each had been trained with.
         demonstrations: The gold score of demonstrations, if there are any.
+        judged: How often each reward model agrees with the stand-in for people; None where there is none.
         title: What it was measured on.
     """
     table = make_table(
@@ -56,6 +63,8 @@ def report(
             _written(row["kl"]),
         )
     console.print(table)
+    if any(judged):
+        _print_agreement(judged)
     if rows[0].get("measures"):
         _print_measures(rows)
     if rows[0]["gold"]:
@@ -78,6 +87,17 @@ def _wins(new: Sequence[float], old: Sequence[float]) -> float:
 
 def _name(number: int) -> str:
     return f"round {number}" if number else "start"
+
+
+def _print_agreement(judged: Sequence[Mapping[str, Any] | None]) -> None:
+    table = make_table(
+        "reward model", "agrees with the judge", "noise ceiling", "two judges agree",
+        title="Which of two texts of a policy is better, on held-out prompts",
+        caption="noise ceiling: how often the judge agrees with its own scores, which no model of its choices exceeds",
+    )  # fmt: skip
+    for number, row in enumerate(judged, 1):
+        table.add_row(_name(number), *(_written(row and row[name]) for name in ("model", "ceiling", "judges")))
+    console.print(table)
 
 
 def _print_measures(rows: Sequence[Mapping[str, Any]]) -> None:

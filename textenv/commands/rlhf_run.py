@@ -34,7 +34,9 @@ from textenv.env.registry import make_envs
 from textenv.env.scoring import resolve_reward, score, unscored
 from textenv.env.settings import unshaped
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
+from textenv.feedback.noise import expected_agreement
 from textenv.feedback.store import FeedbackStore
+from textenv.models.causal_lm import CausalLM
 from textenv.models.loading import resolve_model, resolve_models_in
 from textenv.models.policy import TextPolicy
 from textenv.recipes import find as find_recipe
@@ -43,7 +45,7 @@ from textenv.rollouts.collect import sample_episodes, text_env
 from textenv.rollouts.runs import check_settings, described, mean_and_error, summary
 from textenv.training.configs import RewardModelConfig, SftConfig
 from textenv.training.reward_models import train_reward_model
-from textenv.training.sft import sft
+from textenv.training.sft import sft, with_template
 from textenv.types import Episode, Prompt, TextEnvError
 
 __all__ = ["rlhf"]
@@ -52,6 +54,7 @@ _START = "start"  # the name of the policy before the first round
 _LAST_FILE = "tokenizer.json"  # that ``sft`` writes, so that the model is whole when it is there
 _BIAS_FILE = "bias.json"
 _DATA_FILE = "data.json"  # names the files of a recipe, and is written when they are whole
+_PAIRS = 256  # held-out prompts that a reward model is measured on
 _IN_A_BATCH = 64  # prompts that are sampled before the next task is made
 
 
@@ -109,7 +112,7 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
     if config.gold is not None:
         resolve_reward(parse_reward(config.gold))  # or it would be found wanting after the first stages
     typed = _keywords(config, config.model, unscored)
-    envs: Any = make_envs(config.env, 1, **typed)
+    envs: Any = make_envs(config.env, 1, **{**typed, **_as_fine_tuned(config)})
     training = {**TRAINING, **config.settings}
     settings = described(config, without=("out", "bias")) | {
         "settings": made_with(envs, typed) | {"kl_mode": training["kl_mode"]},
@@ -125,6 +128,7 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
         writers: list[_Writer] = [_Writer(start, None)]
         measure = _Measure(config, base, recipe, data)
         rows = [measure.policy(None, "null", out / "start.json")]
+        judged = list[dict[str, Any] | None]()
         for number in range(1, config.rounds + 1):
             folder = config.round(number).resolve()
             _ask(config, store, base, writers[-2:], number)
@@ -132,6 +136,7 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
                 return False
             model = _reward_model(config, store, base, folder / "reward-model", number)
             reward = to_json(measure.paid({"name": "learned", "model": str(folder / "reward-model")}))
+            judged.append(measure.reward_model(writers[-1].folder, reward, folder / "reward-model.json"))
             policy = _trained(config, base, reward, number)
             name = f"round {number}"
             writers.append(
@@ -141,7 +146,8 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
         demonstrations = measure.demonstrations(out / "demonstrations.json")
     labels = [sum(_share(config, each) for each in range(1, number + 1)) for number in range(len(rows))]
     prompts = measured_on(_run(config, config.model, "", config.out))
-    report(out, rows, labels, demonstrations, f"{config.eval_episodes} fresh completions of {prompts}")
+    title = f"{config.eval_episodes} fresh completions of {prompts}"
+    report(out, rows, labels, demonstrations=demonstrations, judged=judged, title=title)
     if config.bias and not (out / _BIAS_FILE).exists():
         _measure_bias(config)
     return True
@@ -153,6 +159,11 @@ class _Writer:
 
     number: int
     folder: Path | None
+
+
+def _as_fine_tuned(config: RlhfSettings) -> dict[str, Any]:
+    """Return the keyword for the model with the chat template that fine-tuning gives it; none without fine-tuning."""
+    return {"model": with_template(CausalLM.from_pretrained(config.model), config.sft)} if config.sft else {}
 
 
 def _fine_tuned(config: RlhfSettings) -> str:
@@ -376,6 +387,38 @@ class _Measure:
             of_recipe = self.recipe.measure(writer, self.data, seed=config.seed)
             row["measures"] = {name: mean_and_error(list(values)) for name, values in of_recipe.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, row)
+        return row
+
+    def reward_model(self, writer: Path | None, reward: str, path: Path) -> dict[str, Any] | None:
+        """Return how often a reward model and the stand-in agree on pairs of a policy's texts; None without one.
+
+        Args:
+            writer: The policy that writes two texts for each of some held-out prompts, as the rankings were of.
+            reward: The reward model.
+            path: Where the figures are kept.
+        """
+        if self.config.gold is None:
+            return None
+        if path.exists():
+            return read_json(path, "model", "ceiling", "judges")
+        envs, prompts = self._prompts(parse_reward(reward), path)
+        policy = _load(writer, envs)
+        generator = torch.Generator(policy.lm.device).manual_seed(20_262)
+        asked = [prompt for prompt in prompts[:_PAIRS] for _ in range(2)]
+        episodes = sample_episodes(envs, policy, generator, asked)
+        gold = self._gold(asked, [(episode.completion, episode.completion_ids) for episode in episodes])
+        pairs = [
+            place
+            for place in range(0, len(episodes), 2)
+            if episodes[place].completion != episodes[place + 1].completion  # nobody would be asked
+        ]
+        found = expected_agreement(
+            [(gold[place], gold[place + 1]) for place in pairs],
+            self.config.gold_temperature,
+            [(episodes[place].earned, episodes[place + 1].earned) for place in pairs],
+        )
+        row = {name: mean_and_error(values) if values else None for name, values in found.items()}
         write_json(path, row)
         return row
 

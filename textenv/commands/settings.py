@@ -151,7 +151,7 @@ class RlhfSettings:
             raise TextEnvError("--quick is of recipes: name one with --recipe.")
         if self.recipe != self.made_for:
             raise TextEnvError(f"recipe={self.recipe!r}: make the settings with Rlhf.of_recipe({self.recipe!r}).")
-        if self.gold is None and self.gold_temperature:
+        if self.gold is None and self.gold_temperature and self.made_for is None:
             raise TextEnvError("gold_temperature is that of a reward that stands in for people: name one with --gold.")
 
     @property

@@ -25,7 +25,7 @@ from textenv.training.next_token import TokenBatch, mean_next_token_loss, step_l
 from textenv.training.texts import Pair, read_examples
 from textenv.types import TextEnvError
 
-__all__ = ["sft"]
+__all__ = ["sft", "with_template"]
 
 
 def sft(config: SftConfig) -> Path:
@@ -49,8 +49,16 @@ def sft(config: SftConfig) -> Path:
             return _sft(config)
 
 
-def _with_template(lm: CausalLM, files: Sequence[Path]) -> CausalLM:
-    """Return a model whose tokenizer has a chat template where files hold conversations: a plain one if it had none."""
+def with_template(lm: CausalLM, files: Sequence[Path]) -> CausalLM:
+    """Return a model as ``sft`` takes it: with a plain chat template if it has none and files hold conversations.
+
+    Args:
+        lm: The model; its tokenizer is given the template.
+        files: What is to be learned.
+
+    Raises:
+        TextEnvError: A file cannot be read.
+    """
     records = (found for path in files for _, found in read_examples(path))
     if lm.tokenizer.chat_template or all(isinstance(found, Pair) for found in records):
         return lm
@@ -59,7 +67,7 @@ def _with_template(lm: CausalLM, files: Sequence[Path]) -> CausalLM:
 
 
 def _sft(config: SftConfig) -> Path:
-    lm = _with_template(CausalLM.from_pretrained(config.model), config.files)
+    lm = with_template(CausalLM.from_pretrained(config.model), config.files)
     model: Any = lm.model
     pad = lm.pad_id
     limit = config.max_tokens if lm.max_positions is None else min(config.max_tokens, lm.max_positions)
