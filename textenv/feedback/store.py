@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from textenv.data.values import as_number, as_ranks, as_text, as_whole_number, short
 from textenv.feedback.store_adding import StoreWriter, as_json
-from textenv.feedback.store_reading import TAKEN, judgement_of
+from textenv.feedback.store_reading import COUNTS, TAKEN, judgement_of
 from textenv.feedback.store_records import (
     Annotator,
     Assignment,
@@ -413,8 +413,8 @@ class FeedbackStore(StoreWriter):
         if given.expires > now:
             return
         (row,) = self._rows(
-            """SELECT t.judgements, (SELECT count(*) FROM effective AS e WHERE e.task = t.id) AS done FROM tasks AS t
-            WHERE t.id = ?""",
+            f"""SELECT t.judgements, (SELECT count(*) FROM effective AS e WHERE e.task = t.id AND {COUNTS}) AS done
+            FROM tasks AS t WHERE t.id = ?""",
             given.task,
         )
         if row["done"] >= row["judgements"]:

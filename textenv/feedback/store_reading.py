@@ -20,9 +20,11 @@ from textenv.feedback.store_records import (
 )
 from textenv.types import Conversation, Ranking, TextEnvError
 
-__all__ = ["TAKEN", "StoreReader", "judgement_of"]
+__all__ = ["COUNTS", "TAKEN", "StoreReader", "judgement_of"]
 
-TAKEN = """((SELECT count(*) FROM effective AS e WHERE e.task = t.id AND e.annotator <> ?)
+COUNTS = "(t.kind <> 'demonstration' OR e.verdict <> 'cant_tell')"
+"""SQL: whether the judgement ``e`` answers the task ``t``: that somebody cannot write what it asks for is no answer."""
+TAKEN = f"""((SELECT count(*) FROM effective AS e WHERE e.task = t.id AND e.annotator <> ? AND {COUNTS})
   + (SELECT count(*) FROM assignments AS o WHERE o.task = t.id AND o.expires > ? AND o.annotator <> ?
      AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.assignment = o.id)))"""
 """SQL: how many other annotators have judged the task ``t`` or hold a lease on it. Parameters: annotator, now,
@@ -121,8 +123,8 @@ class StoreReader(StoreDatabase):
         now = self._clock()
         if annotator is None:
             (row,) = self._rows(
-                """SELECT (SELECT coalesce(sum(judgements), 0) FROM tasks) AS wanted,
-                (SELECT count(*) FROM effective) AS done,
+                f"""SELECT (SELECT coalesce(sum(judgements), 0) FROM tasks) AS wanted,
+                (SELECT count(*) FROM effective AS e JOIN tasks AS t ON t.id = e.task WHERE {COUNTS}) AS done,
                 (SELECT count(*) FROM assignments AS a WHERE a.expires > ?
                   AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.assignment = a.id)) AS open""",
                 now,

@@ -132,10 +132,11 @@ function answer(form) {
       box.style.height = `${box.scrollHeight + 2}px`;
     }
     if (!joint) return;
+    const { value } = boxes()[0];
     const text = document.createElement("mark");
-    text.textContent = boxes()[0].value.slice(0, 40);
-    joint.replaceChildren("…" + joint.dataset.before, text, "…");
-    joint.hidden = !boxes()[0].value;
+    text.textContent = value.slice(0, 40);
+    joint.replaceChildren(joint.dataset.before, text, value.length > 40 ? "…" : "");
+    joint.hidden = !value;
   }
 
   function keep() {
