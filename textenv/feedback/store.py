@@ -358,7 +358,10 @@ class FeedbackStore(StoreWriter):
         with self.transaction():
             self._known("tasks", task)
             self._known("annotators", annotator)
-            ranks = as_ranks(ranks, len(self._rows("SELECT item FROM task_items WHERE task = ?", task)))
+            items = self._rows("SELECT item FROM task_items WHERE task = ?", task)
+            if not items:
+                raise TextEnvError(f"Task {task} asks for a demonstration, not for a ranking.")
+            ranks = as_ranks(ranks, len(items))
             if self._one("SELECT id FROM assignments WHERE task = ? AND annotator = ?", task, annotator):
                 raise TextEnvError(f"Annotator {annotator} has been given task {task} already.")
             display, expires = as_json(list(range(len(ranks)))), self._clock() + 60.0
