@@ -771,7 +771,8 @@ def test_the_state_of_the_project(store: FeedbackStore) -> None:
     state = project_state(store)
     rows = {row["name"]: row for row in state["annotators"]}
     assert rows["ann"] == {
-        "name": "ann", "count": 5, "seconds": "3.0", "own": "1 of 1", "others": "3 of 4", "gold": "0 of 1"
+        "name": "ann", "count": 5, "seconds": "3.0", "own": "1 of 1", "others": "3 of 4", "gold": "0 of 1",
+        "demonstrations": "0",
     }  # fmt: skip
     assert [row["name"] for row in state["strengths"]] == ["<b>one</b>", "two"]
     assert [row["count"] for row in state["strengths"]] == [6, 6]  # three tasks that are neither gold nor repeated
