@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from textenv.feedback.store import FeedbackStore
+from textenv.feedback.store_check import find_damage
 from textenv.types import TextEnvError
 
 
@@ -480,15 +482,25 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
 class Leases(RuleBasedStateMachine):
     """The store beside a model of it in plain Python."""
 
-    @initialize(wanted=st.lists(st.integers(1, 2), min_size=1, max_size=4))
-    def begin(self, wanted: list[int]) -> None:
+    @initialize(wanted=st.lists(st.tuples(st.integers(1, 2), st.booleans()), min_size=1, max_size=4))
+    def begin(self, wanted: list[tuple[int, bool]]) -> None:
         self.clock = Clock()
         self.folder = Path(os.environ["LEASES"]) / f"{next(COUNTER)}.db"
         self.store = FeedbackStore(self.folder, clock=self.clock)
-        self.wanted = {add_task(self.store, 3, f"{place}", judgements=n): n for place, n in enumerate(wanted)}
+        self.wanted: dict[int, int] = {}
+        self.to_write: set[int] = set()  # tasks that ask for a demonstration
+        for place, (count, to_write) in enumerate(wanted):
+            if to_write:
+                task = self.store.add_demonstration_task(self.store.add_prompt(f"{place}"), demonstrations=count)
+                self.to_write.add(task)
+            else:
+                task = add_task(self.store, 3, f"{place}", judgements=count)
+            self.wanted[task] = count
         self.people = [self.store.annotator(name) for name in ("ann", "ben", "eve")]
         self.leases: dict[tuple[int, int], float] = {}  # (person, task): until when
         self.done: list[tuple[int, int]] = []  # in the order of judging
+        self.skipped: set[tuple[int, int]] = set()  # of those done, what somebody could not write
+        self.written: dict[int, tuple[int, int, str]] = {}  # by number: who, at which task, and what
         self.shown: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def teardown(self) -> None:
@@ -496,7 +508,7 @@ class Leases(RuleBasedStateMachine):
             self.store.close()
 
     def others(self, person: int, task: int) -> int:
-        judged = sum(t == task and p != person for p, t in self.done)
+        judged = sum(pair[1] == task and pair[0] != person and pair not in self.skipped for pair in self.done)
         live = [p for (p, t), until in self.leases.items() if t == task and p != person and until > self.clock.now]
         return judged + sum((p, task) not in self.done for p in live)
 
@@ -528,22 +540,61 @@ class Leases(RuleBasedStateMachine):
         self.clock.now += seconds
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), renewing=st.booleans())
-    def answer(self, data: st.DataObject, renewing: bool) -> None:
+    @rule(data=st.data(), renewing=st.booleans(), skipping=st.booleans())
+    def answer(self, data: st.DataObject, renewing: bool, skipping: bool) -> None:
         person, task = data.draw(st.sampled_from(sorted(self.leases)))
-        number = self.store._rows("SELECT id FROM assignments WHERE task = ? AND annotator = ?", task, person)[0]["id"]
+        number = self.number(person, task)
         judged = (person, task) in self.done
         late = self.leases[person, task] <= self.clock.now
-        closed = sum(t == task for _, t in self.done) >= self.wanted[task]
+        closed = sum(pair[1] == task and pair not in self.skipped for pair in self.done) >= self.wanted[task]
         if judged or (late and closed):
+            act: Callable[[], Any] = partial(self.store.judge, number, [2, 1, 0], note="another")
+            if task in self.to_write:
+                act = partial(self.store.demonstrate, number, "another")
             with pytest.raises(TextEnvError):
-                self.store.judge(number, [2, 1, 0], note="another") if not renewing else self.store.renew(number)
+                self.store.renew(number) if renewing else act()
         elif renewing:
             self.store.renew(number, seconds=60)
             self.leases[person, task] = self.clock.now + 60
         else:
-            self.store.judge(number, [0, 1, 2])
+            if task in self.to_write and skipping:
+                self.store.judge(number, [], verdict="cant_tell")
+                self.skipped.add((person, task))
+            elif task in self.to_write:
+                self.written[self.store.demonstrate(number, "an answer")] = (person, task, "an answer")
+            else:
+                self.store.judge(number, [0, 1, 2])
             self.done.append((person, task))
+
+    def number(self, person: int, task: int) -> int:
+        (row,) = self.store._rows("SELECT id FROM assignments WHERE task = ? AND annotator = ?", task, person)
+        return int(row["id"])
+
+    @precondition(lambda self: any(task not in self.to_write for _, task in self.leases))
+    @rule(data=st.data(), text=st.sampled_from(["a", "b"]))
+    def write(self, data: st.DataObject, text: str) -> None:
+        beside = sorted(pair for pair in self.leases if pair[1] not in self.to_write)
+        person, task = data.draw(st.sampled_from(beside))
+        found = self.store.demonstrate(self.number(person, task), text)
+        assert self.written.setdefault(found, (person, task, text)) == (person, task, text)
+
+    @precondition(lambda self: any(task not in self.to_write for _, task, _ in self.written.values()))
+    @rule(data=st.data(), text=st.sampled_from(["a", "b", "c", ""]))
+    def change(self, data: st.DataObject, text: str) -> None:
+        beside = [number for number, (_, task, _) in self.written.items() if task not in self.to_write]
+        number = data.draw(st.sampled_from(beside))
+        person, task, before = self.written[number]
+        if not text:
+            self.store.take_back(number, person)
+            del self.written[number]
+            return
+        found = self.store.demonstrate(self.number(person, task), text, supersedes=number)
+        assert (found == number) == (text == before)
+        if found != number:
+            del self.written[number]
+            self.written[found] = (person, task, text)
+            with pytest.raises(TextEnvError, match="replaced"):
+                self.store.take_back(number, person)
 
     @rule(who=st.integers(0, 2))
     def undo(self, who: int) -> None:
@@ -557,6 +608,9 @@ class Leases(RuleBasedStateMachine):
         assert given.task == mine[-1][1]
         assert tuple(item.id for item in given.items) == self.shown[mine[-1]]
         self.done.remove(mine[-1])
+        self.skipped.discard(mine[-1])
+        if given.task in self.to_write:
+            self.written = {number: what for number, what in self.written.items() if what[:2] != mine[-1]}
         for pair in self.leases:
             if pair[0] == person:
                 self.leases[pair] = 0.0
@@ -566,7 +620,14 @@ class Leases(RuleBasedStateMachine):
     def agrees(self) -> None:
         if hasattr(self, "store"):
             assert [(j.annotator, j.task) for j in self.store.judgements()] == self.done
-            assert self.store.progress().done == len(self.done)
+            assert self.store.progress().done == len(self.done) - len(self.skipped)
+            stored = {each.id: each for each in self.store.demonstrations()}
+            assert stored.keys() == self.written.keys()
+            for number, (person, task, text) in self.written.items():
+                each = stored[number]
+                assert (each.annotator, each.assignment, each.texts) == (person, self.number(person, task), (text,))
+            with self.store._connection() as connection:
+                assert find_damage(connection) is None
 
 
 COUNTER = itertools.count()

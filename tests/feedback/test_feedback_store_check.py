@@ -19,6 +19,7 @@ from textenv.types import Ranking, TextEnvError
 
 MODES: list[dict[str, Any]] = [{}, {"create": False}, {"read_only": True}]
 TRIGGERS = SCHEMA[SCHEMA.index("CREATE TRIGGER") : SCHEMA.index("CREATE VIEW")]
+TRIGGERS_OF_DEMONSTRATIONS = SCHEMA[SCHEMA.index("CREATE TRIGGER demonstrations_stay") : SCHEMA.rindex("CREATE VIEW")]
 COMMANDS = {
     "status": ("feedback", "status", "STORE"),
     "export": ("feedback", "export", "STORE", "FOLDER/out.jsonl"),
@@ -28,7 +29,7 @@ COMMANDS = {
 }
 
 
-def make_store(path: Path) -> Path:
+def make_store(path: Path, *, demonstrations: bool = False) -> Path:
     """Make a store of two prompts, judged by two annotators, an undone judgement, a gold task, a clip task and more."""
     conversation = ({"role": "user", "content": "Hi"},)
     rankings = [Ranking(p, ("a", "b"), (0, 1), who) for p in ("The film", conversation) for who in ("ann", "bob")]
@@ -43,7 +44,25 @@ def make_store(path: Path) -> Path:
         policy = store.add_policy("p", folder="f", details={"a": 1})
         store.add_task([store.add_clip(f"{place}.gif", task="t", policy=policy) for place in range(2)], kind="clip")
         store.add_reward_model("rm", judgements=[1])
+        if demonstrations:
+            _add_demonstrations(store, conversation)
     return path
+
+
+def _add_demonstrations(store: FeedbackStore, conversation: tuple[dict[str, str], ...]) -> None:
+    """Add a demonstration, one beside a ranking that replaces another, one for a task, and one that was undone."""
+    ann, dan, eve = map(store.annotator, ("ann", "dan", "eve"))
+    store.add_demonstration(1, " is good.", annotator=ann, item=1)
+    beside = store.lease(dan)
+    assert beside is not None
+    store.demonstrate(beside.id, " is.", supersedes=store.demonstrate(beside.id, " was."))
+    store.add_demonstration_task(store.add_prompt(conversation), demonstrations=2, priority=9.0)
+    for who in (dan, eve):
+        store.release(beside.id)
+        given = store.lease(who, kinds=["demonstration"])
+        assert given is not None
+        store.demonstrate(given.id, ["Hi.", "Bye.", "Bye."])
+    store.undo(eve)
 
 
 def change(path: Path, script: str) -> None:
@@ -51,10 +70,13 @@ def change(path: Path, script: str) -> None:
     connection = sqlite3.connect(path)
     connection.executescript(
         "PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON;"
-        f"DROP TRIGGER judgements_stay; DROP TRIGGER judgements_are_kept; {script};"
+        "DROP TRIGGER judgements_stay; DROP TRIGGER judgements_are_kept; "
+        "DROP TRIGGER IF EXISTS demonstrations_stay; DROP TRIGGER IF EXISTS demonstrations_are_kept;"
     )
-    if "DROP TRIGGER" not in script:
-        connection.executescript(TRIGGERS)
+    connection.executescript(script)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if "DROP T" not in script:
+        connection.executescript(TRIGGERS + (TRIGGERS_OF_DEMONSTRATIONS if version > 1 else ""))
     connection.close()
 
 
@@ -125,6 +147,54 @@ CHANGED = {
 }  # fmt: skip
 
 
+# The same of a store with demonstrations.
+CHANGED_DEMONSTRATIONS = {
+    "texts that are no JSON": ("UPDATE demonstrations SET texts = '[' WHERE id = 1", "demonstrations: texts is '['"),
+    "texts that are a text": ("UPDATE demonstrations SET texts = '\"a\"'", "demonstrations: texts is"),
+    "two texts": ("UPDATE demonstrations SET texts = '[\"a\", \"b\"]' WHERE id = 4", "an odd number of them"),
+    "a text that is a number": ("UPDATE demonstrations SET texts = '[5]' WHERE id = 1", "texts that are not blank"),
+    "a text that is blank": ("UPDATE demonstrations SET texts = '[\" \"]' WHERE id = 1", "texts that are not blank"),
+    "three texts after one": (
+        "UPDATE demonstrations SET texts = '[\"a\", \"b\", \"c\"]' WHERE id = 1", "demonstration of a text is one text",
+    ),
+    "nothing that takes back nothing": ("UPDATE demonstrations SET texts = '[]' WHERE id = 1", "replaces an earlier"),
+    "an item of another prompt": (
+        "UPDATE demonstrations SET item = (SELECT id FROM items WHERE prompt = 2) WHERE id = 1", "of its prompt",
+    ),
+    "an item that is none": ("UPDATE demonstrations SET item = 99 WHERE id = 1", "no such row in items"),
+    "another author": ("UPDATE demonstrations SET annotator = 1 WHERE id = 4", "the annotator of its assignment"),
+    "another prompt": ("UPDATE demonstrations SET prompt = 1 WHERE id = 4", "of a text is one text"),
+    "one that replaces another's": ("UPDATE demonstrations SET supersedes = 1 WHERE id = 3", "of the same annotator"),
+    "one that replaces itself": ("UPDATE demonstrations SET supersedes = id WHERE id = 3", "replaces an earlier"),
+    "an answer that is gone": ("DELETE FROM demonstrations WHERE id = 4", "what was written for a task is there"),
+    "seconds without end": ("UPDATE demonstrations SET seconds = 9e999", "demonstrations: seconds is 'inf'"),
+    "a ranking that was written": (
+        "UPDATE judgements SET verdict = 'written', ranks = '[null, null]' WHERE id = 1", "answers a task that asks",
+    ),
+    "an answer that is a verdict": ("UPDATE judgements SET verdict = 'both_bad' WHERE verdict = 'written'", "answers"),
+    "a task with a right answer": ("UPDATE tasks SET gold = '[]' WHERE kind = 'demonstration'", "a prompt and nothing"),
+    "a task without a prompt": ("UPDATE tasks SET prompt = NULL WHERE kind = 'demonstration'", "a prompt and nothing"),
+    "a task with items": (
+        "INSERT INTO task_items SELECT id, 0, 1 FROM tasks WHERE kind = 'demonstration'", "and nothing else",
+    ),
+    "a table that is missing": (
+        "DROP VIEW effective_demonstrations; DROP TABLE demonstrations", "demonstrations: expected id INTEGER",
+    ),
+    "triggers that are missing": ("DROP TRIGGER IF EXISTS demonstrations_stay", "expected trigger of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGED_DEMONSTRATIONS)
+def test_demonstrations_that_were_changed_by_hand_are_refused(case: str, tmp_path: Path) -> None:
+    script, part = CHANGED_DEMONSTRATIONS[case]
+    path = make_store(tmp_path / "x.db", demonstrations=True)
+    change(path, script)
+    for mode in MODES:
+        with pytest.raises(TextEnvError) as caught:
+            FeedbackStore(path, **mode)
+        assert part in str(caught.value)
+
+
 @pytest.mark.parametrize("case", CHANGED)
 def test_a_store_that_was_changed_by_hand_is_refused(case: str, tmp_path: Path) -> None:
     script, part = CHANGED[case]
@@ -140,15 +210,17 @@ def test_a_store_that_was_changed_by_hand_is_refused(case: str, tmp_path: Path) 
     assert path.read_bytes() == before
 
 
-def test_a_store_as_it_was_made_is_whole(tmp_path: Path) -> None:
-    path = make_store(tmp_path / "x.db")
+@pytest.mark.parametrize("demonstrations", [False, True], ids=["", "demonstrations"])
+def test_a_store_as_it_was_made_is_whole(tmp_path: Path, *, demonstrations: bool) -> None:
+    path = make_store(tmp_path / "x.db", demonstrations=demonstrations)
     for mode in MODES:
         with FeedbackStore(path, **mode) as store, store._connection() as connection:
             assert find_damage(connection) is None
-            assert len(store.judgements()) == 4
+            assert len(store.judgements()) == 4 + demonstrations
+            assert len(store.demonstrations()) == 3 * demonstrations
     change(path, "")
     with FeedbackStore(path) as store:
-        assert len(store.judgements()) == 4
+        assert len(store.judgements()) == 4 + demonstrations
 
 
 @pytest.mark.parametrize("command", COMMANDS)

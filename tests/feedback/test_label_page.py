@@ -440,6 +440,162 @@ def test_without_scripts_the_form_still_works(site: Site, visit: Open) -> None:
     assert texts(page) == shown
 
 
+CHAT = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a <b>heron</b>?"})
+
+
+def add_chat(site: Site) -> None:
+    """Add a ranking of three answers to a conversation."""
+    prompt = site.store.add_prompt(CHAT)
+    site.store.add_task([site.store.add_completion(prompt, text) for text in ("A bird.", "A fish.", "No.")])
+
+
+def boxes(page: Page) -> list[str]:
+    """Return what the boxes of an answer hold."""
+    return page.locator(".boxes textarea").evaluate_all("boxes => boxes.map(box => box.value)")
+
+
+def test_a_better_answer_is_written_without_losing_the_ranking(site: Site, visit: Open) -> None:
+    add_chat(site)
+    page = visit()
+    assert "What is a <b>heron</b>?" in page.locator(".prompt").inner_text()
+    shown = texts(page)
+    press(page, "2", "1", "w")
+    page.keyboard.type("A wader, 1 2 3 u.")
+    page.reload()  # in the middle: nothing is lost
+    assert boxes(page) == ["A wader, 1 2 3 u."]
+    press(page, "w")
+    page.click("#go-on")
+    page.keyboard.type("What does it eat?")
+    press(page, "Tab")
+    page.keyboard.type("Fish.\nAnd frogs.")
+    go(page, lambda: page.keyboard.press("Control+Enter"))
+    expect(page.locator("#stored")).to_have_text("Your answer is stored.")
+    expect(page.locator("#said")).to_have_text("2 › 1. Left below, in no order: 3.")
+    assert page.url == site.url
+    assert texts(page) == shown
+    assert boxes(page) == [""], "the draft has gone where it belongs"
+    (written,) = site.store.demonstrations()
+    assert written.texts == ("A wader, 1 2 3 u.", "What does it eat?", "Fish.\nAnd frogs.")
+    press(page, "e")
+    expect(page.locator("#said")).to_have_text("Press the number of the one to edit.")
+    go(page, lambda: page.keyboard.press("3"))
+    expect(page.locator("#own-heading")).to_contain_text("Edit completion 3")
+    expect(page.locator(".boxes textarea")).to_be_focused()
+    assert boxes(page) == [shown[2]]
+    press(page, "Control+End")
+    page.keyboard.type(" Indeed.")
+    go(page, lambda: page.keyboard.press("Control+Enter"))
+    edited = site.store.demonstrations()[1]
+    assert edited.texts == (f"{shown[2]} Indeed.",)
+    assert edited.item is not None
+    assert site.store.completions()[edited.item - 1].text == shown[2]
+    go(page, lambda: page.get_by_role("link", name="Change").nth(1).click())
+    assert boxes(page) == [f"{shown[2]} Indeed."]
+    page.keyboard.press("Control+a")
+    page.keyboard.type("Changed.")
+    go(page, lambda: page.get_by_role("button", name="Store this answer").click())
+    go(page, page.get_by_role("button", name="Take back").first.click)
+    assert [each.texts for each in site.store.demonstrations()] == [("Changed.",)]
+    assert site.store.demonstrations()[0].item == edited.item
+    press(page, "3")
+    submit(page)
+    assert recorded(site.store) == [{shown[1]: 0, shown[0]: 1, shown[2]: 2}]
+
+
+def test_an_answer_that_is_refused_is_not_lost(site: Site, visit: Open) -> None:
+    add_chat(site)
+    page = visit()
+    press(page, "w", "Control+Enter")  # an empty box is not sent
+    assert page.url == site.url
+    page.keyboard.type("A wader.")
+    page.locator("#demonstrate [name=assignment]").evaluate(
+        "field => { field.value = field.value.slice(0, -1) + 'x'; }"
+    )
+    page.route("**/demonstrate", lambda route: route.fulfill(status=409, body="<p role='alert'>No.</p>"))
+    go(page, lambda: page.keyboard.press("Control+Enter"))
+    page.unroute("**/demonstrate")
+    page.goto(site.url)
+    assert boxes(page) == ["A wader."]
+    press(page, "w")
+    go(page, lambda: page.keyboard.press("Control+Enter"))
+    assert [each.texts for each in site.store.demonstrations()] == [("A wader.",)]
+
+
+def test_conversations_are_written_by_the_keyboard_alone(site: Site, visit: Open) -> None:
+    for prompt in (CHAT, "The film", (*CHAT, {"role": "assistant", "content": "A bird."}, CHAT[1])):
+        site.store.add_demonstration_task(site.store.add_prompt(prompt))
+    page = visit()
+    expect(page.locator("h1")).to_have_text("Write an answer")
+    expect(page.locator(".boxes textarea")).to_be_focused()
+    page.keyboard.type("A wader, u c 1.")
+    press(page, "Tab")
+    expect(page.locator("#go-on")).to_be_focused()
+    press(page, "Enter")
+    page.keyboard.type("Where?")
+    press(page, "Tab")
+    page.keyboard.type("By water.")
+    page.reload()
+    assert boxes(page) == ["A wader, u c 1.", "Where?", "By water."]
+    go(page, lambda: page.keyboard.press("Control+Enter"))
+    page.keyboard.type("is good")
+    expect(page.locator(".joint")).to_have_text("The filmis good")
+    press(page, "Control+a")
+    page.keyboard.type(" is good.")
+    expect(page.locator(".joint")).to_have_text("The film is good.")
+    go(page, lambda: page.keyboard.press("Control+Enter"))
+    press(page, "Escape")
+    go(page, lambda: page.keyboard.press("u"))
+    assert boxes(page) == [" is good."]
+    go(page, lambda: page.get_by_role("button", name="Submit").click())
+    assert page.locator(".turn").count() == 4
+    press(page, "Escape")
+    go(page, lambda: page.keyboard.press("c"))
+    expect(page.locator("h1")).to_have_text("Nothing to compare just now")
+    assert [each.texts for each in site.store.demonstrations()] == [
+        ("A wader, u c 1.", "Where?", "By water."),
+        (" is good.",),
+    ]
+    assert [each.verdict for each in site.store.judgements()] == ["written", "written", "cant_tell"]
+    assert all(each.seconds is not None and 0 < each.seconds < 60 for each in site.store.demonstrations())
+
+
+def test_answers_are_written_without_scripts(site: Site, visit: Open) -> None:
+    add_chat(site)
+    site.store.add_demonstration_task(site.store.add_prompt(CHAT))
+    page = visit(java_script_enabled=False)
+    go(page, lambda: page.get_by_role("link", name="Edit completion 2").click())
+    page.locator(".boxes textarea").first.fill("Edited.")
+    go(page, lambda: page.get_by_role("button", name="Store this answer").click())
+    page.get_by_label("Rank").first.select_option("1")
+    go(page, lambda: page.get_by_role("button", name="Submit").click())
+    for place, text in enumerate(("A wader.", "Where?", "By water.")):
+        page.locator(".boxes textarea").nth(place).fill(text)
+    go(page, lambda: page.get_by_role("button", name="Submit").click())
+    assert [each.texts for each in site.store.demonstrations()] == [("Edited.",), ("A wader.", "Where?", "By water.")]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_writing_on_a_small_screen_and_its_contrast(site: Site, visit: Open, scheme: str) -> None:
+    add_chat(site)
+    for prompt in (CHAT, "The " + "film" * 60):
+        site.store.add_demonstration_task(site.store.add_prompt(prompt))
+    page = visit(viewport={"width": 320, "height": 640}, has_touch=True, is_mobile=True, color_scheme=scheme)
+    page.locator("#own summary").tap()
+    for place in range(3):
+        page.locator(".boxes textarea").first.fill("word " * 50)
+        if place < 2:
+            page.locator("#go-on").tap()
+        page.wait_for_timeout(200)  # colors change over a moment
+        assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+        assert page.evaluate(CONTRAST) == []
+        assert page.evaluate("[...document.querySelectorAll('textarea')].every(box => box.labels.length)")
+        go(page, page.locator("#demonstrate button.primary").tap)
+        if place == 0:
+            page.locator(".pick").first.tap()
+            go(page, page.locator("#submit").tap)
+    assert [len(each.texts) for each in site.store.demonstrations()] == [1, 1, 1]
+
+
 def test_clips_are_shown(site: Site, visit: Open, tmp_path: Path) -> None:
     clips = []
     for width in (40, 60):

@@ -164,7 +164,7 @@ def test_the_cookie_is_the_pages_alone(store: FeedbackStore) -> None:
 # Forms
 
 
-@pytest.mark.parametrize("path", ["/sign-in", "/sign-out", "/judge", "/undo", "/alive"])
+@pytest.mark.parametrize("path", ["/sign-in", "/sign-out", "/judge", "/undo", "/alive", "/demonstrate", "/take-back"])
 def test_no_form_is_read_without_its_token(store: FeedbackStore, path: str) -> None:
     add_tasks(store, 2)
     ann, ben = visit(store), visit(store, "ben")
@@ -175,7 +175,7 @@ def test_no_form_is_read_without_its_token(store: FeedbackStore, path: str) -> N
         assert answer.status_code == (422 if token is None else 403)
     stranger = client_of(store)
     assert stranger.post(path, data=form).status_code == 403
-    assert store.judgements() == []
+    assert store.judgements() == store.demonstrations() == []
     assert {one.name for one in store.annotators()} == {"ann", "ben"}
 
 
@@ -368,6 +368,172 @@ def test_an_undo_that_comes_again_counts_once(store: FeedbackStore) -> None:
     ben = visit(store, "ben")
     assert ben.client.post("/undo", data={**form, "token": ben.hidden("token")}).status_code == 404
     assert ben.client.post("/undo", data={"token": ben.hidden("token")}).status_code == 422
+
+
+# Answers that are written
+
+CHAT = ({"role": "user", "content": "What is a heron?"},)
+
+
+def add_chat(store: FeedbackStore) -> None:
+    """Add a ranking of two answers to a conversation."""
+    prompt = store.add_prompt(CHAT)
+    store.add_task([store.add_completion(prompt, text) for text in ("A bird.", "A fish.")])
+
+
+def tokens(html: str) -> list[str]:
+    """Return the tokens of the answers that a page lists."""
+    return re.findall(r'name="demonstration" value="(.*?)"', html)
+
+
+def test_an_answer_beside_a_ranking(store: FeedbackStore) -> None:
+    add_chat(store)
+    ann = visit(store)
+    form = ann.form(text=[" A wader.\r\nTall. ", "Why?", "Long legs.", " ", ""], edited="2", seconds="1.5")
+    for _ in range(3):
+        answer = ann.client.post("/demonstrate", data=form, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/?stored=1")
+    (written,) = store.demonstrations(effective=False)
+    assert written.texts == ("A wader.\nTall.", "Why?", "Long legs.")
+    assert store.completions()[written.item - 1].text in ann.html if written.item else False
+    assert written.seconds == 1.5
+    ann.html = ann.client.get("/?stored=1").text
+    assert "Your answer is stored." in ann.html
+    assert "Edited from completion 2." in ann.html
+    (token,) = tokens(ann.html)
+    changing = ann.client.get("/", params={"change": token}).text
+    assert "A wader.\nTall.</textarea>" in changing
+    assert changing.count("<textarea name") == 3 + 4 + 2, "what was written, without scripts, and what scripts add"
+    ann.html = changing
+    assert ann.post("/demonstrate", **ann.form(text="A bird.", changes=token)).is_success
+    assert [each.texts for each in store.demonstrations()] == [("A bird.",)]
+    assert ann.client.post("/take-back", data={"token": ann.hidden("token"), "demonstration": token}).status_code == 409
+    (newer,) = tokens(ann.html)
+    for _ in range(2):
+        assert ann.post("/take-back", demonstration=newer).is_success
+    assert store.demonstrations() == []
+    assert "Your answers" not in ann.html
+    assert ann.client.get("/", params={"change": newer}).is_success, "of a page that is out of date"
+    assert ann.judge().is_success
+    assert len(store.judgements()) == 1
+
+
+def test_only_whoever_wrote_an_answer_can_change_it(store: FeedbackStore) -> None:
+    add_chat(store)
+    add_chat(store)
+    ann, ben = visit(store), visit(store, "ben")
+    ann.post("/demonstrate", **ann.form(text="A wader."))
+    (token,) = tokens(ann.html)
+    assert tokens(ben.html) == []
+    assert ben.client.get("/", params={"change": token}).status_code == 404
+    stolen = {"token": ben.hidden("token"), "demonstration": token}
+    assert ben.client.post("/take-back", data=stolen).status_code == 404
+    assert ben.client.post("/demonstrate", data=ben.form(text="x", changes=token)).status_code == 404
+    assert [each.texts for each in store.demonstrations(effective=False)] == [("A wader.",)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, 422),
+        ({"text": ""}, 422),
+        ({"text": " \r\n "}, 422),
+        ({"text": ["", "Why?", "Because."]}, 422),
+        ({"text": ["A bird.", "", "Because."]}, 422),
+        ({"text": ["A bird.", "Why?"]}, 409),
+        ({"text": "x" * 20_001}, 422),
+        ({"text": "x" * 1_000_001}, 413),
+        ({"text": ["x"] * 70}, 422),
+        ({"text": "x", "edited": "3"}, 422),
+        ({"text": "x", "edited": "0"}, 422),
+        ({"text": "x", "edited": "one"}, 422),
+        ({"text": "x", "edited": ["1", "2"]}, 422),
+        ({"text": "x", "changes": "1"}, 404),
+        ({"text": "x", "seconds": "-1"}, 422),
+        ({"text": "x", "assignment": "1"}, 404),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_answers_that_are_refused(store: FeedbackStore, fields: dict[str, Any], status: int) -> None:
+    add_chat(store)
+    ann = visit(store)
+    answer = ann.post("/demonstrate", **ann.form(**fields))
+    assert answer.status_code == status
+    assert 'role="alert"' in answer.text
+    assert store.demonstrations(effective=False) == []
+
+
+def test_the_longest_answer_is_taken(store: FeedbackStore) -> None:
+    add_chat(store)
+    ann = visit(store)
+    assert ann.post("/demonstrate", **ann.form(text=["\U0001f426" * 20_000] * 3)).is_success
+    assert [len(text) for text in store.demonstrations()[0].texts] == [20_000] * 3
+
+
+def test_a_text_goes_on_from_its_prompt_as_it_stands(store: FeedbackStore) -> None:
+    add_task(store, [" a", " b"], prompt="The film")
+    ann = visit(store)
+    assert ann.post("/demonstrate", **ann.form(text=["  is\r\n good. \r\n"])).is_success
+    assert store.demonstrations()[0].texts == ("  is\n good.",)
+    assert ann.client.post("/demonstrate", data=ann.form(text=["a", "b", "c"])).status_code == 409
+    assert "begin with a space" in ann.html
+
+
+@pytest.mark.parametrize(
+    "query", [{"edit": "3"}, {"edit": "x"}, {"edit": "-1"}, {"change": "1-2"}, {"change": "x" * 99}]
+)
+def test_addresses_that_name_nothing(store: FeedbackStore, query: dict[str, str]) -> None:
+    add_chat(store)
+    answer = visit(store).client.get("/", params=query)
+    assert answer.status_code in (404, 422)
+    assert 'role="alert"' in answer.text
+
+
+def test_a_page_that_asks_for_an_answer(store: FeedbackStore, clock: Clock) -> None:
+    store.add_demonstration_task(store.add_prompt(CHAT))
+    ann, ben = visit(store, lease_seconds=60), visit(store, "ben", lease_seconds=60)
+    assert 'id="judge"' not in ann.html
+    assert "Nothing to compare" in ben.html
+    alive = {"token": ann.hidden("token"), "assignment": ann.hidden("assignment")}
+    clock.now += 50
+    assert ann.client.post("/alive", data=alive).json()["passed_on"] == ""
+    form = ann.form(text=["A bird.", "Why?", "It has feathers."], seconds="30")
+    for _ in range(2):
+        assert ann.client.post("/demonstrate", data=form).is_success
+    changed = ann.client.post("/demonstrate", data={**form, "text": "A fish."})
+    assert changed.status_code == 409
+    assert "undo that first" in changed.text
+    ann.html = ann.client.get("/").text
+    assert "1 of 1 done" in ann.html
+    assert ann.undo().is_success
+    assert store.demonstrations() == []
+    assert "It has feathers.</textarea>" in ann.html, "what was undone can be corrected"
+    assert ann.post("/judge", assignment=ann.hidden("assignment"), verdict="cant_tell").is_success
+    ben.html = ben.client.get("/").text
+    assert "It has feathers" not in ben.html
+    assert ben.client.post("/judge", data=ben.form(rank=[])).status_code == 409
+    assert ben.post("/demonstrate", **ben.form(text="A wader.")).is_success
+    assert [each.texts for each in store.demonstrations()] == [("A wader.",)]
+    state = ben.client.get("/state").text
+    assert "<dt>demonstrations</dt><dd>1</dd>" in state
+
+
+def test_clips_are_not_written(store: FeedbackStore) -> None:
+    store.add_task([store.add_clip(f"{place}.gif", task="t") for place in range(2)], kind="clip")
+    ann = visit(store)
+    assert 'id="own"' not in ann.html
+    assert ann.client.post("/demonstrate", data=ann.form(text="x")).status_code == 409
+
+
+def test_what_is_to_be_edited_is_escaped_and_shows_no_hidden_characters(store: FeedbackStore) -> None:
+    text = "\n</textarea><script>alert(1)</script>\u202ea\x00b"
+    add_task(store, [text, "b"], prompt="</script>{{ 7*7 }}\"'")
+    ann = visit(store)
+    place = 1 if ann.html.index("alert(1)") < ann.html.index("Completion 2") else 2
+    html = ann.client.get("/", params={"edit": str(place)}).text
+    assert "\n\n&lt;/textarea&gt;&lt;script&gt;alert(1)&lt;/script&gt;ab</textarea>" in html
+    assert "<script>alert" not in html
+    assert 'data-before="&lt;/script&gt;{{ 7*7 }}&#34;&#39;"' in html
 
 
 # Names and passwords
@@ -605,7 +771,8 @@ def test_the_state_of_the_project(store: FeedbackStore) -> None:
     state = project_state(store)
     rows = {row["name"]: row for row in state["annotators"]}
     assert rows["ann"] == {
-        "name": "ann", "count": 5, "seconds": "3.0", "own": "1 of 1", "others": "3 of 4", "gold": "0 of 1"
+        "name": "ann", "count": 5, "seconds": "3.0", "own": "1 of 1", "others": "3 of 4", "gold": "0 of 1",
+        "demonstrations": "0",
     }  # fmt: skip
     assert [row["name"] for row in state["strengths"]] == ["<b>one</b>", "two"]
     assert [row["count"] for row in state["strengths"]] == [6, 6]  # three tasks that are neither gold nor repeated

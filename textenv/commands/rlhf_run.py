@@ -34,6 +34,7 @@ from textenv.env.registry import make_envs
 from textenv.env.scoring import resolve_reward, score, unscored
 from textenv.env.settings import unshaped
 from textenv.feedback.annotators import STAND_IN, FromReward, annotate
+from textenv.feedback.demonstrations import with_stores_read
 from textenv.feedback.noise import expected_agreement
 from textenv.feedback.store import FeedbackStore
 from textenv.models.causal_lm import CausalLM
@@ -176,13 +177,15 @@ def _fine_tuned(config: RlhfSettings) -> str:
     console.rule("Supervised fine-tuning")
     return str(
         sft(
-            SftConfig(
-                model=config.model,
-                files=config.sft,
-                out=out,
-                epochs=config.sft_epochs,
-                learning_rate=config.sft_learning_rate,
-                seed=config.seed,
+            with_stores_read(
+                SftConfig(
+                    model=config.model,
+                    files=config.sft,
+                    out=out,
+                    epochs=config.sft_epochs,
+                    learning_rate=config.sft_learning_rate,
+                    seed=config.seed,
+                )
             )
         )
     )

@@ -82,7 +82,8 @@ class RlhfSettings:
         recipe: System whose settings and data are taken where nothing else is given; None for none.
         quick: With a recipe, its smallest settings and a few rows of data that come with textenv.
         model: Pre-trained model: "bundled", "smollm2", a folder, or a Hugging Face id.
-        sft: Files of records with prompt and completion to fine-tune the model on first; none takes it as it is.
+        sft: Files of records with prompt and completion to fine-tune the model on first, or feedback stores with
+            demonstrations; none takes it as it is.
         sft_epochs: Passes of the fine-tuning over the demonstrations.
         sft_learning_rate: Its learning rate.
         gold: Reward that stands in for the people who rank, and that every policy is measured by; None for people.

@@ -23,7 +23,8 @@ class Sft(Command, SftConfig):
 
     def run(self) -> int:
         """Train, and say where the model is."""
+        from textenv.feedback.demonstrations import with_stores_read  # noqa: PLC0415 (the help does not need it)
         from textenv.training.sft import sft  # noqa: PLC0415 (loads torch)
 
-        tell(f"The model is in {sft(self)}")
+        tell(f"The model is in {sft(with_stores_read(self))}")
         return 0

@@ -192,7 +192,7 @@ def annotate(
     made = 0
     while limit is None or made < limit:
         rng = random.Random(f"{seed}/{name}/{done + made}")
-        assignment = store.lease(annotator, rng=rng)
+        assignment = store.lease(annotator, rng=rng, kinds=("completion", "clip"))  # programs write no demonstrations
         if assignment is None:
             break
         if assignment.kind != tasks:

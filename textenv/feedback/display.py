@@ -18,11 +18,13 @@ from textenv.env.render import turns_of, visible
 from textenv.feedback.store import Assignment
 
 __all__ = [
+    "ANSWER_GUIDELINES",
     "GUIDELINES",
     "MEDIA_TYPES",
     "MediaFiles",
     "blocks",
     "make_templates",
+    "only_visible",
     "shown_items",
     "web_file",
 ]
@@ -50,6 +52,15 @@ Choose the better one: what a careful reader would rather have been given for th
 - Judge what is written, not how long it is.
 - Use Tie if they are equally good, Both bad if none is of any use, and Can't tell if you cannot judge them.
 - Say how sure you are where you can, and leave a note where something is odd.
+- Where you know a better answer than all of them, write it, or edit one.
+"""
+
+ANSWER_GUIDELINES = """\
+Write what you would want to be given for this prompt.
+
+- Answer what is asked, as truthfully and as briefly as it can be said well.
+- In a conversation you may go on: write what the user says next, and the answer to that.
+- If you cannot answer, say so (Can't answer), and somebody else is asked.
 """
 
 
@@ -124,7 +135,7 @@ def make_templates() -> jinja2.Environment:
     environment.filters["turns"] = turns_of
     macros: Any = environment.get_template("macros.html").module
     environment.globals.update(
-        {name: getattr(macros, name) for name in ("marked", "written", "prompt_of", "progress_of")}
+        {name: getattr(macros, name) for name in ("marked", "written", "prompt_of", "progress_of", "boxes", "guide")}
     )
     return environment
 
@@ -159,6 +170,11 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
         else:
             yield piece, ""
         start = end
+
+
+def only_visible(text: str) -> str:
+    """Return a text without its invisible characters, as one that is to be edited: people could not see them there."""
+    return "".join(piece for piece, hidden in _pieces(text) if not hidden)
 
 
 def blocks(text: str) -> Iterator[tuple[str, list[str]]]:

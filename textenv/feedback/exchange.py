@@ -1,11 +1,14 @@
-"""Importing files of rankings into a feedback store, and exporting them: ``textenv feedback import | export``."""
+"""Importing files of rankings and demonstrations into a feedback store, and exporting them.
+
+These are ``textenv feedback import`` and ``textenv feedback export``.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -15,6 +18,7 @@ from textenv.data.files import to_json
 from textenv.data.outputs import OutputFile
 from textenv.data.records import json_cells, read_records
 from textenv.data.values import MOST_COMPLETIONS, as_completions, as_prompt
+from textenv.feedback.demonstrations import add_demonstrations, read_demonstrations, write_demonstrations
 from textenv.feedback.formats import FORMATS, Droppable, read_rankings, write_rankings
 from textenv.feedback.store import FeedbackStore, annotator_name
 from textenv.models.codec import TextCodec
@@ -42,15 +46,16 @@ else:
 
 @dataclass(frozen=True)
 class ImportFeedback:
-    """Put rankings that were made elsewhere, or completions to be ranked, into a store of feedback.
+    """Put rankings or demonstrations of elsewhere, or completions to be ranked, into a store of feedback.
 
     Attributes:
         store: The store; made if it is missing.
         files: Files of kind .jsonl, .json, .csv or .parquet.
         format: Format of the files; "auto" for the format that the first record of a file has.
         unjudged: The files hold completions that are to be ranked: objects with "prompt" and "completions".
-        judgements: From how many annotators a ranking of these is wanted.
-        annotator: Name of the annotator of rankings that name nobody.
+        demonstrations: The files hold demonstrations: objects with "prompt" and "completion", or with "messages".
+        judgements: From how many annotators a ranking of unjudged completions is wanted.
+        annotator: Name of the annotator of rankings and demonstrations that name nobody.
         tokenizer: Folder or Hugging Face id of the tokenizer of files with token ids, "gpt2" for Ziegler's labels.
         drop_margins: Leave margins out, which a store does not keep.
         skip_unreadable: Skip records and annotations that cannot be read, and say how many there were.
@@ -60,6 +65,7 @@ class ImportFeedback:
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     format: Literal["auto"] | Name = "auto"
     unjudged: bool = False
+    demonstrations: bool = False
     judgements: Count = 1
     annotator: str = ""
     tokenizer: str | None = None
@@ -69,18 +75,20 @@ class ImportFeedback:
 
 @dataclass(frozen=True)
 class ExportFeedback:
-    """Write the rankings in a store of feedback to a file, in the format of another tool.
+    """Write the rankings or the demonstrations in a store of feedback to a file.
 
     Attributes:
         store: The store.
         file: The file to write, of kind .jsonl, .json, .csv or .parquet.
-        format: Format of the file.
+        demonstrations: Write the demonstrations, as records that "textenv sft" reads, instead of the rankings.
+        format: Format of rankings.
         drop: What to leave out, because the format cannot hold it.
         all: Export judgements on gold and repeated tasks as well, which measure annotators.
     """
 
     store: Annotated[Path, tyro.conf.Positional]
     file: Annotated[OutputFile, tyro.conf.Positional]
+    demonstrations: bool = False
     format: Name = "native"
     drop: tuple[Droppable, ...] = ()
     all: bool = False
@@ -95,6 +103,12 @@ def import_feedback(command: ImportFeedback) -> list[str]:
     validate(command)
     if not command.files:
         raise TextEnvError("Name at least one file to import.")
+    if command.demonstrations:
+        _check_given(command, "store", "files", "annotator")
+        answers = [answer for file in command.files for answer in read_demonstrations(file)]
+        with FeedbackStore(command.store) as store:
+            added = add_demonstrations(store, answers, annotator=command.annotator)
+        return [f"{command.store}: {added} demonstrations added, {len(answers) - added} were there already."]
     if command.unjudged:
         questions = [question for file in command.files for question in read_questions(file)]
         with FeedbackStore(command.store) as store:
@@ -124,7 +138,10 @@ def export_feedback(command: ExportFeedback) -> list[str]:
     if _same_file(command.file, command.store):
         raise TextEnvError(f"{command.file} is the store itself; name another file to write to.")
     with FeedbackStore(command.store, read_only=True) as store:
-        everything = store.judgements()
+        if command.demonstrations:
+            _check_given(command, "store", "file")
+            return [f"{command.file}: {write_demonstrations(command.file, store)} demonstrations."]
+        everything = [judgement for judgement in store.judgements() if judgement.verdict != "written"]
         rankings = [ranking for _, ranking in store.rankings(everything if command.all else None)]
     if not rankings:
         raise TextEnvError(f"{command.store}: none of its {len(everything)} judgements ranks completions to export.")
@@ -254,6 +271,18 @@ class _Items:
             found.append(known[seen[text]])
             seen[text] += 1
         return found
+
+
+def _check_given(command: Any, *allowed: str) -> None:
+    """Refuse settings that say nothing about demonstrations.
+
+    Raises:
+        TextEnvError: One of them was given.
+    """
+    for field in fields(command):
+        if field.name not in (*allowed, "demonstrations") and getattr(command, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            raise TextEnvError(f"--{flag} is about rankings, not demonstrations; leave out one of the two.")
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -14,18 +14,39 @@ from textenv.data.values import MOST_COMPLETIONS
 from textenv.feedback.store import Verdict
 from textenv.web.guard import is_media_type
 
-__all__ = ["Form", "confidence_of", "note_of", "only_value", "ranks_of", "read_form", "seconds_of", "verdict_of"]
+__all__ = [
+    "LARGEST_ANSWER",
+    "LONGEST_TEXT",
+    "Form",
+    "confidence_of",
+    "note_of",
+    "only_value",
+    "place_of",
+    "ranks_of",
+    "read_form",
+    "seconds_of",
+    "texts_of",
+    "verdict_of",
+]
 
 _LARGEST_FORM = 64_000  # bytes
 _LONGEST_NOTE = 4_000
+LONGEST_TEXT = 20_000
+"""Characters of a text that is written on the page."""
+LARGEST_ANSWER = 1_000_000
+"""Bytes of a form with such texts: a character takes twelve at most."""
 _VERDICTS: dict[str, Verdict] = {"ranked": "ranked", "both_bad": "both_bad", "cant_tell": "cant_tell"}
 
 Form: TypeAlias = Mapping[str, list[str]]
 """The values of each field by its name."""
 
 
-async def read_form(request: Request) -> Form:
+async def read_form(request: Request, *, largest: int = _LARGEST_FORM) -> Form:
     """Read the form that a request sends.
+
+    Args:
+        request: The request.
+        largest: The most bytes that it may have.
 
     Raises:
         HTTPException: It is no form, too large, or cannot be read.
@@ -35,8 +56,8 @@ async def read_form(request: Request) -> Form:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _LARGEST_FORM:
-            raise HTTPException(413, f"The form is larger than {_LARGEST_FORM} bytes; write a shorter note.")
+        if len(body) > largest:
+            raise HTTPException(413, f"The form is larger than {largest:,} bytes; write a shorter text.")
     try:
         return parse_qs(
             body.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=64
@@ -82,6 +103,37 @@ def note_of(value: str) -> str:
     if len(note) > _LONGEST_NOTE:
         raise HTTPException(422, f"A note has at most {_LONGEST_NOTE} characters; this one has {len(note)}.")
     return note
+
+
+def texts_of(values: Sequence[str], *, chat: bool) -> list[str]:
+    """Return the texts of an answer with plain line breaks; boxes at the end that were left empty are none.
+
+    Args:
+        values: What the boxes hold.
+        chat: They are messages, without white space around them. Otherwise the text goes on from the prompt as it
+            stands, so that only white space at its end is left out.
+
+    Raises:
+        HTTPException: A text is blank, or too long.
+    """
+    plain = (value.replace("\r\n", "\n") for value in values)
+    texts = [text.strip() if chat else text.rstrip() for text in plain]
+    while texts and not texts[-1]:
+        texts.pop()
+    if not texts or not all(texts):
+        raise HTTPException(422, "A text is empty; write something, and end with an answer.")
+    if len(longest := max(texts, key=len)) > LONGEST_TEXT:
+        raise HTTPException(
+            422, f"A text has {len(longest):,} characters; expected {LONGEST_TEXT:,} at most. Write a shorter one."
+        )
+    return texts
+
+
+def place_of(value: str, count: int) -> int | None:
+    """Return a place from 0 of one of ``count`` items, which forms count from 1; None if none was named."""
+    if value and not (re.fullmatch("[1-9]", value, re.ASCII) and int(value) <= count):
+        raise HTTPException(422, f"{value[:20]!r} is the number of no completion; expected one from 1 to {count}.")
+    return int(value) - 1 if value else None
 
 
 def seconds_of(value: str) -> float | None:

@@ -1,6 +1,7 @@
 """The labeling page: ``textenv label STORE``.
 
-People compare completions or clips in a browser, several at once, with keys or by dragging. The page must not reveal
+People compare completions or clips in a browser, several at once, with keys or by dragging, and write answers of their
+own: a better one, or one for a prompt that has none yet. The page must not reveal
 who wrote what: it shows no policy, no number of an item, and no sign that an item is gold or repeated. The strengths of
 the policies, and how often annotators agree with gold items, with each other and with themselves, are therefore for the
 owner alone, who has a link with a key: an annotator who judges, looks at such a figure and undoes the judgement would
@@ -33,22 +34,28 @@ except ModuleNotFoundError as error:
     ) from error
 
 from textenv.feedback.display import (
+    ANSWER_GUIDELINES,
     GUIDELINES,
     MEDIA_TYPES,
     MediaFiles,
     blocks,
     make_templates,
+    only_visible,
     shown_items,
     web_file,
 )
 from textenv.feedback.forms import (
+    LARGEST_ANSWER,
+    LONGEST_TEXT,
     Form,
     confidence_of,
     note_of,
     only_value,
+    place_of,
     ranks_of,
     read_form,
     seconds_of,
+    texts_of,
     verdict_of,
 )
 from textenv.feedback.project_state import LiveAgreement, blind_state, project_state
@@ -121,10 +128,12 @@ def create_app(
         ("/sign-in", page.sign_in),
         ("/sign-out", page.sign_out),
         ("/judge", page.judge),
+        ("/take-back", page.take_back),
         ("/undo", page.undo),
         ("/alive", page.alive),
     ):
         app.add_api_route(path, page.endpoint(handle), methods=["POST"])
+    app.add_api_route("/demonstrate", page.endpoint(page.demonstrate, largest=LARGEST_ANSWER), methods=["POST"])
     return app
 
 
@@ -139,7 +148,9 @@ class _LabelPage:
         self._media_files = MediaFiles([store.path.parent, *settings.clip_folders])
         self._templates = make_templates()
         self._agreement = LiveAgreement(store)
-        self._guidelines = list(blocks(settings.guidelines.strip() or GUIDELINES))
+        given = settings.guidelines.strip()
+        self._guidelines = list(blocks(given or GUIDELINES))
+        self._answer_guidelines = list(blocks(given or ANSWER_GUIDELINES))
 
     # -- answers in general
 
@@ -155,8 +166,8 @@ class _LabelPage:
         session = self._signer.session(request)
         return self._page(session, "error.html", status=status, heading=heading, message=message)
 
-    def _to_start(self, session: Session) -> Response:
-        response = RedirectResponse("/", 303)
+    def _to_start(self, session: Session, address: str = "/") -> Response:
+        response = RedirectResponse(address, 303)
         self._signer.remember(response, session)
         return response
 
@@ -181,11 +192,11 @@ class _LabelPage:
         response.headers.update(HEADERS)  # the middleware does not see what this handler returns
         return response
 
-    def endpoint(self, handle: Callable[[Session, Form], Response]) -> Callable[[Request], Any]:
+    def endpoint(self, handle: Callable[[Session, Form], Response], **limits: int) -> Callable[[Request], Any]:
         """Return the endpoint of a form. A form is read only if it has the token that this browser was given."""
 
         async def endpoint(request: Request) -> Response:
-            return await run_in_threadpool(checked, request, await read_form(request))
+            return await run_in_threadpool(checked, request, await read_form(request, **limits))
 
         def checked(request: Request, form: Form) -> Response:
             session = self._sign_ins.session(request)
@@ -200,8 +211,18 @@ class _LabelPage:
 
     # -- pages
 
-    def compare(self, request: Request, owner: str = "") -> Response:
-        """Show what to judge next, the form to sign in, or that there is nothing left."""
+    def compare(
+        self, request: Request, owner: str = "", edit: str = "", change: str = "", stored: str = ""
+    ) -> Response:
+        """Show what to judge or to answer next, the form to sign in, or that there is nothing left.
+
+        Args:
+            request: The request.
+            owner: The owner's key, to sign in under any name.
+            edit: The number of the completion that is to be edited.
+            change: Token of the demonstration that is to be changed.
+            stored: Whether an answer was stored just now.
+        """
         session = self._sign_ins.session(request)
         if not session.name:
             known = self._is_owner(owner)
@@ -210,22 +231,22 @@ class _LabelPage:
         annotator = self._store.annotator(session.name)
         assignment = self._store.lease(annotator, seconds=self._lease_seconds)
         progress = self._progress(annotator)
-        context = {"progress": progress, "agreement": progress["agreement"], "undoes": self._undo_token(session)}
+        context = {
+            "progress": progress,
+            "agreement": progress["agreement"],
+            "undoes": self._undo_token(session),
+            "stored": bool(stored),
+        }
         if assignment is None:
             return self._page(session, "done.html", here="label", **context)
-        return self._page(
-            session,
-            "label.html",
-            here="label",
-            fresh=not progress["done"],
-            **context,
-            **self._comparison(session, assignment),
-        )
+        context |= {"fresh": not progress["done"], "own": self._own_answer(session, assignment, edit, change)}
+        template = "write.html" if assignment.kind == "demonstration" else "label.html"
+        return self._page(session, template, here="label", **context, **self._comparison(session, assignment))
 
     def _progress(self, annotator: int) -> dict[str, Any]:
         """Return the figures that are kept up to date on an open page."""
         progress = self._store.progress(annotator)
-        text = f"{progress.done:,} of {progress.wanted:,} judged"
+        text = f"{progress.done:,} of {progress.wanted:,} done"
         agreement = self._agreement.text()
         return {"done": progress.done, "wanted": progress.wanted, "text": text, "agreement": agreement}
 
@@ -245,10 +266,54 @@ class _LabelPage:
             "prompt": assignment.prompt,
             "clips": assignment.kind == "clip",
             "items": shown_items(assignment, token, self._media_files),
-            "guidelines": self._guidelines,
+            "guidelines": self._answer_guidelines if assignment.kind == "demonstration" else self._guidelines,
             "lease_seconds": self._lease_seconds,
             "alive_seconds": max(0.5, min(15.0, self._lease_seconds / 3)),
         }
+
+    def _own_answer(self, session: Session, assignment: Assignment, edit: str, change: str) -> dict[str, Any] | None:
+        """Return what the template needs of the answer that the annotator may write; None for clips.
+
+        The boxes hold a completion that is to be edited, an answer that is to be changed, or, where nothing but an
+        answer is asked for, the one that was undone.
+        """
+        if assignment.prompt is None:
+            return None
+        written = self._store.demonstrations(assignment=assignment.id)
+        place = place_of(edit, len(assignment.items))
+        texts, edited, open_now = [""], edit, False
+        if change:
+            (number,) = self._signer.read_numbers("demonstration", session, change)
+            if changed := [each for each in written if each.id == number]:
+                texts, edited, open_now = list(changed[0].texts), self._number_of(assignment, changed[0].item), True
+            else:
+                change = ""  # it was taken back, or changed in another window
+        elif place is not None:
+            texts, open_now = [only_visible(assignment.items[place].text)], True
+        elif assignment.kind == "demonstration":
+            earlier = self._store.demonstrations(assignment=assignment.id, effective=False)
+            texts = next((list(each.texts) for each in reversed(earlier) if each.texts), texts)
+        return {
+            "chat": not isinstance(assignment.prompt, str),
+            "texts": texts,
+            "edited": edited,
+            "changes": change,
+            "open": open_now,
+            "longest": LONGEST_TEXT,
+            "written": [
+                {
+                    "texts": each.texts,
+                    "edited": self._number_of(assignment, each.item),
+                    "token": self._signer.numbers("demonstration", session, each.id),
+                }
+                for each in written
+            ],
+        }
+
+    def _number_of(self, assignment: Assignment, item: int | None) -> str:
+        """Return the number that an item is shown under, "" for none."""
+        shown = [each.id for each in assignment.items]
+        return str(shown.index(item) + 1) if item in shown else ""
 
     def state(self, request: Request, owner: str = "") -> Response:
         """Show the state of the project: all of it to the owner, and to others what does not reveal who wrote what."""
@@ -298,6 +363,27 @@ class _LabelPage:
             note=note_of(only_value(form, "note", "")),
             seconds=seconds_of(only_value(form, "seconds", "")),
         )
+        return self._to_start(session)
+
+    def demonstrate(self, session: Session, form: Form) -> Response:
+        """Store an answer that the annotator has written."""
+        (number,) = self._signer.read_numbers("assignment", session, only_value(form, "assignment"))
+        assignment = self._store.assignment(number)
+        place = place_of(only_value(form, "edited", ""), len(assignment.items))
+        changes = only_value(form, "changes", "")
+        self._store.demonstrate(
+            number,
+            texts_of(form.get("text", []), chat=not isinstance(assignment.prompt, str)),
+            item=None if place is None else assignment.items[place].id,
+            supersedes=self._signer.read_numbers("demonstration", session, changes)[0] if changes else None,
+            seconds=seconds_of(only_value(form, "seconds", "")),
+        )
+        return self._to_start(session, "/?stored=1")
+
+    def take_back(self, session: Session, form: Form) -> Response:
+        """Take back an answer that the annotator has written beside a ranking."""
+        (number,) = self._signer.read_numbers("demonstration", session, only_value(form, "demonstration"))
+        self._store.take_back(number, self._store.annotator(session.name))
         return self._to_start(session)
 
     def undo(self, session: Session, form: Form) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from textenv.feedback.agreement import Agreement, Share, measure_agreement, measure_annotators
@@ -55,12 +56,13 @@ def blind_state(store: FeedbackStore) -> dict[str, Any]:
     out: an annotator could judge, look at how the figure moved, and undo the judgement.
     """
     progress = store.progress()
-    names = ("name", "count", "seconds")
+    names = ("name", "count", "seconds", "demonstrations")
     return {
         "tiles": [
             ("judgements", f"{progress.done:,}"),
             ("wanted", f"{progress.wanted:,}"),
             ("being made now", f"{progress.open:,}"),
+            ("demonstrations", f"{len(store.demonstrations()):,}"),
         ],
         "annotators": [{name: row[name] for name in names} for row in _annotators(store)],
     }
@@ -86,6 +88,7 @@ def project_state(store: FeedbackStore) -> dict[str, Any]:
             ("judgements", f"{progress.done:,}"),
             ("wanted", f"{progress.wanted:,}"),
             ("being made now", f"{progress.open:,}"),
+            ("demonstrations", f"{len(store.demonstrations()):,}"),
             ("Krippendorff's alpha", alpha),
             ("same when asked again", _percent(agreement.own)),
             ("right on gold items", _percent(agreement.gold)),
@@ -127,6 +130,7 @@ def _strengths(store: FeedbackStore) -> dict[str, Any]:
 def _annotators(store: FeedbackStore) -> list[dict[str, Any]]:
     agreement = measure_annotators(store)
     judgements = store.judgements()
+    written = Counter(each.annotator for each in store.demonstrations())
     rows = []
     for annotator in store.annotators():
         mine = [judgement for judgement in judgements if judgement.annotator == annotator.id]
@@ -137,6 +141,7 @@ def _annotators(store: FeedbackStore) -> list[dict[str, Any]]:
                 "name": annotator.name,
                 "count": len(mine),
                 "seconds": f"{statistics.median(seconds):.1f}" if seconds else "–",
+                "demonstrations": f"{written[annotator.id]:,}",
                 "own": _counted(measured.own),
                 "others": _counted(measured.others),
                 "gold": _counted(measured.gold),

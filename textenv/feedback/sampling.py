@@ -1,4 +1,4 @@
-"""Sampling completions from policies and adding tasks that rank them: ``textenv feedback add``."""
+"""Adding tasks: to rank completions that policies write, or to write answers: ``textenv feedback add``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,24 +28,26 @@ from textenv.validation import Count, Probability, Seed, Temperature, validate
 __all__ = ["AddTasks", "add_tasks", "sample_completions"]
 
 _ROWS = 32  # completions that are sampled at once
+_OF_DEMONSTRATIONS = ("store", "prompts", "demonstrations", "max_prompts", "judgements", "chat", "seed")
 _KEPT = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat")  # of a run's settings
 
 
 @dataclass(frozen=True)
 class AddTasks:
-    """Sample completions from policies and ask annotators to rank them: afterwards, textenv label.
+    """Ask annotators to rank completions of policies, or to write answers: afterwards, textenv label.
 
     Attributes:
         store: The store of feedback; made if it is missing.
         prompts: File of prompts (.txt, .jsonl, .json, .csv, .parquet).
         policies: Each NAME=FOLDER: a run of textenv train, a saved agent, a model's folder or Hugging Face id, or
             "bundled".
+        demonstrations: Ask for answers that annotators write to the prompts, instead of rankings; without policies.
         max_prompts: Number of prompts, drawn at random; None for all.
         samples: Completions that each policy writes for a prompt.
         items: Completions in a task, 2 to 9.
         tasks: Tasks for a prompt.
         pairing: A task compares completions of different policies (across), of the same policy (within), or any.
-        judgements: From how many annotators a ranking of a task is wanted.
+        judgements: From how many annotators a ranking of a task, or an answer, is wanted.
         repeats: Share of the tasks that are given a second time to annotators who have judged them, to see whether they
             agree with themselves.
         gold: File of rankings, in any format, which are added as gold tasks to measure annotators.
@@ -58,7 +60,8 @@ class AddTasks:
 
     store: Annotated[OutputFile, tyro.conf.Positional]
     prompts: Path
-    policies: tuple[str, ...]
+    policies: tuple[str, ...] = ()
+    demonstrations: bool = False
     max_prompts: Count | None = None
     samples: Count = 2
     items: Annotated[int, Interval(ge=2, le=MOST_COMPLETIONS)] = 2
@@ -81,13 +84,18 @@ def add_tasks(command: AddTasks) -> list[str]:
         TextEnvError: A file or model cannot be read, or so many different tasks cannot be made.
     """
     validate(command)
+    if command.demonstrations:
+        return [_ask_for_demonstrations(command)]
+    if not command.policies:
+        raise TextEnvError(
+            "Name policies that write completions (--policies NAME=FOLDER), or ask annotators to write "
+            "(--demonstrations)."
+        )
     policies = _policies(command.policies)
     _check_task_count(command, len(policies))
     rng = random.Random(command.seed)
     prompts, columns = read_prompts(command.prompts)
-    chosen = list(range(len(prompts)))
-    if command.max_prompts is not None:
-        chosen = sorted(rng.sample(chosen, min(command.max_prompts, len(chosen))))
+    chosen = _chosen(command, rng, len(prompts))
     gold = [] if command.gold is None else read_rankings(command.gold)
     given = {"max_new_tokens": command.max_new_tokens, "temperature": command.temperature, "device": command.device}
     changed = {name: value for name, value in given.items() if value is not None} | (
@@ -124,6 +132,38 @@ def add_tasks(command: AddTasks) -> list[str]:
             f"{missing} tasks fewer than asked for: policies wrote the same completions. Sample more (--samples)."
         )
     return lines
+
+
+def _chosen(command: AddTasks, rng: random.Random, count: int) -> list[int]:
+    """Return the places of the prompts that are taken."""
+    chosen = list(range(count))
+    if command.max_prompts is not None:
+        chosen = sorted(rng.sample(chosen, min(command.max_prompts, len(chosen))))
+    return chosen
+
+
+def _ask_for_demonstrations(command: AddTasks) -> str:
+    """Add a task for each prompt that is to be answered; return what to print."""
+    for field in fields(command):
+        default, given = field.default, getattr(command, field.name)
+        if field.name not in _OF_DEMONSTRATIONS and given != default:
+            flag = field.name.replace("_", "-")
+            raise TextEnvError(
+                f"--{flag} is about completions that policies write, not --demonstrations; leave it out."
+            )
+    prompts, columns = read_prompts(command.prompts)
+    chosen = _chosen(command, random.Random(command.seed), len(prompts))
+    with FeedbackStore(command.store) as store, store.transaction():
+        for place in chosen:
+            prompt = prompts[place]
+            if command.chat and isinstance(prompt, str):
+                prompt = ({"role": "user", "content": prompt},)
+            number = store.add_prompt(prompt, columns={name: cells[place] for name, cells in columns.items()})
+            try:
+                store.add_demonstration_task(number, demonstrations=command.judgements)
+            except TextEnvError as error:
+                raise TextEnvError(f"{command.prompts}, prompt {place + 1}: {error}") from error
+    return f"{command.store}: {len(chosen)} prompts added, each to be answered by {command.judgements}."
 
 
 def _add_groups(

@@ -7,6 +7,8 @@
 - An *assignment* is a task that an *annotator* has been given for a limited time (a lease), with its items in an order
   that is drawn for this assignment.
 - A *judgement* is the annotator's answer. Judgements are only ever added: undoing one adds a row that supersedes it.
+- A *demonstration* is an answer to a prompt that an annotator has written, at a task that asks for nothing else, or
+  beside a ranking. Demonstrations are only ever added too.
 - A *reward model* is stored with the judgements that it was trained on.
 
 The records are in ``store_records``, the tables in ``store_schema``, the file and its connections in
@@ -20,29 +22,33 @@ import json
 import random
 import sqlite3
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from textenv.data.values import as_number, as_ranks, as_text, as_whole_number, short
 from textenv.feedback.store_adding import StoreWriter, as_json
-from textenv.feedback.store_reading import TAKEN, judgement_of
+from textenv.feedback.store_reading import COUNTS, TAKEN, judgement_of
 from textenv.feedback.store_records import (
     Annotator,
     Assignment,
+    Demonstration,
     Item,
     Judgement,
     Policy,
     Progress,
     RankingTask,
     RewardModelVersion,
+    TaskKind,
     Verdict,
     annotator_name,
+    as_answers,
 )
 from textenv.types import TextEnvError
 
 __all__ = [
     "Annotator",
     "Assignment",
+    "Demonstration",
     "FeedbackStore",
     "Item",
     "Judgement",
@@ -50,6 +56,7 @@ __all__ = [
     "Progress",
     "RankingTask",
     "RewardModelVersion",
+    "TaskKind",
     "Verdict",
     "annotator_name",
 ]
@@ -104,7 +111,14 @@ class FeedbackStore(StoreWriter):
                 (self.signed_out(annotator) + 1, annotator),
             )
 
-    def lease(self, annotator: int, *, seconds: float = 600.0, rng: random.Random | None = None) -> Assignment | None:
+    def lease(
+        self,
+        annotator: int,
+        *,
+        seconds: float = 600.0,
+        rng: random.Random | None = None,
+        kinds: Collection[TaskKind] = ("completion", "clip", "demonstration"),
+    ) -> Assignment | None:
         """Give an annotator a task to judge, for a limited time.
 
         A task that they were given before and have not judged comes first, with its items in the same order, as long
@@ -114,42 +128,44 @@ class FeedbackStore(StoreWriter):
             annotator: Number of the annotator.
             seconds: How long no other annotator is given the task in their place.
             rng: Draws the order in which the items are shown; None for an order that nobody can predict.
+            kinds: Of what kinds the task may be.
 
         Returns:
             The assignment; None if there is nothing left for this annotator.
         """
         self._known("annotators", annotator)
         as_number(seconds, "seconds")
-        now = self._clock()
+        now, among = self._clock(), as_json(list(kinds))
         with self.transaction() as connection:
-            number = self._open_assignment(annotator, now)
+            number = self._open_assignment(annotator, now, among)
             if number is None:
-                number = self._next_assignment(annotator, now, rng)
+                number = self._next_assignment(annotator, now, rng, among)
             if number is None:
                 return None
             connection.execute("UPDATE assignments SET expires = ? WHERE id = ?", (now + seconds, number))
             return self.assignment(number)
 
-    def _open_assignment(self, annotator: int, now: float) -> int | None:
+    def _open_assignment(self, annotator: int, now: float, kinds: str) -> int | None:
         """Return the annotator's latest assignment that is not judged and whose task still needs a judgement."""
         row = self._one(
             f"""SELECT a.id FROM assignments AS a JOIN tasks AS t ON t.id = a.task
-            WHERE a.annotator = ? AND a.expires > 0
+            WHERE a.annotator = ? AND a.expires > 0 AND t.kind IN (SELECT value FROM json_each(?))
             AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.assignment = a.id) AND {TAKEN} < t.judgements
             ORDER BY a.expires DESC LIMIT 1""",
-            annotator, annotator, now, annotator,
+            annotator, kinds, annotator, now, annotator,
         )  # fmt: skip
         return None if row is None else int(row["id"])
 
-    def _next_assignment(self, annotator: int, now: float, rng: random.Random | None) -> int | None:
+    def _next_assignment(self, annotator: int, now: float, rng: random.Random | None, kinds: str) -> int | None:
         """Return the annotator's assignment to the next task for them, which is added if need be."""
         task = self._one(
             f"""SELECT t.id FROM tasks AS t WHERE {TAKEN} < t.judgements
             AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.task = t.id AND e.annotator = ?)
+            AND t.kind IN (SELECT value FROM json_each(?))
             AND (t.repeat_of IS NULL
               OR EXISTS (SELECT 1 FROM effective AS e WHERE e.task = t.repeat_of AND e.annotator = ?))
             ORDER BY t.priority DESC, t.id LIMIT 1""",
-            annotator, now, annotator, annotator, annotator,
+            annotator, now, annotator, annotator, kinds, annotator,
         )  # fmt: skip
         if task is None:
             return None
@@ -209,6 +225,8 @@ class FeedbackStore(StoreWriter):
         _check_answer(verdict, confidence, note, seconds)
         with self.transaction():
             given = self.assignment(assignment)
+            if given.kind == "demonstration" and verdict != "cant_tell":
+                raise TextEnvError(f"Assignment {assignment} asks for a demonstration; write one, or say 'cant_tell'.")
             stored: tuple[int | None, ...] = (None,) * len(given.items)
             if verdict == "ranked":
                 stored = self._in_task_order(assignment, as_ranks(ranks, len(given.items)))
@@ -220,18 +238,110 @@ class FeedbackStore(StoreWriter):
                     f"Assignment {assignment} was judged already, in another way; undo that first to change it."
                 )
             self._check_open(assignment, self._clock())
-            return self._insert(
-                "judgements",
-                assignment=assignment,
-                task=given.task,
-                annotator=given.annotator,
-                ranks=as_json(stored),
-                verdict=verdict,
-                confidence=confidence,
-                note=note,
-                seconds=seconds,
-                supersedes=None if last is None else last.id,
+            return self._add_judgement(
+                given, last, ranks=as_json(stored), verdict=verdict, confidence=confidence, note=note, seconds=seconds
             )
+
+    def _add_judgement(
+        self,
+        given: Assignment,
+        last: Judgement | None,
+        *,
+        ranks: str,
+        verdict: str,
+        confidence: int | None = None,
+        note: str = "",
+        seconds: float | None = None,
+    ) -> int:
+        return self._insert(
+            "judgements",
+            assignment=given.id,
+            task=given.task,
+            annotator=given.annotator,
+            ranks=ranks,
+            verdict=verdict,
+            confidence=confidence,
+            note=note,
+            seconds=seconds,
+            supersedes=None if last is None else last.id,
+        )
+
+    def demonstrate(
+        self,
+        assignment: int,
+        texts: str | Sequence[str],
+        *,
+        item: int | None = None,
+        supersedes: int | None = None,
+        seconds: float | None = None,
+    ) -> int:
+        """Store a demonstration that was written at an assignment, and return its number.
+
+        It answers a task that asks for one. At a ranking there may be several beside it, and they leave it as it is.
+        What is stored already is not stored again.
+
+        Args:
+            assignment: Number of the assignment.
+            texts: The answer; after a conversation perhaps also the user's next message, the answer to it, and so on.
+            item: Number of the item of the task that it was edited from.
+            supersedes: Number of the annotator's demonstration at this assignment that it replaces.
+            seconds: How long the writing took.
+
+        Raises:
+            TextEnvError: As ``add_demonstration``; or the task is about clips; or it asks for a demonstration, and was
+                answered already in another way, or its lease ran out and others have answered it.
+        """
+        _check_seconds(seconds)
+        with self.transaction():
+            given = self.assignment(assignment)
+            (row,) = self._rows("SELECT prompt FROM tasks WHERE id = ?", given.task)
+            prompt = row["prompt"]
+            if given.kind == "clip":
+                raise TextEnvError(f"Assignment {assignment} is about clips, which nobody can write.")
+            written = as_answers(texts, self.prompts()[prompt])
+            last = self._last(assignment)
+            for known in self.demonstrations(assignment=assignment):
+                if (known.texts, known.item) == (written, item) and supersedes in (None, known.id, known.supersedes):
+                    return known.id
+            if given.kind == "demonstration":
+                if last is not None and last.verdict != "undone":
+                    raise TextEnvError(
+                        f"Assignment {assignment} was answered already, in another way; undo that first to change it."
+                    )
+                self._check_open(assignment, self._clock())
+                self._add_judgement(given, last, ranks="[]", verdict="written", seconds=seconds)
+            return self._add_demonstration(
+                prompt,
+                written,
+                given.annotator,
+                item=item,
+                supersedes=supersedes,
+                assignment=assignment,
+                seconds=seconds,
+            )
+
+    def take_back(self, demonstration: int, annotator: int) -> None:
+        """Take back a demonstration: a row that supersedes it is added. One that was taken back already stays so.
+
+        Args:
+            demonstration: Its number.
+            annotator: Number of the annotator who wrote it.
+
+        Raises:
+            TextEnvError: It is another annotator's, or was replaced, or it answers a task: undo that.
+        """
+        with self.transaction():
+            later = self._one("SELECT texts FROM demonstrations WHERE supersedes = ?", demonstration)
+            if (
+                later is not None
+                and later["texts"] == "[]"
+                and self.demonstration(demonstration).annotator == annotator
+            ):
+                return
+            given = self._own_demonstration(demonstration, annotator)
+            if given.assignment is not None and self.assignment(given.assignment).kind == "demonstration":
+                raise TextEnvError(f"Demonstration {demonstration} answers a task; undo that answer to take it back.")
+            self._take_back(given)
 
     def _in_task_order(self, assignment: int, ranks: Sequence[int | None]) -> tuple[int | None, ...]:
         """Return ranks, given in the order in which the items were shown, in the order of the task's items."""
@@ -248,7 +358,10 @@ class FeedbackStore(StoreWriter):
         with self.transaction():
             self._known("tasks", task)
             self._known("annotators", annotator)
-            ranks = as_ranks(ranks, len(self._rows("SELECT item FROM task_items WHERE task = ?", task)))
+            items = self._rows("SELECT item FROM task_items WHERE task = ?", task)
+            if not items:
+                raise TextEnvError(f"Task {task} asks for a demonstration, not for a ranking.")
+            ranks = as_ranks(ranks, len(items))
             if self._one("SELECT id FROM assignments WHERE task = ? AND annotator = ?", task, annotator):
                 raise TextEnvError(f"Annotator {annotator} has been given task {task} already.")
             display, expires = as_json(list(range(len(ranks)))), self._clock() + 60.0
@@ -285,18 +398,11 @@ class FeedbackStore(StoreWriter):
             if row is None:
                 return None
             last = judgement_of(row)
-            self._insert(
-                "judgements",
-                assignment=last.assignment,
-                task=last.task,
-                annotator=annotator,
-                ranks=as_json([None] * len(last.ranks)),
-                verdict="undone",
-                confidence=None,
-                note="",
-                seconds=None,
-                supersedes=last.id,
-            )
+            given = self.assignment(last.assignment)
+            self._add_judgement(given, last, ranks=as_json([None] * len(last.ranks)), verdict="undone")
+            if last.verdict == "written":
+                for written in self.demonstrations(assignment=last.assignment):
+                    self._take_back(written)
             connection.execute("UPDATE assignments SET expires = 0 WHERE annotator = ?", (annotator,))
             expires = self._clock() + seconds
             connection.execute("UPDATE assignments SET expires = ? WHERE id = ?", (expires, last.assignment))
@@ -310,8 +416,8 @@ class FeedbackStore(StoreWriter):
         if given.expires > now:
             return
         (row,) = self._rows(
-            """SELECT t.judgements, (SELECT count(*) FROM effective AS e WHERE e.task = t.id) AS done FROM tasks AS t
-            WHERE t.id = ?""",
+            f"""SELECT t.judgements, (SELECT count(*) FROM effective AS e WHERE e.task = t.id AND {COUNTS}) AS done
+            FROM tasks AS t WHERE t.id = ?""",
             given.task,
         )
         if row["done"] >= row["judgements"]:
@@ -323,6 +429,10 @@ def _check_answer(verdict: str, confidence: int | None, note: str, seconds: floa
         raise TextEnvError(f"verdict={short(verdict)}: expected 'ranked', 'both_bad' or 'cant_tell'.")
     if confidence is not None and as_whole_number(confidence, "confidence", 6) < 1:
         raise TextEnvError(f"confidence={confidence!r}: expected 1 to 5, or None.")
+    _check_seconds(seconds)
+    as_text(note, "note")
+
+
+def _check_seconds(seconds: float | None) -> None:
     if seconds is not None and as_number(seconds, "seconds") < 0:
         raise TextEnvError(f"seconds={seconds!r}: expected a number of seconds, or None.")
-    as_text(note, "note")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from textenv.data.files import to_json
 from textenv.data.values import MOST_COMPLETIONS, as_number, as_prompt, as_ranks, as_text, as_whole_number, short
 from textenv.feedback.store_reading import StoreReader
+from textenv.feedback.store_records import Demonstration, as_answers, check_answerable
 from textenv.types import Conversation, TextEnvError
 
 __all__ = ["StoreWriter", "as_json"]
@@ -138,6 +139,109 @@ class StoreWriter(StoreReader):
             rows = [(task, position, item) for position, item in enumerate(items)]
             connection.executemany("INSERT INTO task_items VALUES (?, ?, ?)", rows)
             return task
+
+    def add_demonstration_task(self, prompt: int, *, demonstrations: int = 1, priority: float = 0.0) -> int:
+        """Ask for a demonstration and return the task's number.
+
+        Args:
+            prompt: Number of the prompt that is to be answered.
+            demonstrations: From how many annotators an answer is wanted.
+            priority: Tasks of higher priority are given out first.
+
+        Raises:
+            TextEnvError: The assistant cannot speak next in the prompt, or a value is not what is expected.
+        """
+        with self.transaction():
+            self._known("prompts", prompt)
+            check_answerable(self.prompts()[prompt])
+            if as_whole_number(demonstrations, "demonstrations", 2**31) < 1:
+                raise TextEnvError(f"demonstrations={demonstrations}: expected at least 1.")
+            return self._insert(
+                "tasks",
+                kind="demonstration",
+                prompt=prompt,
+                gold=None,
+                repeat_of=None,
+                judgements=demonstrations,
+                priority=as_number(priority, "priority"),
+            )
+
+    def add_demonstration(
+        self,
+        prompt: int,
+        texts: str | Sequence[str],
+        *,
+        annotator: int,
+        item: int | None = None,
+        supersedes: int | None = None,
+    ) -> int:
+        """Add a demonstration and return its number.
+
+        Args:
+            prompt: Number of the prompt that it answers.
+            texts: The answer; after a conversation perhaps also the user's next message, the answer to it, and so on.
+            annotator: Number of the annotator who wrote it.
+            item: Number of the completion of the prompt that it was edited from.
+            supersedes: Number of an earlier one of the same annotator that it replaces.
+
+        Raises:
+            TextEnvError: A text is blank, the texts are no answer to the prompt, the item is of another prompt, or the
+                earlier one is another annotator's, or was taken back or replaced already.
+        """
+        with self.transaction():
+            self._known("prompts", prompt)
+            self._known("annotators", annotator)
+            return self._add_demonstration(prompt, texts, annotator, item=item, supersedes=supersedes)
+
+    def _add_demonstration(
+        self,
+        prompt: int,
+        texts: str | Sequence[str],
+        annotator: int,
+        *,
+        item: int | None = None,
+        supersedes: int | None = None,
+        assignment: int | None = None,
+        seconds: float | None = None,
+    ) -> int:
+        written = as_answers(texts, self.prompts()[prompt])
+        if item is not None and self._item(item).prompt != prompt:
+            raise TextEnvError(f"item={item}: expected a completion of prompt {prompt}.")
+        if supersedes is not None:
+            before = self._own_demonstration(supersedes, annotator)
+            if (before.prompt, before.assignment) != (prompt, assignment):
+                raise TextEnvError(f"Demonstration {supersedes} answers another prompt, or another task.")
+        return self._insert(
+            "demonstrations",
+            prompt=prompt,
+            annotator=annotator,
+            texts=as_json(written),
+            item=item,
+            assignment=assignment,
+            seconds=seconds,
+            supersedes=supersedes,
+        )
+
+    def _take_back(self, given: Demonstration) -> None:
+        """Add a row that takes back a demonstration."""
+        cells = {"prompt": given.prompt, "annotator": given.annotator, "assignment": given.assignment}
+        self._insert("demonstrations", **cells, texts="[]", item=None, seconds=None, supersedes=given.id)
+
+    def _own_demonstration(self, number: int, annotator: int) -> Demonstration:
+        """Return an annotator's demonstration that was neither taken back nor replaced.
+
+        Raises:
+            TextEnvError: There is none, or it is another's.
+        """
+        found = self.demonstration(number)
+        if (
+            found.annotator != annotator
+            or self._one("SELECT id FROM effective_demonstrations WHERE id = ?", number) is None
+        ):
+            raise TextEnvError(
+                f"Demonstration {number} is not annotator {annotator}'s, or was taken back or replaced already."
+            )
+        return found
 
     def add_reward_model(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from textenv.data.values import short
 from textenv.feedback.store_check import find_damage
-from textenv.feedback.store_schema import APPLICATION_ID, SCHEMA, VERSION, statements
+from textenv.feedback.store_schema import APPLICATION_ID, SCHEMA, UPGRADE, VERSION, statements
 from textenv.types import TextEnvError
 
 __all__ = ["StoreDatabase"]
@@ -77,6 +77,7 @@ class StoreDatabase:
         self.path = Path(path)
         self._clock = _ForwardClock(clock, monotonic)
         self._read_only = read_only
+        self._version = VERSION
         self._local = threading.local()
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -105,20 +106,23 @@ class StoreDatabase:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._make()
             with self._connection() as connection:
-                damage = find_damage(connection)
+                self._version = _version(connection)
+                self._refuse_damage(connection)
         except (sqlite3.Error, OSError) as error:
             expected = "." if self._read_only else ", or a new name in a folder that can be written."
             raise TextEnvError(
                 f"{self.path} cannot be used as a store of feedback ({error}); expected a file that textenv made"
                 + expected
             ) from error
-        if damage is not None:
+        if not self._read_only:
+            self._set_clock()
+
+    def _refuse_damage(self, connection: sqlite3.Connection) -> None:
+        if (damage := find_damage(connection, _version(connection))) is not None:
             raise TextEnvError(
                 f"{self.path} is damaged, or was changed by hand ({damage}); expected a store as textenv made it. Go "
                 "back to a copy."
             )
-        if not self._read_only:
-            self._set_clock()
 
     def _make(self) -> None:
         if not self._is_made():
@@ -128,9 +132,25 @@ class StoreDatabase:
                         connection.execute(statement)
                     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                     connection.execute(f"PRAGMA user_version = {VERSION}")
+        with self._connection() as connection:
+            if _version(connection) < VERSION:
+                self._upgrade(connection)
+
+    def _upgrade(self, connection: sqlite3.Connection) -> None:
+        """Bring a store of an earlier version to this one, all of it or nothing."""
+        connection.execute("PRAGMA foreign_keys = OFF")  # a table that others refer to is made anew
+        try:
+            with self.transaction():
+                if _version(connection) < VERSION:  # another process may have done it meanwhile
+                    self._refuse_damage(connection)
+                    for statement in statements(UPGRADE):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {VERSION}")
+        finally:
+            connection.execute("PRAGMA foreign_keys = ON")
 
     def _set_clock(self) -> None:
-        for table in ("tasks", "annotators", "assignments", "judgements"):
+        for table in ("tasks", "annotators", "assignments", "judgements", "demonstrations"):
             if newest := self._one(f"SELECT created FROM {table} ORDER BY id DESC LIMIT 1"):
                 self._clock.start_from(newest["created"])
 
@@ -143,12 +163,12 @@ class StoreDatabase:
         with self._connection() as connection:
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            version = _version(connection)
         if not (tables or application or version):
             return False
-        if application != APPLICATION_ID or version != VERSION:
+        if application != APPLICATION_ID or not 1 <= version <= VERSION:
             what = f"version {version}" if application == APPLICATION_ID else "some other database"
-            raise TextEnvError(f"{self.path} is {what}, not a store of feedback of version {VERSION}.")
+            raise TextEnvError(f"{self.path} is {what}, not a store of feedback of version 1 to {VERSION}.")
         return True
 
     def close(self) -> None:
@@ -284,6 +304,11 @@ class StoreDatabase:
         whole = isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63
         if not whole or self._one(f"SELECT id FROM {table} WHERE id = ?", number) is None:
             raise TextEnvError(f"{table} has no number {short(number)} in {self.path}.")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def _log_of(path: Path) -> Path:

@@ -10,6 +10,7 @@ from textenv.feedback.store_database import StoreDatabase
 from textenv.feedback.store_records import (
     Annotator,
     Assignment,
+    Demonstration,
     Item,
     Judgement,
     Policy,
@@ -19,9 +20,11 @@ from textenv.feedback.store_records import (
 )
 from textenv.types import Conversation, Ranking, TextEnvError
 
-__all__ = ["TAKEN", "StoreReader", "judgement_of"]
+__all__ = ["COUNTS", "TAKEN", "StoreReader", "judgement_of"]
 
-TAKEN = """((SELECT count(*) FROM effective AS e WHERE e.task = t.id AND e.annotator <> ?)
+COUNTS = "(t.kind <> 'demonstration' OR e.verdict <> 'cant_tell')"
+"""SQL: whether the judgement ``e`` answers the task ``t``: that somebody cannot write what it asks for is no answer."""
+TAKEN = f"""((SELECT count(*) FROM effective AS e WHERE e.task = t.id AND e.annotator <> ? AND {COUNTS})
   + (SELECT count(*) FROM assignments AS o WHERE o.task = t.id AND o.expires > ? AND o.annotator <> ?
      AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.assignment = o.id)))"""
 """SQL: how many other annotators have judged the task ``t`` or hold a lease on it. Parameters: annotator, now,
@@ -81,13 +84,47 @@ class StoreReader(StoreDatabase):
             found.append((judgement, ranking))
         return found
 
+    def demonstrations(
+        self,
+        *,
+        annotators: Sequence[int] | None = None,
+        assignment: int | None = None,
+        effective: bool = True,
+    ) -> list[Demonstration]:
+        """Return demonstrations in the order in which they were written.
+
+        Args:
+            annotators: Numbers of the annotators whose demonstrations are returned; None for all.
+            assignment: Number of the assignment that they were written at; None for all.
+            effective: Leave out those that were taken back or replaced; False for every row.
+        """
+        if self._version < 2:
+            return []
+        rows = self._rows(
+            f"""SELECT * FROM {"effective_demonstrations" if effective else "demonstrations"}
+            WHERE ? IS NULL OR assignment = ? ORDER BY id""",
+            assignment, assignment,
+        )  # fmt: skip
+        found = map(_demonstration, rows)
+        return [each for each in found if annotators is None or each.annotator in annotators]
+
+    def demonstration(self, number: int) -> Demonstration:
+        """Return a demonstration.
+
+        Raises:
+            TextEnvError: There is none with that number.
+        """
+        self._known("demonstrations", number)
+        (row,) = self._rows("SELECT * FROM demonstrations WHERE id = ?", number)
+        return _demonstration(row)
+
     def progress(self, annotator: int | None = None) -> Progress:
         """Return how many judgements are done and wanted, in all or from one annotator."""
         now = self._clock()
         if annotator is None:
             (row,) = self._rows(
-                """SELECT (SELECT coalesce(sum(judgements), 0) FROM tasks) AS wanted,
-                (SELECT count(*) FROM effective) AS done,
+                f"""SELECT (SELECT coalesce(sum(judgements), 0) FROM tasks) AS wanted,
+                (SELECT count(*) FROM effective AS e JOIN tasks AS t ON t.id = e.task WHERE {COUNTS}) AS done,
                 (SELECT count(*) FROM assignments AS a WHERE a.expires > ?
                   AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.assignment = a.id)) AS open""",
                 now,
@@ -141,7 +178,7 @@ class StoreReader(StoreDatabase):
                 id=row["id"],
                 kind=row["kind"],
                 prompt=row["prompt"],
-                items=tuple(items[row["id"]]),
+                items=tuple(items.get(row["id"], ())),
                 gold=None if row["gold"] is None else tuple(json.loads(row["gold"])),
                 repeat_of=row["repeat_of"],
                 judgements=row["judgements"],
@@ -227,6 +264,20 @@ def _item(row: sqlite3.Row) -> Item:
         scene=row["scene"],
         policy=row["policy"],
         details=json.loads(row["details"]),
+    )
+
+
+def _demonstration(row: sqlite3.Row) -> Demonstration:
+    return Demonstration(
+        id=row["id"],
+        prompt=row["prompt"],
+        annotator=row["annotator"],
+        texts=tuple(json.loads(row["texts"])),
+        item=row["item"],
+        assignment=row["assignment"],
+        seconds=row["seconds"],
+        supersedes=row["supersedes"],
+        created=row["created"],
     )
 
 

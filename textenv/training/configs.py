@@ -103,8 +103,8 @@ class SftConfig(TrainingConfig):
     Attributes:
         model: ``"bundled"``, ``"smollm2"``, a folder or a Hugging Face id to start from.
         files: Files of records with ``prompt`` and ``completion``, or with ``messages``: .jsonl, .json, .csv or
-            .parquet. Messages go through the tokenizer's chat template; one that has none gets a plain one, which is
-            saved with it.
+            .parquet; for ``textenv sft`` also feedback stores (.db) with demonstrations. Messages go through the
+            tokenizer's chat template; one that has none gets a plain one, which is saved with it.
         out: Folder of the fine-tuned model.
         validation: A file of the same form to measure the loss on after each epoch.
         epochs: Passes over the pairs.

@@ -1,1 +1,1 @@
-"""Collect, import and export rankings."""
+"""Collect, import and export rankings and demonstrations."""

@@ -13,7 +13,7 @@ __all__ = ["Add"]
 
 @dataclass(frozen=True)
 class Add(Command, AddTasks):
-    """Sample completions from policies and ask annotators to rank them: afterwards, textenv label."""
+    """Ask annotators to rank completions of policies, or to write answers: afterwards, textenv label."""
 
     def run(self) -> int:
         """Do it, and say what was done."""

@@ -13,7 +13,7 @@ __all__ = ["Export"]
 
 @dataclass(frozen=True)
 class Export(Command, ExportFeedback):
-    """Write the rankings in a store of feedback to a file, in the format of another tool."""
+    """Write the rankings or the demonstrations in a store of feedback to a file."""
 
     def run(self) -> int:
         """Do it, and say what was done."""

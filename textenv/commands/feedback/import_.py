@@ -13,7 +13,7 @@ __all__ = ["Import"]
 
 @dataclass(frozen=True)
 class Import(Command, ImportFeedback):
-    """Put rankings that were made elsewhere, or completions to be ranked, into a store of feedback."""
+    """Put rankings or demonstrations of elsewhere, or completions to be ranked, into a store of feedback."""
 
     def run(self) -> int:
         """Do it, and say what was done."""

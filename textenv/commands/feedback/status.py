@@ -36,10 +36,11 @@ class Status(Command):
 
         with FeedbackStore(self.store, read_only=True) as store:
             progress, agreement, strengths = store.progress(), measure_agreement(store), policy_strengths(store)
-            judgements = store.judgements()
+            judgements, demonstrations = store.judgements(), store.demonstrations()
             people = {annotator.id: annotator for annotator in store.annotators()}
         state = make_table("", "", title=str(self.store), texts=(0, 1))
         state.add_row("judgements", f"{progress.done:,} of {progress.wanted:,}, {progress.open} being made")
+        state.add_row("demonstrations", f"{len(demonstrations):,}")
         alpha = "not known: no pair has two opinions"
         if agreement.alpha is not None and agreement.interval is not None:
             low, high = agreement.interval
@@ -51,7 +52,7 @@ class Status(Command):
             ("right on gold items", agreement.gold),
         ):
             state.add_row(name, _share_text(share))
-        headings = ("annotator", "kind", "judgements", "can't tell", "both bad", "median seconds")
+        headings = ("annotator", "kind", "judgements", "can't tell", "both bad", "median seconds", "written")
         who = make_table(*headings, title="Annotators", texts=(0, 1))
         for number, annotator in people.items():
             mine = [judgement for judgement in judgements if judgement.annotator == number]
@@ -64,6 +65,7 @@ class Status(Command):
                 f"{verdicts.count('cant_tell'):,}",
                 f"{verdicts.count('both_bad'):,}",
                 f"{seconds[len(seconds) // 2]:.1f}" if seconds else "",
+                f"{sum(each.annotator == number for each in demonstrations):,}",
             )
         figures = ("strength in logits", "95 % interval", "comparisons")
         best = make_table("policy", *figures, title="Policies (Bradley-Terry)")

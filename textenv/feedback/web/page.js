@@ -3,9 +3,15 @@
 
 document.documentElement.classList.add("scripts");
 
+if (document.getElementById("stored")) {
+  tryStoring(() => localStorage.removeItem(sessionStorage.getItem("textenv sent")));
+}
+
 const undo = document.getElementById("undo");
 const judge = document.getElementById("judge");
 const live = judge ? label(judge) : null;
+const demonstrate = document.getElementById("demonstrate");
+const writing = demonstrate ? answer(demonstrate) : null;
 
 document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
@@ -15,9 +21,188 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (undo && event.key.toLowerCase() === "u" && !event.repeat) undo.requestSubmit();
-  else if (!live || !live.key(event)) return;
+  else if (!(live && live.key(event)) && !(writing && writing.key(event))) return;
   event.preventDefault();
 });
+
+window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+
+/** Read or change what this browser stores, where it may: without, there are no drafts. */
+function tryStoring(act) {
+  try {
+    return act();
+  } catch {
+    return undefined;
+  }
+}
+
+/** Return a function that tells for how many seconds the page has been in sight. */
+function stopwatch() {
+  let before = 0;
+  let since = document.hidden ? null : performance.now();
+  const spent = () => before + (since === null ? 0 : (performance.now() - since) / 1000);
+  document.addEventListener("visibilitychange", () => {
+    before = spent();
+    since = document.hidden ? null : performance.now();
+  });
+  return spent;
+}
+
+/** Open or close a panel. */
+function flip(id) {
+  const panel = document.getElementById(id);
+  panel.open = !panel.open;
+}
+
+/** Keep the lease of a form, and the progress and the agreement that are shown, while the page is open. */
+function keepAlive(form, isSent) {
+  let active = Date.now();
+  for (const name of ["keydown", "pointermove", "wheel", "touchstart"]) {
+    document.addEventListener(name, () => { active = Date.now(); }, { passive: true });
+  }
+
+  function tellAway(text) {
+    const away = document.getElementById("away");
+    away.hidden = !text;
+    if (away.textContent !== text) away.textContent = text; // otherwise a screen reader would read it out every time
+  }
+
+  async function stayAlive() {
+    if (document.hidden || isSent()) return;
+    const fields = new URLSearchParams({ token: form.elements.token.value });
+    // The lease of a page that is open but not used runs out, so that others get the task.
+    if (Date.now() - active < 1000 * form.dataset.lease) fields.set("assignment", form.elements.assignment.value);
+    let answer;
+    try {
+      answer = await fetch("/alive", { method: "POST", body: fields });
+    } catch {
+      tellAway("The server does not answer. What you chose is kept in this browser; submit it once this message is gone.");
+      return;
+    }
+    if (!answer.ok) {
+      tellAway(answer.status === 403
+        ? "You are no longer signed in here. Reload the page to sign in again."
+        : "The server has a problem. What you chose is kept in this browser; submit it once this message is gone.");
+      return;
+    }
+    tellAway("");
+    const now = await answer.json();
+    document.getElementById("done-text").textContent = now.text;
+    document.getElementById("done").value = now.done;
+    document.getElementById("done").max = now.wanted || 1;
+    document.getElementById("agreement").textContent = now.agreement;
+    const passedOn = document.getElementById("passed-on");
+    passedOn.hidden = !now.passed_on;
+    passedOn.textContent = now.passed_on;
+  }
+
+  setInterval(stayAlive, 1000 * form.dataset.alive);
+}
+
+/** Let the panel of guidelines stay as it was left. */
+function rememberGuidelines() {
+  const guidelines = document.getElementById("guidelines");
+  guidelines.addEventListener("toggle", () => {
+    tryStoring(() => localStorage.setItem("textenv guidelines", guidelines.open ? "open" : "closed"));
+  });
+  const wanted = tryStoring(() => localStorage.getItem("textenv guidelines"));
+  if (wanted) guidelines.open = wanted === "open";
+}
+
+/** Add keys, further turns and drafts to the form of an answer; return its handler of keys. */
+function answer(form) {
+  const alone = form.dataset.alive !== undefined; // not beside a ranking
+  const panel = form.closest("details");
+  const list = form.querySelector(".boxes");
+  const goOn = document.getElementById("go-on");
+  const joint = form.querySelector(".joint");
+  const draftName = ["assignment", "edited", "changes"].reduce(
+    (name, field) => name + " " + form.elements[field].value, "textenv draft answer");
+  const boxes = () => [...list.querySelectorAll("textarea")];
+  const spent = stopwatch();
+  let sent = false;
+
+  function addTurns() {
+    list.append(document.getElementById("turns").content.cloneNode(true));
+  }
+
+  function show() {
+    for (const box of boxes()) {
+      box.style.height = "auto";
+      box.style.height = `${box.scrollHeight + 2}px`;
+    }
+    if (!joint) return;
+    const { value } = boxes()[0];
+    const text = document.createElement("mark");
+    text.textContent = value.slice(0, 40);
+    joint.replaceChildren(joint.dataset.before, text, value.length > 40 ? "…" : "");
+    joint.hidden = !value;
+  }
+
+  function keep() {
+    const draft = { at: Date.now(), texts: boxes().map((box) => box.value) };
+    tryStoring(() => localStorage.setItem(draftName, JSON.stringify(draft)));
+  }
+
+  function recall() {
+    const draft = tryStoring(() => JSON.parse(localStorage.getItem(draftName)));
+    if (!draft || !draft.texts.some((text) => text.trim())) return;
+    while (goOn && boxes().length < draft.texts.length) addTurns();
+    boxes().forEach((box, place) => { box.value = draft.texts[place] ?? ""; });
+    if (panel) panel.open = true;
+  }
+
+  function write() {
+    if (panel) panel.open = true;
+    show();
+    boxes().at(-1).focus();
+  }
+
+  if (goOn) goOn.addEventListener("click", () => {
+    addTurns();
+    show();
+    boxes().at(-2).focus();
+  });
+  form.addEventListener("input", () => { show(); keep(); });
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) form.requestSubmit();
+  });
+  form.addEventListener("submit", (event) => {
+    if (sent || !boxes().some((box) => box.value.trim())) {
+      event.preventDefault();
+      if (!sent) write();
+      return;
+    }
+    sent = true;
+    form.querySelector("button.primary").disabled = true;
+    if (form.elements.seconds) form.elements.seconds.value = spent().toFixed(3);
+    tryStoring(() => sessionStorage.setItem("textenv sent", draftName)); // dropped once the server says it is stored
+  });
+  if (panel) panel.addEventListener("toggle", show);
+
+  if (document.getElementById("stored")) history.replaceState(null, "", "/");
+  recall();
+  show();
+  if (alone) {
+    keepAlive(form, () => sent);
+    rememberGuidelines();
+  }
+  // Not "autofocus", of which Chromium complains where something has been focused before the page was whole.
+  // And not before the page has scrolled to where its address points, which takes the focus away.
+  if (alone || form.elements.edited.value || form.elements.changes.value) window.addEventListener("load", write);
+
+  function key(event) {
+    switch (event.key.toLowerCase()) {
+      case "w": write(); return true;
+      case "c": if (alone) document.getElementById("cannot").click(); return alone;
+      case "g": if (alone) flip("guidelines"); return alone;
+      case "?": if (alone) flip("keys"); return alone;
+    }
+    return false;
+  }
+
+  return { key };
+}
 
 /** Add keys, dragging and drafts to a labeling form; return its handler of keys. */
 function label(form) {
@@ -33,6 +218,7 @@ function label(form) {
   // Groups of places, from best to worst; places in one group are tied. A place in no group is not ranked yet.
   let groups = [];
   let joins = false; // the next one picked is tied with the last
+  let edits = false; // the next number is that of a completion to edit
   let sent = false;
 
   const unranked = () => cards.map((_, place) => place).filter((place) => !groups.flat().includes(place));
@@ -192,6 +378,7 @@ function label(form) {
   }
 
   function sentence(rest) {
+    if (edits) return "Press the number of the one to edit.";
     if (verdict() === "both_bad") return count === 2 ? "Both are bad." : "All are bad.";
     if (verdict() === "cant_tell") return "You can't tell.";
     if (!groups.length) return "";
@@ -297,23 +484,16 @@ function label(form) {
 
   // ---- a draft, so that a reload loses nothing; it is kept after sending, for undoing
 
-  let before = 0;
-  let since = document.hidden ? null : performance.now();
-
-  function spent() {
-    return before + (since === null ? 0 : (performance.now() - since) / 1000);
-  }
+  let before = 0; // seconds spent on earlier pages
+  const inSight = stopwatch();
+  const spent = () => before + inSight();
 
   function keep() {
     const draft = {
       at: Date.now(), groups, verdict: verdict(), confidence: form.elements.confidence.value, note: note.value,
       seconds: spent(),
     };
-    try {
-      localStorage.setItem(draftName, JSON.stringify(draft));
-    } catch {
-      // there is no space, or storing is not allowed: then there are no drafts
-    }
+    tryStoring(() => localStorage.setItem(draftName, JSON.stringify(draft)));
   }
 
   function recall() {
@@ -336,76 +516,10 @@ function label(form) {
     before = draft.seconds;
   }
 
-  document.addEventListener("visibilitychange", () => {
-    if (document.hidden) {
-      before = spent();
-      since = null;
-      keep();
-    } else since = performance.now();
-  });
+  document.addEventListener("visibilitychange", () => { if (document.hidden) keep(); });
   window.addEventListener("pagehide", () => { if (!sent) keep(); });
-  window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
-  // ---- the lease, the progress and the agreement
-
-  let active = Date.now();
-  for (const name of ["keydown", "pointermove", "wheel", "touchstart"]) {
-    document.addEventListener(name, () => { active = Date.now(); }, { passive: true });
-  }
-
-  function tellAway(text) {
-    const away = document.getElementById("away");
-    away.hidden = !text;
-    if (away.textContent !== text) away.textContent = text; // otherwise a screen reader would read it out every time
-  }
-
-  async function stayAlive() {
-    if (document.hidden || sent) return;
-    const fields = new URLSearchParams({ token: form.elements.token.value });
-    // The lease of a page that is open but not used runs out, so that others get the task.
-    if (Date.now() - active < 1000 * form.dataset.lease) fields.set("assignment", form.elements.assignment.value);
-    let answer;
-    try {
-      answer = await fetch("/alive", { method: "POST", body: fields });
-    } catch {
-      tellAway("The server does not answer. What you chose is kept in this browser; submit it once this message is gone.");
-      return;
-    }
-    if (!answer.ok) {
-      tellAway(answer.status === 403
-        ? "You are no longer signed in here. Reload the page to sign in again."
-        : "The server has a problem. What you chose is kept in this browser; submit it once this message is gone.");
-      return;
-    }
-    tellAway("");
-    const now = await answer.json();
-    document.getElementById("done-text").textContent = now.text;
-    document.getElementById("done").value = now.done;
-    document.getElementById("done").max = now.wanted || 1;
-    document.getElementById("agreement").textContent = now.agreement;
-    const passedOn = document.getElementById("passed-on");
-    passedOn.hidden = !now.passed_on;
-    passedOn.textContent = now.passed_on;
-  }
-
-  setInterval(stayAlive, 1000 * form.dataset.alive);
-
-  // ---- panels and clips
-
-  const guidelines = document.getElementById("guidelines");
-  guidelines.addEventListener("toggle", () => {
-    try {
-      localStorage.setItem("textenv guidelines", guidelines.open ? "open" : "closed");
-    } catch {
-      // as above
-    }
-  });
-  try {
-    const wanted = localStorage.getItem("textenv guidelines");
-    if (wanted) guidelines.open = wanted === "open";
-  } catch {
-    // as above
-  }
+  // ---- clips
 
   function replay() {
     form.querySelectorAll("video").forEach((video) => { video.currentTime = 0; video.play(); });
@@ -413,11 +527,6 @@ function label(form) {
   }
 
   // ---- keys
-
-  function flip(id) {
-    const panel = document.getElementById(id);
-    panel.open = !panel.open;
-  }
 
   function choose(name, value) {
     radio(name, value).checked = true;
@@ -434,7 +543,9 @@ function label(form) {
     }
     if (digit) {
       if (Number(digit[1]) > count) return false;
-      pick(Number(digit[1]) - 1);
+      if (edits) cards[Number(digit[1]) - 1].querySelector(".edit").click();
+      else pick(Number(digit[1]) - 1);
+      edits = false;
       return true;
     }
     switch (event.key) {
@@ -462,6 +573,7 @@ function label(form) {
       case "t": tieAll(); return true;
       case "b": choose("verdict", "both_bad"); return true;
       case "c": choose("verdict", "cant_tell"); return true;
+      case "e": edits = !edits && writing !== null; show(); return true;
       case "g": flip("guidelines"); return true;
       case "n": note.focus(); return true;
       case "r": replay(); return true;
@@ -471,5 +583,7 @@ function label(form) {
 
   recall();
   show();
+  keepAlive(form, () => sent);
+  rememberGuidelines();
   return { key };
 }
