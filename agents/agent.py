@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
     from torch import nn
 
-    from textenv.agents import losses, minibatches, optimizer, precisions, pretraining, random_state
+    from textenv.agents import engines, losses, minibatches, optimizer, precisions, pretraining, random_state
     from textenv.env.vector import TextVectorEnv
     from textenv.models import lora
     from textenv.models import policy as policies
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from textenv.rollouts import distributed, runs
 else:
     torch, nn = lazy("torch"), lazy("torch.nn")
+    engines = lazy("textenv.agents.engines")
     losses, minibatches = lazy("textenv.agents.losses"), lazy("textenv.agents.minibatches")
     pretraining = lazy("textenv.agents.pretraining")
     optimizer, random_state = lazy("textenv.agents.optimizer"), lazy("textenv.agents.random_state")
@@ -127,6 +128,8 @@ class Agent(Actor[ConfigT]):
         self._shuffle = torch.Generator().manual_seed(seed)
         self._random = random_state.RandomState(seed, device)
         self._precisions = precisions.choose(self.config, self.policy.lm, self.envs.num_envs, self.processes)
+        engine = self.config.rollout_engine is not None
+        self._engine = engines.EngineWriter(self.config, self.base, self.policy, self.processes) if engine else None
 
     def _ensure_learning(self) -> nn.Module:
         """Start learning unless it has started; return the training forward."""
@@ -162,7 +165,7 @@ class Agent(Actor[ConfigT]):
         return rollout, {
             **metrics,
             "train/learning_rate": self.config.learning_rate * share,
-            "rollout/bits": self._precisions.bits,
+            **({"rollout/bits": self._precisions.bits} if self._engine is None else self._engine.metrics),
             "time/rollout_seconds": wrote - began,
             "time/update_seconds": time.perf_counter() - wrote,
         }
@@ -185,10 +188,12 @@ class Agent(Actor[ConfigT]):
                 options["prompt_index"] = self._of_groups(len(self.base.prompts))
             if self.base.worlds is not None:
                 options["world_seed"] = self._of_groups(2**31 - 1)
+        if self._engine is not None:
+            self._engine.push(self._unsharded())
         with self.whole_weights(), self.policy.rounded(self._precisions.rollout):
-            return collecting.collect(
+            rollout = collecting.collect(
                 self.envs,
-                self.policy,
+                self.policy if self._engine is None else self._engine.policy,
                 self._generator,
                 episodes=self.episodes // self.processes.size,
                 seed=seed,
@@ -196,6 +201,7 @@ class Agent(Actor[ConfigT]):
                 processes=self.processes,
                 mask=self.mask,
             )
+            return rollout if self._engine is None else self._engine.read(rollout)
 
     @property
     def episodes(self) -> int:
@@ -331,9 +337,9 @@ class Agent(Actor[ConfigT]):
 
     @property
     def importance_cap(self) -> float | None:
-        """The largest importance weight, where the policy that draws is rounded; None for no limit."""
+        """The largest importance weight, where the policy that draws is rounded or an engine's; None for no limit."""
         cap: float | None = getattr(self.config, "importance_cap", None)
-        return cap if self._precisions.rollout != "float32" else None
+        return cap if self._engine is not None or self._precisions.rollout != "float32" else None
 
     def _diverged(self, what: str) -> TextEnvError:
         return TextEnvError(

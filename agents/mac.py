@@ -61,8 +61,8 @@ class MACConfig(AgentConfig):
         clip: Width of the trust region of the probability ratio, for the tokens that were written.
         lam: Lambda of the returns that correct the critic: at 1 they are what was earned, and the gradient has no bias;
             at 0 they are the critic's own estimates, and the gradient has little noise.
-        importance_cap: The largest weight of a token that a policy of fewer bits has drawn; None for no limit. Of no
-            effect where the rollout precision is float32.
+        importance_cap: The largest weight of a token that a policy of fewer bits or an engine has drawn; None for no
+            limit. Of no effect where the policy itself writes in float32.
     """
 
     candidates: Count = 256

@@ -1,0 +1,201 @@
+"""Rollouts that an inference server writes: it is given the weights, and what it wrote is read by the policy itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from textenv.agents.minibatches import room_for_tokens, split_by_length
+from textenv.data.files import make_folder
+from textenv.models.loading import quiet
+from textenv.models.lora import merged_weights
+from textenv.models.policy import TextPolicy
+from textenv.rollouts import engines
+from textenv.rollouts.engines.policy import EnginePolicy
+from textenv.types import FloatArray, TextEnvError
+
+if TYPE_CHECKING:
+    from textenv.agents.config import AgentConfig
+    from textenv.env.vector import TextVectorEnv
+    from textenv.rollouts.collect import Rollout
+    from textenv.rollouts.distributed import Processes
+
+__all__ = ["EngineWriter"]
+
+_FURTHEST = 0.2
+"""Nats a token, in the mean, by which an engine's log-probabilities may differ from the policy's: some ten times what
+linear layers in int8 make of them. Those of another model differ by several nats."""
+
+
+class EngineWriter:
+    """Has an engine write with the weights of a policy.
+
+    Attributes:
+        policy: Acts with what the engine writes.
+        metrics: Of the last iteration: mean and largest difference of the log-probabilities of engine and policy, in
+            nats, and the seconds that handing over the weights took.
+    """
+
+    def __init__(self, config: AgentConfig, base: TextVectorEnv, policy: TextPolicy, processes: Processes) -> None:
+        """Find the engine.
+
+        Args:
+            config: Names it.
+            base: The environment to write in.
+            policy: The policy that learns.
+            processes: The processes of the run, of which the first hands over the weights.
+
+        Raises:
+            TextEnvError: It cannot be reached or reads shorter texts; or it could not draw as the environment or the
+                policy want tokens to be drawn.
+        """
+        assert config.rollout_engine is not None
+        assert config.rollout_engine_url is not None
+        _refuse(config.rollout_engine, base, policy)
+        self._engine = engines.connect(
+            config.rollout_engine, config.rollout_engine_url, timeout=config.rollout_engine_timeout
+        )
+        width = base.single_observation_space["input_ids"].shape[0]
+        if self._engine.context is not None and self._engine.context < width:
+            raise TextEnvError(
+                f"{self._engine.label} reads texts of {self._engine.context} tokens, and those of the environment have "
+                f"up to {width}. Start it with more (--max-model-len of vLLM, --context-length of SGLang), or lower "
+                "max_new_tokens, max_prompt_tokens or max_tokens."
+            )
+        sampling = engines.Sampling(
+            base.settings.temperature, tuple(sorted(base.reference.eos_ids)), tuple(base.endings.stop)
+        )
+        self.policy = EnginePolicy(policy, self._engine, sampling, base.endings.max_new_tokens)
+        self.metrics: dict[str, float] = {}
+        self._learner, self._processes = policy, processes
+        self._checked = False
+        self._pushed = 0
+        self._folder, self._temporary = config.rollout_engine_folder, None
+
+    def push(self, policy: TextPolicy) -> None:
+        """Give the engine the weights of the policy, whole ones; every process calls it.
+
+        Raises:
+            TextEnvError: They cannot be written, or the engine does not take them.
+        """
+        began, failed = time.perf_counter(), None
+        if self._processes.first:
+            try:
+                self._push(policy)
+            except TextEnvError as error:
+                failed = str(error)
+        if (message := self._processes.gather(failed)[0]) is not None:
+            raise TextEnvError(message)
+        self.metrics["time/push_seconds"] = time.perf_counter() - began
+
+    def read(self, rollout: Rollout) -> Rollout:
+        """Return episodes that the engine has written, with the policy's values; every process calls it.
+
+        Raises:
+            TextEnvError: The engine's log-probabilities are not those of the policy.
+        """
+        own = np.array(self._processes.own(range(len(rollout.episodes))), dtype=np.int64)
+        temperature = self._learner.temperature
+        mine, values = self._evaluate(rollout, own, temperature)
+        off = np.abs(mine - rollout.log_probs)[rollout.mask]
+        mean = float(off.mean())
+        if not self._checked and temperature != 1:
+            plain, _ = self._evaluate(rollout, own, 1.0)
+            if np.abs(plain - rollout.log_probs)[rollout.mask].mean() < mean:
+                raise TextEnvError(
+                    f"{self._engine.label} tells log-probabilities without the temperature of {temperature:g} that it "
+                    "draws with. Start vLLM with --logprobs-mode processed_logprobs, SGLang without "
+                    "SGLANG_RETURN_ORIGINAL_LOGPROB; or use temperature=1."
+                )
+        self._checked = True
+        if not mean <= _FURTHEST:
+            raise TextEnvError(
+                f"{self._engine.label} draws by log-probabilities that differ from the policy's by {mean:.3g} nats a "
+                f"token; expected less than {_FURTHEST}. Does it serve the environment's model, does it take the "
+                "weights, and is it free of settings that change how tokens are drawn?"
+            )
+        self.metrics |= {"rollout/engine_log_ratio": mean, "rollout/engine_log_ratio_max": float(off.max())}
+        return dataclasses.replace(rollout, values=values)
+
+    def _evaluate(self, rollout: Rollout, own: np.ndarray, temperature: float) -> tuple[FloatArray, FloatArray]:
+        """Return log pi and values of all tokens, ``(batch, time)`` each; this process computes those of its share."""
+        policy, found = self._learner, np.zeros((2, *rollout.mask[own].shape), dtype=np.float32)
+        written = rollout.mask[own].sum(axis=1)
+        for part in split_by_length(rollout.longest[own], written, room_for_tokens(policy.lm)):
+            rows = own[part.numpy()]
+            tensors = rollout.tensors(rows, policy.lm.device, policy.lm.vocab_size)
+            with torch.no_grad():
+                now = policy.evaluate(*tensors, entropy=False, temperature=temperature)
+            for column, packed in zip(found, (now.log_probs, now.values), strict=True):
+                lines = np.zeros(rollout.mask[rows].shape, dtype=np.float32)
+                lines[rollout.mask[rows]] = packed.float().cpu().numpy()
+                column[part.numpy()] = lines
+        whole = np.concatenate(self._processes.gather(found), axis=1)
+        return whole[0], whole[1]
+
+    def _push(self, policy: TextPolicy) -> None:
+        """Write the weights into a folder of their own, have the engine read it, and remove the one before."""
+        parent = self._parent()
+        folder, before = (parent / f"weights-{number}" for number in (self._pushed + 1, self._pushed))
+        part = parent / f".weights-{self._pushed + 1}.part"
+        try:
+            for old in (part, folder):  # of a run that was killed
+                shutil.rmtree(old, ignore_errors=True)
+            part.mkdir()
+            _write(policy, part)
+            part.rename(folder)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise TextEnvError(
+                f"The weights for {self._engine.label} cannot be written into {parent} ({error}). Expected a folder "
+                "with room for them; name another with rollout_engine_folder."
+            ) from error
+        self._engine.load(folder)
+        shutil.rmtree(before, ignore_errors=True)
+        self._pushed += 1
+
+    def _parent(self) -> Path:
+        if self._folder is not None:
+            make_folder(Path(self._folder))
+            return Path(self._folder).resolve()
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="textenv-engine-")
+        return Path(self._temporary.name).resolve()
+
+
+def _write(policy: TextPolicy, folder: Path) -> None:
+    """Write a policy's language model as a Hugging Face folder, an adapter merged into the weights."""
+    if policy.lm.adapter is None:
+        with quiet():
+            policy.model.save_pretrained(folder)
+        return
+    weights = {name: tensor.contiguous() for name, tensor in merged_weights(policy.lm).items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    policy.model.config.save_pretrained(folder)
+
+
+def _refuse(name: str, base: TextVectorEnv, policy: TextPolicy) -> None:
+    """Refuse what an engine cannot do."""
+    given = f"rollout_engine={name!r}"
+    if base.settings.masks_actions:
+        raise TextEnvError(
+            f"{given} with top_k or top_p: these are of the reference's probabilities, which no engine knows. Leave "
+            "them out, or the engine."
+        )
+    if base.settings.kl_estimator == "full":
+        raise TextEnvError(
+            f"{given} with kl_estimator='full': an engine tells log pi of the tokens that it wrote alone. Use 'k1', "
+            "'k2' or 'k3'."
+        )
+    if type(policy).steer is not TextPolicy.steer:
+        raise TextEnvError(
+            f"{given} with a {type(policy).__name__}, which changes the logits that tokens are drawn from: an engine "
+            "draws from those of the model. Expected a TextPolicy."
+        )
