@@ -20,7 +20,19 @@ from textenv.validation import (
     validate,
 )
 
-__all__ = ["ActorConfig", "AdvantageConfig", "AgentConfig", "Cap", "GroupConfig", "Schedule", "ValueConfig"]
+__all__ = [
+    "MAY_CHANGE",
+    "ActorConfig",
+    "AdvantageConfig",
+    "AgentConfig",
+    "Cap",
+    "GroupConfig",
+    "Schedule",
+    "ValueConfig",
+]
+
+MAY_CHANGE = ("rollout_engine_url", "rollout_engine_folder", "rollout_engine_timeout")
+"""Settings that a run which was stopped may go on with otherwise: an engine may be elsewhere then."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 

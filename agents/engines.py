@@ -6,8 +6,9 @@ import dataclasses
 import shutil
 import tempfile
 import time
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -20,7 +21,7 @@ from textenv.models.lora import merged_weights
 from textenv.models.policy import TextPolicy
 from textenv.rollouts import engines
 from textenv.rollouts.engines.policy import EnginePolicy
-from textenv.types import FloatArray, TextEnvError
+from textenv.types import FloatArray, IntArray, TextEnvError
 
 if TYPE_CHECKING:
     from textenv.agents.config import AgentConfig
@@ -63,7 +64,8 @@ class EngineWriter:
         self._engine = engines.connect(
             config.rollout_engine, config.rollout_engine_url, timeout=config.rollout_engine_timeout
         )
-        width = base.single_observation_space["input_ids"].shape[0]
+        space: Any = base.single_observation_space
+        width = space["input_ids"].shape[0]
         if self._engine.context is not None and self._engine.context < width:
             raise TextEnvError(
                 f"{self._engine.label} reads texts of {self._engine.context} tokens, and those of the environment have "
@@ -78,7 +80,7 @@ class EngineWriter:
         self._learner, self._processes = policy, processes
         self._checked = False
         self._pushed = 0
-        self._folder, self._temporary = config.rollout_engine_folder, None
+        self._folder = config.rollout_engine_folder
 
     def push(self, policy: TextPolicy) -> None:
         """Give the engine the weights of the policy, whole ones; every process calls it.
@@ -125,7 +127,7 @@ class EngineWriter:
         self.metrics |= {"rollout/engine_log_ratio": mean, "rollout/engine_log_ratio_max": float(off.max())}
         return dataclasses.replace(rollout, values=values)
 
-    def _evaluate(self, rollout: Rollout, own: np.ndarray, temperature: float) -> tuple[FloatArray, FloatArray]:
+    def _evaluate(self, rollout: Rollout, own: IntArray, temperature: float) -> tuple[FloatArray, FloatArray]:
         """Return log pi and values of all tokens, ``(batch, time)`` each; this process computes those of its share."""
         policy, found = self._learner, np.zeros((2, *rollout.mask[own].shape), dtype=np.float32)
         written = rollout.mask[own].sum(axis=1)
@@ -162,12 +164,11 @@ class EngineWriter:
         self._pushed += 1
 
     def _parent(self) -> Path:
-        if self._folder is not None:
-            make_folder(Path(self._folder))
-            return Path(self._folder).resolve()
-        if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="textenv-engine-")
-        return Path(self._temporary.name).resolve()
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="textenv-engine-")
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        make_folder(Path(self._folder))
+        return Path(self._folder).resolve()
 
 
 def _write(policy: TextPolicy, folder: Path) -> None:

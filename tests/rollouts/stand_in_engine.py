@@ -1,4 +1,4 @@
-"""A server that speaks the protocols of vLLM and SGLang over HTTP, as far as we use them, with a tiny model behind it."""
+"""A server that speaks the protocols of vLLM and SGLang over HTTP, as far as agents use them, with a tiny model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from textenv.models.causal_lm import CausalLM
+from textenv.models.loading import quiet
 
 
 class Server(ThreadingHTTPServer):
@@ -26,6 +27,7 @@ class Server(ThreadingHTTPServer):
         longest: It stops after so many tokens of a completion, whatever was asked for; None for no limit.
         raw: Whether log-probabilities are told without the temperature, as vLLM does unless it is told otherwise.
         offset: Added to every token id that is told.
+        dtype: Of the weights that it loads.
         delay: Seconds before every answer to a completion.
         keys: The headers ``authorization`` that came.
     """
@@ -40,7 +42,7 @@ class Server(ThreadingHTTPServer):
         self.answers: dict[str, tuple[int, Any]] = {}
         self.keys: list[str | None] = []
         self.longest: int | None = None
-        self.raw, self.offset, self.delay = False, 0, 0.0
+        self.raw, self.offset, self.delay, self.dtype = False, 0, 0.0, torch.float32
         self.lock = threading.Lock()
 
     @property
@@ -53,7 +55,8 @@ class Server(ThreadingHTTPServer):
 
     def load(self, folder: str) -> None:
         """Read weights of the shapes of those that it has."""
-        found: Any = AutoModelForCausalLM.from_pretrained(Path(folder))
+        with quiet():
+            found: Any = AutoModelForCausalLM.from_pretrained(Path(folder), dtype=self.dtype)
         self.model = found.requires_grad_(False)
 
     @torch.no_grad()

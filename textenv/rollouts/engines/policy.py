@@ -130,9 +130,9 @@ class EnginePolicy(TextPolicy):
 
     def _ask(self, ids: IntArray, lengths: IntArray, rows: IntArray, uniform: torch.Tensor) -> None:
         """Have the engine write in the rows that have nothing left to hand out."""
-        drawn = (uniform[:, 0].double().cpu().numpy() * 2**24).astype(np.int64)
+        seeds = (uniform[:, 0].double().cpu().numpy() * 2**31).astype(np.int64)
         begins, requests = {}, []
-        for row, number in zip(rows.tolist(), drawn.tolist(), strict=True):
+        for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
             text, before = ids[row, : lengths[row]], self._rows.get(row)
             begins_at = len(text)
             # Another episode may begin with the same prompt: a row that goes on reads one token more than before.
@@ -142,7 +142,7 @@ class EnginePolicy(TextPolicy):
                 begins_at = before.begin  # the engine has stopped, and the environment goes on
             begins[row] = begins_at
             left = min(begins_at + self._most, ids.shape[1]) - len(text)
-            requests.append(Request(text.tolist(), max(1, left), number * 2**7 + row % 2**7))
+            requests.append(Request(text.tolist(), max(1, left), seed))
         if not requests:
             return
         found = self._engine.complete(requests, self._sampling)
