@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import shutil
 import tempfile
 import time
@@ -80,7 +81,8 @@ class EngineWriter:
         self._learner, self._processes = policy, processes
         self._checked = False
         self._pushed = 0
-        self._folder = config.rollout_engine_folder
+        self._given = config.rollout_engine_folder
+        self._own: Path | None = None
 
     def push(self, policy: TextPolicy) -> None:
         """Give the engine the weights of the policy, whole ones; every process calls it.
@@ -145,34 +147,36 @@ class EngineWriter:
 
     def _push(self, policy: TextPolicy) -> None:
         """Write the weights into a folder of their own, have the engine read it, and remove the one before."""
-        parent = self._parent()
-        folder, before = (parent / f"weights-{number}" for number in (self._pushed + 1, self._pushed))
-        part = parent / f".weights-{self._pushed + 1}.part"
+        number = self._pushed + 1
         try:
-            for old in (part, folder):  # of a run that was killed
-                shutil.rmtree(old, ignore_errors=True)
-            part.mkdir()
+            parent = self._own_folder()
+            folder, part = parent / f"weights-{number}", parent / f".weights-{number}"
             _write(policy, part)
             part.rename(folder)
         except (OSError, safetensors.SafetensorError) as error:
             raise TextEnvError(
-                f"The weights for {self._engine.label} cannot be written into {parent} ({error}). Expected a folder "
-                "with room for them; name another with rollout_engine_folder."
+                f"The weights for {self._engine.label} cannot be written ({error}). Expected a folder with room for "
+                "them; name one with rollout_engine_folder."
             ) from error
         self._engine.load(folder)
-        shutil.rmtree(before, ignore_errors=True)
-        self._pushed += 1
+        shutil.rmtree(parent / f"weights-{self._pushed}", ignore_errors=True)
+        self._pushed = number
 
-    def _parent(self) -> Path:
-        if self._folder is None:
-            self._folder = tempfile.mkdtemp(prefix="textenv-engine-")
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        make_folder(Path(self._folder))
-        return Path(self._folder).resolve()
+    def _own_folder(self) -> Path:
+        """Return a folder that no other run writes, which is removed with this object."""
+        if self._own is None:
+            if self._given is None:
+                self._own = Path(tempfile.mkdtemp(prefix="textenv-engine-")).resolve()
+            else:  # as open as the folder that it is in, since the server may be of another user
+                self._own = Path(self._given).resolve() / f"run-{secrets.token_hex(4)}"
+                make_folder(self._own)
+            weakref.finalize(self, shutil.rmtree, self._own, ignore_errors=True)
+        return self._own
 
 
 def _write(policy: TextPolicy, folder: Path) -> None:
-    """Write a policy's language model as a Hugging Face folder, an adapter merged into the weights."""
+    """Make a Hugging Face folder with a policy's language model, an adapter merged into the weights."""
+    folder.mkdir()
     if policy.lm.adapter is None:
         with quiet():
             policy.model.save_pretrained(folder)

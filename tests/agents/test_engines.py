@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from tests.agents.test_agents import LEARNERS, make
+from tests.agents.test_importance import regret
 from tests.complaints import one_line
 from tests.conftest import build_lm
 from tests.rollouts.stand_in_engine import Server, serving
@@ -106,7 +108,10 @@ def test_weights_are_handed_over_before_every_iteration(
     agent.learn(1000, progress=log)
     assert len(server.loads) == 3
     assert len({tuple(each) for each in log_probs}) == 3
-    assert [path.name for path in folder.iterdir()] == ["weights-3"]  # whole ones, and the last alone
+    assert [path.name for path in folder.glob("*/*")] == ["weights-3"]  # whole ones, and the last alone
+    del agent
+    gc.collect()
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNERS if name != "nlpo"])
@@ -204,6 +209,9 @@ def test_the_key_of_the_server_is_sent(server: Server, tiny_lm: CausalLM, monkey
     monkeypatch.setenv("TEXTENV_ENGINE_KEY", "s3cret")
     make("ppo", tiny_lm, **engine(server))
     assert server.keys == [None, "Bearer s3cret"]
+    monkeypatch.setenv("TEXTENV_ENGINE_KEY", "s3cret\n")
+    with one_line("TEXTENV_ENGINE_KEY: expected printable ASCII"):
+        make("ppo", tiny_lm, **engine(server))
 
 
 def test_the_command_line_has_it(server: Server, tmp_path: Path) -> None:
@@ -411,25 +419,11 @@ def test_weights_that_cannot_be_written_are_told(server: Server, tiny_lm: Causal
         agent.collect()
 
 
-OWN: dict[str, dict[str, Any]] = {
-    "ppo": {"epochs": 2, "value_learning_rate": 3e-3},
-    "rloo": {"samples": 8},
-    "grpo": {"samples": 8, "epochs": 2},
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("kind", ENGINES)
-def test_agents_learn_from_what_an_engine_writes(kind: str, name: str, server: Server, tiny_lm: CausalLM) -> None:
-    """The score rises as much as it does where the policy writes itself."""
-
-    def rise(**settings: Any) -> float:
-        agent = make(name, tiny_lm, rows=16, seed=1, learning_rate=1e-2, **OWN[name], **settings)
-        scores = [row["objective/score"] for row in history_of(agent, 2_000)]
-        return float(np.mean(scores[-5:]) - np.mean(scores[:5]))
-
-    assert rise(**engine(server, kind)) > 0.7 * rise() > 0.1
+@pytest.mark.parametrize(("kind", "name"), [("vllm", "ppo"), ("sglang", "ppo"), ("sglang", "grpo"), ("sglang", "rloo")])
+def test_agents_reach_the_optimum_by_what_an_engine_writes(kind: str, name: str, server: Server) -> None:
+    """A regret of 3 % for one seed; where the policy writes itself, it is 0.3 to 0.7 % in the mean of five."""
+    assert regret(name, 0, **engine(server, kind)) <= 0.03
 
 
 def work(folder: Path, url: str) -> None:

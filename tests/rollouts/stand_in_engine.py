@@ -33,10 +33,12 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 256  # connections that wait
 
     def __init__(self, lm: CausalLM, *, context: int | None = 128) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.model: Any = lm.model
+        self.known: dict[tuple[int, ...], torch.Tensor] = {}  # logits after texts
         self.tokenizer, self.context = lm.tokenizer, context
         self.requests: list[tuple[str, Any]] = []
         self.answers: dict[str, tuple[int, Any]] = {}
@@ -58,6 +60,7 @@ class Server(ThreadingHTTPServer):
         with quiet():
             found: Any = AutoModelForCausalLM.from_pretrained(Path(folder), dtype=self.dtype)
         self.model = found.requires_grad_(False)
+        self.known.clear()
 
     @torch.no_grad()
     def draw(
@@ -66,14 +69,14 @@ class Server(ThreadingHTTPServer):
         generator, text = torch.Generator().manual_seed(seed), list(ids)
         log_probs: list[float] = []
         while len(log_probs) < min(most, self.longest or most):
-            logits = self.model(input_ids=torch.tensor([text])).logits[0, -1].float()
+            if (logits := self.known.get(tuple(text))) is None:
+                logits = self.known[*text] = self.model(input_ids=torch.tensor([text])).logits[0, -1].float()
             drawn_from = torch.log_softmax(logits / temperature, dim=-1)
             token = int(torch.multinomial(drawn_from.exp(), 1, generator=generator))
             told = torch.log_softmax(logits, dim=-1) if self.raw else drawn_from
             text.append(token)
             log_probs.append(float(told[token]))
-            written = self.tokenizer.decode(text[len(ids) :])
-            if token in eos or any(string in written for string in stop):
+            if token in eos or (stop and any(string in self.tokenizer.decode(text[len(ids) :]) for string in stop)):
                 break
         return [token + self.offset for token in text[len(ids) :]], log_probs
 

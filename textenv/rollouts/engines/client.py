@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import socket
 import threading
 from collections.abc import Sequence
@@ -77,14 +78,14 @@ class JsonClient:
 
     def post_all(self, path: str, bodies: Sequence[Any]) -> list[Any]:
         """Return the answers to several requests, which are sent at once; if one fails, the others are given up."""
-        with ThreadPoolExecutor(min(len(bodies), _AT_ONCE) or 1, thread_name_prefix="textenv-engine") as threads:
-            futures = [threads.submit(self.post, path, body) for body in bodies]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                self._give_up()
-                raise
+        threads = ThreadPoolExecutor(min(len(bodies), _AT_ONCE) or 1, thread_name_prefix="textenv-engine")
+        try:
+            return [future.result() for future in [threads.submit(self.post, path, body) for body in bodies]]
+        except BaseException:
+            self._give_up()
+            raise
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def unexpected(self, path: str, answer: Any, expected: str) -> TextEnvError:
         """Return the error for an answer that is of another form."""
@@ -96,6 +97,8 @@ class JsonClient:
     def _ask(self, method: str, path: str, body: Any) -> Any:
         headers = {"accept": "application/json", "content-type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
+            if not re.fullmatch(r"[!-~]+", key):
+                raise TextEnvError(f"The environment variable {KEY_VARIABLE}: expected printable ASCII without spaces.")
             headers["authorization"] = f"Bearer {key}"
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=self._timeout)
@@ -110,7 +113,7 @@ class JsonClient:
                 f"{self.label} gave no answer to {path} within rollout_engine_timeout={self._timeout:g} s. Raise it if "
                 "the server needs longer, or look into the server's log."
             ) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError for a header's characters
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise TextEnvError(
                 f"{self.label} cannot be reached ({reason}). Is the server up, and is this its address?"
