@@ -7,10 +7,11 @@ iteration. One that keeps more than a policy makes it in ``start_learning``; not
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, final
 
@@ -155,12 +156,17 @@ class Agent(Actor[ConfigT]):
     def iterate(self, total_steps: int) -> tuple[collecting.Rollout, Mapping[str, float]]:
         """Write episodes and learn from them, at the learning rates of the schedule."""
         began = time.perf_counter()
-        rollout = self.collect()
+        ahead = None if self._network is None or self._engine is None else self._engine.take()
+        rollout = self.collect() if ahead is None else ahead
         wrote = time.perf_counter()
         share = optimizer.rate_share(self.config, self.steps / total_steps, (self.steps + rollout.tokens) / total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        with self._random.active():
+        goes_on = self.steps + rollout.tokens < total_steps
+        with contextlib.ExitStack() as stack:
+            if self._engine is not None and self.config.max_lag and goes_on:
+                stack.enter_context(self._engine.meanwhile(self._begin_episodes()))
+            stack.enter_context(self._random.active())
             metrics = self.update(rollout)
         return rollout, {
             **metrics,
@@ -178,6 +184,16 @@ class Agent(Actor[ConfigT]):
     @final
     def collect(self) -> collecting.Rollout:
         """Write the episodes of an iteration, those of a group from the same prompt."""
+        write = self._begin_episodes()
+        with self.whole_weights(), self.policy.rounded(self._precisions.rollout):
+            rollout = write()
+            return rollout if self._engine is None else self._engine.read(rollout)
+
+    def _begin_episodes(self) -> Callable[[], collecting.Rollout]:
+        """Draw what the episodes of an iteration begin with, and give an engine its weights; return what writes them.
+
+        What it returns draws from no generator that ``update`` draws from.
+        """
         self._ensure_learning()
         seed = None if self._seeded else self.config.seed
         self._seeded = True
@@ -190,18 +206,17 @@ class Agent(Actor[ConfigT]):
                 options["world_seed"] = self._of_groups(2**31 - 1)
         if self._engine is not None:
             self._engine.push(self._unsharded())
-        with self.whole_weights(), self.policy.rounded(self._precisions.rollout):
-            rollout = collecting.collect(
-                self.envs,
-                self.policy if self._engine is None else self._engine.policy,
-                self._generator,
-                episodes=self.episodes // self.processes.size,
-                seed=seed,
-                options=options,
-                processes=self.processes,
-                mask=self.mask,
-            )
-            return rollout if self._engine is None else self._engine.read(rollout)
+        return functools.partial(
+            collecting.collect,
+            self.envs,
+            self.policy if self._engine is None else self._engine.policy,
+            self._generator,
+            episodes=self.episodes // self.processes.size,
+            seed=seed,
+            options=options,
+            processes=self.processes,
+            mask=self.mask,
+        )
 
     @property
     def episodes(self) -> int:
@@ -421,6 +436,8 @@ class Agent(Actor[ConfigT]):
             generators=self._generators(),
         )
         self.steps, self.iterations, self._seeded = state["step"], state["iterations"], True
+        if self._engine is not None:
+            self._engine.forget()
         if "precisions" in state:  # what "auto" stood for must not depend on how fast this machine is now
             self._precisions = precisions.Precisions(**state["precisions"])
         rows = state["env"]["generators"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Interval, Le, MinLen
 
 from textenv.types import TextEnvError
 from textenv.validation import (
@@ -88,6 +88,8 @@ class AgentConfig(ActorConfig):
         rollout_engine_folder: Folder that weights are handed over in, which the server reads under the same path; None
             for a temporary one, which a server on this machine reads.
         rollout_engine_timeout: Seconds that the server may take for an answer.
+        max_lag: By how many iterations the weights that write may be behind those that learn: with 1, an engine writes
+            the texts of the next iteration while this one's are learned from; with 0, one waits for the other.
         lora_rank: Learn a low-rank adapter (LoRA) of this rank on the reference's own weights, which are then in memory
             once; None to learn in all weights of a copy.
         lora_alpha: The adapter is scaled by ``lora_alpha / lora_rank``.
@@ -117,6 +119,7 @@ class AgentConfig(ActorConfig):
     rollout_engine_url: NonEmpty | None = None
     rollout_engine_folder: NonEmpty | None = None
     rollout_engine_timeout: Seconds = 600.0
+    max_lag: Annotated[int, Interval(ge=0, le=1)] = 0
     lora_rank: Count | None = None
     lora_alpha: Count = 16
     lora_targets: Annotated[tuple[NonEmpty, ...], MinLen(1)] = ("all-linear",)
@@ -150,6 +153,16 @@ class AgentConfig(ActorConfig):
             raise TextEnvError(
                 f"rollout_precision={self.rollout_precision!r} is of a policy that writes itself, and with "
                 "rollout_engine the server does: set its precision where it is started."
+            )
+        if self.max_lag and self.rollout_engine is None:
+            raise TextEnvError(
+                f"max_lag={self.max_lag} is of texts that a server writes while the policy learns: give rollout_engine "
+                "too."
+            )
+        if self.max_lag and self.lora_rank is not None:
+            raise TextEnvError(
+                f"max_lag={self.max_lag} with lora_rank={self.lora_rank}: the adapter is trained in the reference's "
+                "own network, which cannot read texts at the same time. Leave one of them out."
             )
 
 

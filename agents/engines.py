@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import shutil
 import tempfile
 import time
 import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +46,8 @@ class EngineWriter:
     Attributes:
         policy: Acts with what the engine writes.
         metrics: Of the last iteration: mean and largest difference of the log-probabilities of engine and policy, in
-            nats, and the seconds that handing over the weights took.
+            nats; by how many iterations the weights that wrote were behind; and the seconds that it took to hand over
+            weights.
     """
 
     def __init__(self, config: AgentConfig, base: TextVectorEnv, policy: TextPolicy, processes: Processes) -> None:
@@ -62,6 +66,8 @@ class EngineWriter:
         assert config.rollout_engine is not None
         assert config.rollout_engine_url is not None
         _refuse(config.rollout_engine, base, policy)
+        if config.max_lag:
+            _refuse_lag(config.max_lag, base, processes)
         self._engine = engines.connect(
             config.rollout_engine, config.rollout_engine_url, timeout=config.rollout_engine_timeout
         )
@@ -76,11 +82,14 @@ class EngineWriter:
         sampling = engines.Sampling(
             base.settings.temperature, tuple(sorted(base.reference.eos_ids)), tuple(base.endings.stop)
         )
-        self.policy = EnginePolicy(policy, self._engine, sampling, base.endings.max_new_tokens)
+        self.policy = EnginePolicy(
+            policy, self._engine, sampling, base.endings.max_new_tokens, computes=not config.max_lag
+        )
         self.metrics: dict[str, float] = {}
         self._learner, self._processes = policy, processes
         self._checked = False
         self._pushed = 0
+        self._ahead: Rollout | None = None
         self._given = config.rollout_engine_folder
         self._own: Path | None = None
 
@@ -100,17 +109,56 @@ class EngineWriter:
             raise TextEnvError(message)
         self.metrics["time/push_seconds"] = time.perf_counter() - began
 
-    def read(self, rollout: Rollout) -> Rollout:
+    @contextlib.contextmanager
+    def meanwhile(self, write: Callable[[], Rollout]) -> Iterator[None]:
+        """Have episodes written while the block runs; ``take`` returns them once it is left.
+
+        Args:
+            write: Writes them, in a thread of its own.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="textenv-rollout") as thread:
+            written = thread.submit(write)
+            try:
+                yield
+                self._ahead = written.result()
+            except BaseException:
+                self._engine.give_up()
+                raise
+
+    def take(self) -> Rollout | None:
+        """Return the episodes that were written meanwhile, as ``read`` does; None where there are none."""
+        ahead, self._ahead = self._ahead, None
+        return None if ahead is None else self.read(ahead, lag=1)
+
+    def forget(self) -> None:
+        """Drop the episodes that were written meanwhile."""
+        self._ahead = None
+
+    def read(self, rollout: Rollout, *, lag: int = 0) -> Rollout:
         """Return episodes that the engine has written, with the policy's values; every process calls it.
 
+        Args:
+            rollout: The episodes.
+            lag: By how many iterations the weights that wrote are behind.
+
         Raises:
-            TextEnvError: The engine's log-probabilities are not those of the policy.
+            TextEnvError: The engine had the weights of the policy as it is now, and its log-probabilities are others.
         """
         own = np.array(self._processes.own(range(len(rollout.episodes))), dtype=np.int64)
-        temperature = self._learner.temperature
-        mine, values = self._evaluate(rollout, own, temperature)
+        mine, values = self._evaluate(rollout, own, self._learner.temperature)
         off = np.abs(mine - rollout.log_probs)[rollout.mask]
-        mean = float(off.mean())
+        if not lag:
+            self._check(rollout, own, float(off.mean()))
+        self.metrics |= {
+            "rollout/engine_log_ratio": float(off.mean()),
+            "rollout/engine_log_ratio_max": float(off.max()),
+            "rollout/lag": float(lag),
+        }
+        return dataclasses.replace(rollout, values=values)
+
+    def _check(self, rollout: Rollout, own: IntArray, mean: float) -> None:
+        """Refuse log-probabilities that are ``mean`` nats a token off, or, at first, such without the temperature."""
+        temperature = self._learner.temperature
         if not self._checked and temperature != 1:
             plain, _ = self._evaluate(rollout, own, 1.0)
             if np.abs(plain - rollout.log_probs)[rollout.mask].mean() < mean:
@@ -126,8 +174,6 @@ class EngineWriter:
                 f"token; expected less than {_FURTHEST}. Does it serve the environment's model, does it take the "
                 "weights, and is it free of settings that change how tokens are drawn?"
             )
-        self.metrics |= {"rollout/engine_log_ratio": mean, "rollout/engine_log_ratio_max": float(off.max())}
-        return dataclasses.replace(rollout, values=values)
 
     def _evaluate(self, rollout: Rollout, own: IntArray, temperature: float) -> tuple[FloatArray, FloatArray]:
         """Return log pi and values of all tokens, ``(batch, time)`` each; this process computes those of its share."""
@@ -203,4 +249,18 @@ def _refuse(name: str, base: TextVectorEnv, policy: TextPolicy) -> None:
         raise TextEnvError(
             f"{given} with a {type(policy).__name__}, which changes the logits that tokens are drawn from: an engine "
             "draws from those of the model. Expected a TextPolicy."
+        )
+
+
+def _refuse_lag(lag: int, base: TextVectorEnv, processes: Processes) -> None:
+    """Refuse what cannot be while episodes are written in another thread."""
+    if processes.size > 1:
+        raise TextEnvError(
+            f"max_lag={lag} on {processes.size} processes, which exchange what they write and what they learn in one "
+            "order: expected one process, or max_lag=0."
+        )
+    if base.settings.kl_target is not None:
+        raise TextEnvError(
+            f"max_lag={lag} with kl_target={base.settings.kl_target}: kl_coef would move while the policy learns. Leave "
+            "one of them out."
         )

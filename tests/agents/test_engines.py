@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from tests.complaints import one_line
 from tests.conftest import build_lm
 from tests.rollouts.stand_in_engine import Server, serving
 from tests.rollouts.test_distributed import Case, close, run, start
-from textenv.agents import config_of, find
+from textenv.agents import config_of, engines, find
 from textenv.agents.grpo import GRPOConfig
 from textenv.agents.nlpo import NLPOConfig
 from textenv.agents.ppo import PPO, PPOConfig
@@ -419,11 +422,163 @@ def test_weights_that_cannot_be_written_are_told(server: Server, tiny_lm: Causal
         agent.collect()
 
 
+class Watched:
+    """Keeps the weights that each iteration began with, and the episodes that it learned from."""
+
+    def __init__(self, agent: Any) -> None:
+        self.agent, self._update = agent, agent.update
+        self.weights: list[dict[str, torch.Tensor]] = []
+        self.rollouts: list[Any] = []
+        agent.update = self
+
+    def __call__(self, rollout: Any) -> dict[str, float]:
+        self.weights.append({name: tensor.clone() for name, tensor in self.agent.policy.state_dict().items()})
+        self.rollouts.append(rollout)
+        metrics: dict[str, float] = self._update(rollout)
+        return metrics
+
+    def wrote(self, number: int) -> list[int]:
+        """Return by the weights of which iterations the episodes of an iteration were drawn, to 1e-4."""
+        rollout, found = self.rollouts[number], []
+        for iteration, weights in enumerate(self.weights):
+            self.agent.policy.load_state_dict(weights)
+            own = evaluated(self.agent, rollout).log_probs.numpy()
+            if np.abs(own - rollout.log_probs[rollout.mask]).max() < 1e-4:
+                found.append(iteration)
+        return found
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_lag_is_what_it_says_and_no_more_than_allowed(lag: int, server: Server, tiny_lm: CausalLM) -> None:
+    agent = make("grpo", tiny_lm, seed=1, learning_rate=1e-2, max_lag=lag, **engine(server, "sglang"))
+    watched = Watched(agent)
+    rows = history_of(agent, 150)
+    assert len(rows) > 3
+    told = [int(row["rollout/lag"]) for row in rows]
+    assert told == [0] + [lag] * (len(rows) - 1)
+    assert [watched.wrote(number) for number in range(len(rows))] == [[n - told[n]] for n in range(len(rows))]
+    assert len(server.loads) == len(rows)  # nothing is written that is not learned from
+
+
+def test_what_was_drawn_by_earlier_weights_is_weighed(server: Server, tiny_lm: CausalLM) -> None:
+    agent = make("rloo", tiny_lm, seed=1, learning_rate=1e-2, max_lag=1, **engine(server, "sglang"))
+    rows = history_of(agent, 150)
+    assert rows[0]["train/first_log_ratio"] < 1e-4
+    assert all(row["train/first_log_ratio"] > 1e-3 for row in rows[1:])
+    assert all(row["rollout/engine_log_ratio"] == pytest.approx(row["train/first_log_ratio"]) for row in rows[1:])
+
+
+def test_the_next_texts_are_written_while_the_policy_learns(server: Server, tiny_lm: CausalLM) -> None:
+    agent = make("ppo", tiny_lm, seed=1, max_lag=1, **engine(server))
+    update, seen = agent.update, []
+
+    def slow(rollout: Any) -> Any:
+        written = [path for path, _ in server.requests].count("/v1/completions")
+        deadline = time.monotonic() + 30
+        while [path for path, _ in server.requests].count("/v1/completions") == written and not seen:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        seen.append(written)
+        return update(rollout)
+
+    agent.update = slow
+    history_of(agent, 60)
+    assert len(seen) == 2
+
+
+def test_a_run_that_lags_goes_on_after_it_was_stopped(server: Server, tiny_lm: CausalLM, tmp_path: Path) -> None:
+    def run(iterations: int) -> list[dict[str, float]]:
+        rows: list[dict[str, float]] = []
+
+        def log(_: int, metrics: Any) -> bool:
+            rows.append(dict(metrics))
+            return len(rows) < iterations
+
+        agent = make("ppo", tiny_lm, rows=4, seed=2, max_lag=1, **engine(server, "sglang"))
+        agent.learn(1_000, progress=log, checkpoints=tmp_path, checkpoint_every=1)
+        return rows
+
+    rows = run(2) + run(3)
+    assert [int(row["time/iterations"]) for row in rows] == [1, 2, 3, 4, 5]
+    assert [int(row["rollout/lag"]) for row in rows] == [0, 1, 0, 1, 1]
+
+
+def test_an_engine_that_fails_meanwhile_ends_the_run(server: Server, tiny_lm: CausalLM) -> None:
+    agent = make("ppo", tiny_lm, max_lag=1, **engine(server))
+    update = agent.update
+
+    def break_first(rollout: Any) -> Any:
+        server.answers["/v1/completions"] = 500, {"error": {"message": "out of memory"}}
+        return update(rollout)
+
+    agent.update = break_first
+    server.delay = 0.2
+    with one_line("out of memory"):
+        agent.learn(1_000)
+
+
+def test_an_update_that_fails_ends_the_run_at_once(server: Server, tiny_lm: CausalLM) -> None:
+    agent = make("ppo", tiny_lm, max_lag=1, **engine(server))
+
+    def fail(rollout: Any) -> Any:
+        server.delay = 2.0
+        raise TextEnvError("The losses are not finite.")
+
+    agent.update = fail
+    with one_line("The losses are not finite."):
+        agent.learn(1_000)
+    assert "textenv-rollout" not in {thread.name[:15] for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("ppo", {"max_lag": 2}, "max_lag"),
+        ("ppo", {"max_lag": 1, "lora_rank": 4}, "lora_rank=4"),
+        ("mac", {"max_lag": 1}, "MAC asks the reward"),
+    ],
+)
+def test_a_lag_that_cannot_be_is_refused(name: str, settings: dict[str, Any], said: str) -> None:
+    with one_line(said):
+        config_of(find(name), {"rollout_engine": "vllm", "rollout_engine_url": "http://127.0.0.1:1", **settings})
+    with one_line("rollout_engine"):
+        PPOConfig(max_lag=1)
+
+
+def test_a_lag_that_the_environment_or_the_processes_rule_out_is_refused(server: Server, tiny_lm: CausalLM) -> None:
+    with one_line("kl_target"):
+        make("ppo", tiny_lm, env={"kl_target": 3.0}, max_lag=1, **engine(server))
+    agent = make("ppo", tiny_lm, **engine(server))
+    with one_line("on 2 processes"):
+        engines.EngineWriter(
+            PPOConfig(max_lag=1, **engine(server)), agent.base, agent.policy, dataclasses.replace(ALONE, size=2)
+        )
+
+
+def test_the_value_of_a_state_that_is_cut_off_is_not_asked_for_meanwhile(server: Server, tiny_lm: CausalLM) -> None:
+    settings = {"env": {"kl_mode": "dense"}, "max_lag": 1, **engine(server)}
+    for name, value in (("ppo", "head"), ("rloo", None)):
+        agent = make(name, tiny_lm, **settings)
+        policy = agent._engine.policy
+        obs, _ = agent.envs.reset(seed=1)
+        if value is None:
+            assert policy.values(obs, np.arange(2)).tolist() == [0, 0]
+        else:
+            with one_line("max_lag=0"):
+                policy.values(obs, np.arange(2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [("vllm", "ppo"), ("sglang", "ppo"), ("sglang", "grpo"), ("sglang", "rloo")])
 def test_agents_reach_the_optimum_by_what_an_engine_writes(kind: str, name: str, server: Server) -> None:
     """A regret of 3 % for one seed; where the policy writes itself, it is 0.3 to 0.7 % in the mean of five."""
     assert regret(name, 0, **engine(server, kind)) <= 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
+def test_agents_reach_the_optimum_by_texts_of_earlier_weights(name: str, server: Server) -> None:
+    assert regret(name, 0, max_lag=1, **engine(server, "sglang")) <= 0.03
 
 
 def work(folder: Path, url: str) -> None:

@@ -83,6 +83,10 @@ class Engine(Protocol):
         """
         ...
 
+    def give_up(self) -> None:
+        """End the requests of other threads that wait for an answer."""
+        ...
+
 
 def served_model(client: JsonClient) -> tuple[str, int | None]:
     """Return the name of the model that a server lists first, and the most tokens of a text if it says so.

@@ -82,10 +82,18 @@ class JsonClient:
         try:
             return [future.result() for future in [threads.submit(self.post, path, body) for body in bodies]]
         except BaseException:
-            self._give_up()
+            self.give_up()
             raise
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+
+    def give_up(self) -> None:
+        """End the requests that wait for an answer, so that their threads do."""
+        with self._lock:
+            for connection in self._open:
+                if connection.sock is not None:
+                    with contextlib.suppress(OSError):
+                        connection.sock.shutdown(socket.SHUT_RDWR)
 
     def unexpected(self, path: str, answer: Any, expected: str) -> TextEnvError:
         """Return the error for an answer that is of another form."""
@@ -125,14 +133,6 @@ class JsonClient:
         if response.status != http.client.OK:
             raise TextEnvError(f"{self.label} refused {method} {path}: {status}: {_message_of(content)}")
         return parse_json(content, f"What {self.label} answered to {path}") if content.strip() else None
-
-    def _give_up(self) -> None:
-        """End the requests that wait for an answer, so that their threads do."""
-        with self._lock:
-            for connection in self._open:
-                if connection.sock is not None:
-                    with contextlib.suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _message_of(content: bytes) -> str:

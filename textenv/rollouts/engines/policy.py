@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +44,13 @@ class EnginePolicy(TextPolicy):
     a new prompt or a world's answer, or where the engine has stopped and the environment goes on, the engine is asked
     to continue what the row reads. So a turn that ends elsewhere than the engine thought is still one of the policy.
 
-    Its values are 0: the policy computes them when it reads what was written.
+    Its values are 0: the policy computes them when it reads what was written. It computes nothing itself but values of
+    the states in which episodes are cut off, and without these it may act in a thread while the policy learns.
     """
 
-    def __init__(self, policy: TextPolicy, engine: Engine, sampling: Sampling, most: int) -> None:
+    def __init__(
+        self, policy: TextPolicy, engine: Engine, sampling: Sampling, most: int, *, computes: bool = True
+    ) -> None:
         """Act in the place of ``policy``, whose weights the engine has.
 
         Args:
@@ -53,16 +58,22 @@ class EnginePolicy(TextPolicy):
             engine: Draws.
             sampling: How.
             most: Tokens of a turn.
+            computes: Whether it may compute values with the policy.
         """
         super().__init__(policy.lm, value="none", temperature=policy.temperature, trainable=False)
         self._learner, self._engine, self._sampling, self._most = policy, engine, sampling, most
+        self._computes = computes
         self._rows: dict[int, _Written] = {}
         self._acted: tuple[int, acting.Act | None] = (0, None)
 
     def forget(self) -> None:
-        """Empty the caches, and drop what the engine has written and nobody was handed."""
-        super().forget()
+        """Drop what the engine has written and nobody was handed."""
         self._rows.clear()
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Do nothing: the engine's weights change only when it is given others."""
+        yield
 
     @property
     def acted(self) -> acting.Act | None:
@@ -125,7 +136,18 @@ class EnginePolicy(TextPolicy):
         raise TextEnvError("A rollout_engine tells log pi of its own tokens only: use kl_estimator='k1', 'k2' or 'k3'.")
 
     def values(self, obs: Observation, rows: IntArray) -> FloatArray:
-        """Return ``V(s)`` of the policy that learns; see ``TextPolicy.values``."""
+        """Return ``V(s)`` of the policy that learns; see ``TextPolicy.values``.
+
+        Raises:
+            TextEnvError: It may not compute.
+        """
+        if self._learner.value_head is None:
+            return np.zeros(len(rows), dtype=np.float32)
+        if not self._computes:
+            raise TextEnvError(
+                "A world or a wrapper cuts an episode off, so that the value of its last state counts, which a policy "
+                "that learns meanwhile cannot tell: use max_lag=0, or an agent without values."
+            )
         return self._learner.values(obs, rows)
 
     def _ask(self, ids: IntArray, lengths: IntArray, rows: IntArray, uniform: torch.Tensor) -> None:

@@ -70,6 +70,10 @@ class SGLang:
             raise self._client.unexpected(_GENERATE, answers, f"a list of {len(requests)} completions")
         return [self._completion(answer, request) for answer, request in zip(answers, requests, strict=True)]
 
+    def give_up(self) -> None:
+        """End the requests that wait; see ``Engine.give_up``."""
+        self._client.give_up()
+
     def _completion(self, answer: Any, request: Request) -> Completion:
         try:
             # Each is a log-probability, a token id and perhaps a text; the field output_ids may lack the last token.

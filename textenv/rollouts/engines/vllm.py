@@ -70,6 +70,10 @@ class VLLM:
         answers = self._client.post_all(_COMPLETIONS, bodies)
         return [self._completion(answer, request) for answer, request in zip(answers, requests, strict=True)]
 
+    def give_up(self) -> None:
+        """End the requests that wait; see ``Engine.give_up``."""
+        self._client.give_up()
+
     def _completion(self, answer: Any, request: Request) -> Completion:
         try:
             choice = answer["choices"][0]
