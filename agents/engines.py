@@ -261,6 +261,6 @@ def _refuse_lag(lag: int, base: TextVectorEnv, processes: Processes) -> None:
         )
     if base.settings.kl_target is not None:
         raise TextEnvError(
-            f"max_lag={lag} with kl_target={base.settings.kl_target}: kl_coef would move while the policy learns. Leave "
-            "one of them out."
+            f"max_lag={lag} with kl_target={base.settings.kl_target}: kl_coef would move while the policy learns. "
+            "Leave one of them out."
         )

@@ -83,9 +83,7 @@ def test_it_draws_with_the_weights_of_the_policy(
     assert np.abs(rollout.values[rollout.mask]).max() > 1e-3
     for mine, theirs in zip(agent.policy.model.parameters(), server.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    reference = tiny_lm.token_log_probs(
-        rollout.input_ids, rollout.lengths, **({"temperature": 0.7} if "temperature" in env else {})
-    )
+    reference = tiny_lm.token_log_probs(rollout.input_ids, rollout.lengths, temperature=env.get("temperature", 1.0))
     at = reference[np.arange(len(rollout.mask))[:, None], np.maximum(rollout.places - 1, 0)]
     paid = np.concatenate([episode.kl for episode in rollout.finished])
     np.testing.assert_allclose(paid, (rollout.log_probs - at)[rollout.mask], atol=1e-4)
@@ -101,8 +99,7 @@ def test_weights_are_handed_over_before_every_iteration(
     ids, log_probs = list(range(2, 10)), []
 
     def log(steps: int, metrics: Any) -> bool:
-        draw = {"most": 4, "seed": 3, "temperature": 1.0, "eos": [], "stop": []}
-        log_probs.append(server.draw(ids, **draw)[1])
+        log_probs.append(server.draw(ids, most=4, seed=3, temperature=1.0, eos=[], stop=[])[1])
         assert metrics["rollout/engine_log_ratio"] < 1e-4
         assert metrics["train/first_log_ratio_max"] < 1e-4
         assert "rollout/bits" not in metrics
@@ -470,7 +467,8 @@ def test_what_was_drawn_by_earlier_weights_is_weighed(server: Server, tiny_lm: C
 
 def test_the_next_texts_are_written_while_the_policy_learns(server: Server, tiny_lm: CausalLM) -> None:
     agent = make("ppo", tiny_lm, seed=1, max_lag=1, **engine(server))
-    update, seen = agent.update, []
+    update = agent.update
+    seen: list[int] = []
 
     def slow(rollout: Any) -> Any:
         written = [path for path, _ in server.requests].count("/v1/completions")
