@@ -7,10 +7,11 @@ iteration. One that keeps more than a policy makes it in ``start_learning``; not
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, final
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
     from torch import nn
 
-    from textenv.agents import losses, minibatches, optimizer, precisions, pretraining, random_state
+    from textenv.agents import engines, losses, minibatches, optimizer, precisions, pretraining, random_state
     from textenv.env.vector import TextVectorEnv
     from textenv.models import lora
     from textenv.models import policy as policies
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from textenv.rollouts import distributed, runs
 else:
     torch, nn = lazy("torch"), lazy("torch.nn")
+    engines = lazy("textenv.agents.engines")
     losses, minibatches = lazy("textenv.agents.losses"), lazy("textenv.agents.minibatches")
     pretraining = lazy("textenv.agents.pretraining")
     optimizer, random_state = lazy("textenv.agents.optimizer"), lazy("textenv.agents.random_state")
@@ -127,6 +129,8 @@ class Agent(Actor[ConfigT]):
         self._shuffle = torch.Generator().manual_seed(seed)
         self._random = random_state.RandomState(seed, device)
         self._precisions = precisions.choose(self.config, self.policy.lm, self.envs.num_envs, self.processes)
+        engine = self.config.rollout_engine is not None
+        self._engine = engines.EngineWriter(self.config, self.base, self.policy, self.processes) if engine else None
 
     def _ensure_learning(self) -> nn.Module:
         """Start learning unless it has started; return the training forward."""
@@ -152,17 +156,22 @@ class Agent(Actor[ConfigT]):
     def iterate(self, total_steps: int) -> tuple[collecting.Rollout, Mapping[str, float]]:
         """Write episodes and learn from them, at the learning rates of the schedule."""
         began = time.perf_counter()
-        rollout = self.collect()
+        ahead = None if self._network is None or self._engine is None else self._engine.take()
+        rollout = self.collect() if ahead is None else ahead
         wrote = time.perf_counter()
         share = optimizer.rate_share(self.config, self.steps / total_steps, (self.steps + rollout.tokens) / total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        with self._random.active():
+        goes_on = self.steps + rollout.tokens < total_steps
+        with contextlib.ExitStack() as stack:
+            if self._engine is not None and self.config.max_lag and goes_on:
+                stack.enter_context(self._engine.meanwhile(self._begin_episodes()))
+            stack.enter_context(self._random.active())
             metrics = self.update(rollout)
         return rollout, {
             **metrics,
             "train/learning_rate": self.config.learning_rate * share,
-            "rollout/bits": self._precisions.bits,
+            **({"rollout/bits": self._precisions.bits} if self._engine is None else self._engine.metrics),
             "time/rollout_seconds": wrote - began,
             "time/update_seconds": time.perf_counter() - wrote,
         }
@@ -175,6 +184,16 @@ class Agent(Actor[ConfigT]):
     @final
     def collect(self) -> collecting.Rollout:
         """Write the episodes of an iteration, those of a group from the same prompt."""
+        write = self._begin_episodes()
+        with self.whole_weights(), self.policy.rounded(self._precisions.rollout):
+            rollout = write()
+            return rollout if self._engine is None else self._engine.read(rollout)
+
+    def _begin_episodes(self) -> Callable[[], collecting.Rollout]:
+        """Draw what the episodes of an iteration begin with, and give an engine its weights; return what writes them.
+
+        What it returns draws from no generator that ``update`` draws from.
+        """
         self._ensure_learning()
         seed = None if self._seeded else self.config.seed
         self._seeded = True
@@ -185,17 +204,19 @@ class Agent(Actor[ConfigT]):
                 options["prompt_index"] = self._of_groups(len(self.base.prompts))
             if self.base.worlds is not None:
                 options["world_seed"] = self._of_groups(2**31 - 1)
-        with self.whole_weights(), self.policy.rounded(self._precisions.rollout):
-            return collecting.collect(
-                self.envs,
-                self.policy,
-                self._generator,
-                episodes=self.episodes // self.processes.size,
-                seed=seed,
-                options=options,
-                processes=self.processes,
-                mask=self.mask,
-            )
+        if self._engine is not None:
+            self._engine.push(self._unsharded())
+        return functools.partial(
+            collecting.collect,
+            self.envs,
+            self.policy if self._engine is None else self._engine.policy,
+            self._generator,
+            episodes=self.episodes // self.processes.size,
+            seed=seed,
+            options=options,
+            processes=self.processes,
+            mask=self.mask,
+        )
 
     @property
     def episodes(self) -> int:
@@ -331,9 +352,9 @@ class Agent(Actor[ConfigT]):
 
     @property
     def importance_cap(self) -> float | None:
-        """The largest importance weight, where the policy that draws is rounded; None for no limit."""
+        """The largest importance weight, where the policy that draws is rounded or an engine's; None for no limit."""
         cap: float | None = getattr(self.config, "importance_cap", None)
-        return cap if self._precisions.rollout != "float32" else None
+        return cap if self._engine is not None or self._precisions.rollout != "float32" else None
 
     def _diverged(self, what: str) -> TextEnvError:
         return TextEnvError(
@@ -415,6 +436,8 @@ class Agent(Actor[ConfigT]):
             generators=self._generators(),
         )
         self.steps, self.iterations, self._seeded = state["step"], state["iterations"], True
+        if self._engine is not None:
+            self._engine.forget()
         if "precisions" in state:  # what "auto" stood for must not depend on how fast this machine is now
             self._precisions = precisions.Precisions(**state["precisions"])
         rows = state["env"]["generators"]

@@ -5,12 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Interval, Le, MinLen
 
 from textenv.types import TextEnvError
-from textenv.validation import Count, LearningRate, NonEmpty, NonNegative, Positive, Probability, Seed, validate
+from textenv.validation import (
+    Count,
+    LearningRate,
+    NonEmpty,
+    NonNegative,
+    Positive,
+    Probability,
+    Seconds,
+    Seed,
+    validate,
+)
 
-__all__ = ["ActorConfig", "AdvantageConfig", "AgentConfig", "Cap", "GroupConfig", "Schedule", "ValueConfig"]
+__all__ = [
+    "MAY_CHANGE",
+    "ActorConfig",
+    "AdvantageConfig",
+    "AgentConfig",
+    "Cap",
+    "GroupConfig",
+    "Schedule",
+    "ValueConfig",
+]
+
+MAY_CHANGE = ("rollout_engine_url", "rollout_engine_folder", "rollout_engine_timeout")
+"""Settings that a run which was stopped may go on with otherwise: an engine may be elsewhere then."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -59,6 +81,15 @@ class AgentConfig(ActorConfig):
             ``"int8"``, ``"bfloat16"``, or ``"float32"`` for not at all; ``"auto"`` for what a measurement of about a
             tenth of a second at the start finds fastest, if it gains a fifth. The losses weigh what was drawn so by
             the ratio of the two policies (see ``textenv.agents.losses.importance_ratio``).
+        rollout_engine: An inference server that writes for the policy, ``"vllm"`` or ``"sglang"``: it is given the
+            policy's weights before every iteration, and the losses weigh what it has drawn as they do with
+            ``rollout_precision``. None for the policy itself.
+        rollout_engine_url: Its address, such as ``"http://127.0.0.1:8000"``.
+        rollout_engine_folder: Folder that weights are handed over in, which the server reads under the same path; None
+            for a temporary one, which a server on this machine reads.
+        rollout_engine_timeout: Seconds that the server may take for an answer.
+        max_lag: By how many iterations the weights that write may be behind those that learn: with 1, an engine writes
+            the texts of the next iteration while this one's are learned from; with 0, one waits for the other.
         lora_rank: Learn a low-rank adapter (LoRA) of this rank on the reference's own weights, which are then in memory
             once; None to learn in all weights of a copy.
         lora_alpha: The adapter is scaled by ``lora_alpha / lora_rank``.
@@ -84,6 +115,11 @@ class AgentConfig(ActorConfig):
     max_grad_norm: Positive = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     rollout_precision: Literal["auto", "float32", "bfloat16", "int8"] = "float32"
+    rollout_engine: Literal["vllm", "sglang"] | None = None
+    rollout_engine_url: NonEmpty | None = None
+    rollout_engine_folder: NonEmpty | None = None
+    rollout_engine_timeout: Seconds = 600.0
+    max_lag: Annotated[int, Interval(ge=0, le=1)] = 0
     lora_rank: Count | None = None
     lora_alpha: Count = 16
     lora_targets: Annotated[tuple[NonEmpty, ...], MinLen(1)] = ("all-linear",)
@@ -100,6 +136,34 @@ class AgentConfig(ActorConfig):
             raise TextEnvError(f"ptx_coef={self.ptx_coef} without text: name the pre-training text with ptx_files.")
         if self.ptx_files and not self.ptx_coef:
             raise TextEnvError(f"ptx_files={list(self.ptx_files)} with ptx_coef=0, its weight: give one above 0.")
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        """Check the settings of the engine together."""
+        if self.rollout_engine is None:
+            for name in ("rollout_engine_url", "rollout_engine_folder"):
+                if (value := getattr(self, name)) is not None:
+                    raise TextEnvError(f"{name}={value!r} says something of an engine: give rollout_engine too.")
+        elif self.rollout_engine_url is None:
+            raise TextEnvError(
+                f"rollout_engine={self.rollout_engine!r} without an address: give rollout_engine_url, such as "
+                "'http://127.0.0.1:8000'."
+            )
+        elif self.rollout_precision != "float32":
+            raise TextEnvError(
+                f"rollout_precision={self.rollout_precision!r} is of a policy that writes itself, and with "
+                "rollout_engine the server does: set its precision where it is started."
+            )
+        if self.max_lag and self.rollout_engine is None:
+            raise TextEnvError(
+                f"max_lag={self.max_lag} is of texts that a server writes while the policy learns: give rollout_engine "
+                "too."
+            )
+        if self.max_lag and self.lora_rank is not None:
+            raise TextEnvError(
+                f"max_lag={self.max_lag} with lora_rank={self.lora_rank}: the adapter is trained in the reference's "
+                "own network, which cannot read texts at the same time. Leave one of them out."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +176,8 @@ class ValueConfig(AgentConfig):
         value_coef: Weight of the value loss.
         gamma: Discount.
         whiten_advantages: Shift and scale an iteration's advantages to mean 0 and variance 1.
-        importance_cap: The largest weight of a token that a policy of fewer bits has drawn; None for no limit. Of no
-            effect where the rollout precision is float32.
+        importance_cap: The largest weight of a token that a policy of fewer bits or an engine has drawn; None for no
+            limit. Of no effect where the policy itself writes in float32.
     """
 
     value: Literal["head", "model", "none"] = "head"
@@ -142,8 +206,8 @@ class AdvantageConfig(GroupConfig):
     Attributes:
         credit: What is compared: with ``"episode"`` what whole episodes earned, with ``"turn"`` what they earned from
             each turn on, where a world answers.
-        importance_cap: The largest weight of what a policy of fewer bits has drawn: of a token, or with RLOO of a whole
-            completion; None for no limit. Of no effect where the rollout precision is float32.
+        importance_cap: The largest weight of what a policy of fewer bits or an engine has drawn: of a token, or with
+            RLOO of a whole completion; None for no limit. Of no effect where the policy itself writes in float32.
     """
 
     credit: Literal["episode", "turn"] = "episode"

@@ -33,7 +33,7 @@ from textenv.agents.environment import (
     without_shaping,
 )
 from textenv.lazy import lazy
-from textenv.types import IntArray
+from textenv.types import IntArray, TextEnvError
 from textenv.validation import Count, Positive, Probability
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class MACConfig(AgentConfig):
         clip: Width of the trust region of the probability ratio, for the tokens that were written.
         lam: Lambda of the returns that correct the critic: at 1 they are what was earned, and the gradient has no bias;
             at 0 they are the critic's own estimates, and the gradient has little noise.
-        importance_cap: The largest weight of a token that a policy of fewer bits has drawn; None for no limit. Of no
-            effect where the rollout precision is float32.
+        importance_cap: The largest weight of a token that a policy of fewer bits or an engine has drawn; None for no
+            limit. Of no effect where the policy itself writes in float32.
     """
 
     candidates: Count = 256
@@ -71,6 +71,15 @@ class MACConfig(AgentConfig):
     clip: Positive = 0.2
     lam: Probability = 0.7
     importance_cap: Cap | None = 2.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        AgentConfig.__post_init__(self)  # slots: a new class, which super() does not know
+        if self.max_lag:
+            raise TextEnvError(
+                f"max_lag={self.max_lag}: MAC asks the reward while it learns, which then scores the next texts. Take "
+                "another agent, such as PPO, or max_lag=0."
+            )
 
 
 class MAC(Agent[MACConfig]):

@@ -20,7 +20,7 @@ from textenv.agents.agent import Agent, new_policy
 from textenv.agents.config import AgentConfig
 from textenv.agents.ppo import PPOConfig, clipped_update
 from textenv.lazy import lazy
-from textenv.types import IntArray, Observation
+from textenv.types import IntArray, Observation, TextEnvError
 from textenv.validation import Count
 
 if TYPE_CHECKING:
@@ -48,6 +48,15 @@ class NLPOConfig(PPOConfig):
 
     top_p: Annotated[float, Gt(0), Le(1)] = 0.9
     mask_every: Count = 5
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        PPOConfig.__post_init__(self)  # slots: a new class, which super() does not know
+        if self.rollout_engine is not None:
+            raise TextEnvError(
+                f"rollout_engine={self.rollout_engine!r}: NLPO draws within a mask, which no engine knows. Take "
+                "another agent, such as PPO, or leave the engine out."
+            )
 
 
 class NLPO(Agent[NLPOConfig]):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from textenv.agents.config import MAY_CHANGE
 from textenv.data.files import to_json
 
 if TYPE_CHECKING:
@@ -22,8 +23,12 @@ _AUTO = {"embedding_learning_rate": 8.0, "value_learning_rate": 30.0}
 
 
 def resolved_settings(config: AgentConfig) -> dict[str, Any]:
-    """Return settings as JSON values, a learning rate that is ``"auto"`` as the number that it stands for."""
+    """Return settings as JSON values, a learning rate that is ``"auto"`` as the number that it stands for.
+
+    What a run may go on with otherwise is left out (``MAY_CHANGE``).
+    """
     settings = json.loads(to_json(dataclasses.asdict(config)))
+    settings = {name: value for name, value in settings.items() if name not in MAY_CHANGE}
     rates = {name: multiple * config.learning_rate for name, multiple in _AUTO.items()}
     return {name: rates[name] if value == "auto" and name in rates else value for name, value in settings.items()}
 

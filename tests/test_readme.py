@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import build_lm
+from tests.rollouts.stand_in_engine import serving
 from textenv.commands.cli import main
 from textenv.data.reviews import load_reviews
 from textenv.types import TextEnvError
@@ -25,7 +27,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 FENCE = re.compile(r"(?:<!-- test: (?P<hint>.*?) -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)^```$", re.M)
 
 
-HINTS = {"python": {"", "network"}, "sh": {"", "files", "rankings", "compare", "watermark"}, "toml": {""}}
+HINTS = {"python": {"", "network"}, "sh": {"", "files", "rankings", "compare", "watermark", "engine"}, "toml": {""}}
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,10 @@ def test_commands(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])  # that of the page may be taken
     with contextlib.ExitStack() as background:
-        for line in block.code.replace("8900", port).splitlines():
+        code = block.code.replace("8900", port)
+        if block.hint == "engine":
+            code = code.replace("http://127.0.0.1:8000", background.enter_context(serving(build_lm())).url)
+        for line in code.splitlines():
             words = shlex.split(line, comments=True)
             if words[0] == "textenv" and words[-1] == "&":
                 background.enter_context(in_background(words[:-1]))

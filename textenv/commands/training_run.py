@@ -20,6 +20,7 @@ import transformers
 
 import textenv
 from textenv.agents import config_of, find
+from textenv.agents.config import MAY_CHANGE
 from textenv.commands.console import console, tell
 from textenv.commands.flags import ENV_FIELDS, TRAINING, json_object, make_keywords
 from textenv.commands.settings import TrainSettings
@@ -57,10 +58,12 @@ def made_with(envs: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_settings(config: Any) -> dict[str, Any]:
-    """Return the settings of an agent as JSON values, without the seed, which is that of the run."""
+    """Return the settings of an agent as JSON values, without the seed, which is that of the run.
+
+    What a run may go on with otherwise is left out, since a folder is known by the rest.
+    """
     plain: dict[str, Any] = json.loads(to_json(dataclasses.asdict(config)))
-    del plain["seed"]
-    return plain
+    return {name: value for name, value in plain.items() if name not in ("seed", *MAY_CHANGE)}
 
 
 def _plain_or_none(value: Any) -> Any:

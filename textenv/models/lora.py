@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from textenv.models.causal_lm import CausalLM
 from textenv.types import TextEnvError
 
-__all__ = ["Lora", "add_adapter", "load_adapter", "save_adapter"]
+__all__ = ["Lora", "add_adapter", "load_adapter", "merged_weights", "save_adapter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,26 @@ def save_adapter(lm: CausalLM, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Could not find a config file in")  # where the base is an adapter itself
         lm.model.save_pretrained(folder)
+
+
+def merged_weights(lm: CausalLM) -> dict[str, torch.Tensor]:
+    """Return the weights of a model with its adapter added to them, under the names that they have without one.
+
+    Of weights that are tied, the first name is in it. The model stays as it is.
+    """
+    model: Any = lm.model
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    found: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # tied ones once
+            module, is_base, rest = name.rpartition(".base_layer.")
+            if not is_base:
+                if not any(name.startswith(f"{layer}.") for layer in layers):
+                    found[name] = parameter.detach()
+                continue
+            change = layers[module].get_delta_weight(lm.adapter) if rest == "weight" else 0
+            found[f"{module}.{rest}"] = parameter.detach() + change
+    return found
 
 
 def load_adapter(lm: CausalLM, folder: Path) -> None:
