@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a reward is found without an
     from textenv.rewards.normalize import Normalize as Normalize
     from textenv.rewards.pattern import Pattern as Pattern
     from textenv.rewards.rouge import Rouge as Rouge
+    from textenv.rewards.summary_judge import SummaryJudge as SummaryJudge
     from textenv.rewards.vader import Vader as Vader
     from textenv.rewards.weighted_sum import WeightedSum as WeightedSum
 
