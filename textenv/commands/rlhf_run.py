@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,11 @@ class _Writer:
 
 def _as_fine_tuned(config: RlhfSettings) -> dict[str, Any]:
     """Return the keyword for the model with the chat template that fine-tuning gives it; none without fine-tuning."""
-    return {"model": with_template(CausalLM.from_pretrained(config.model), config.sft)} if config.sft else {}
+    if not config.sft:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        found = with_stores_read(SftConfig(model=config.model, files=config.sft, out=Path(folder)))
+        return {"model": with_template(CausalLM.from_pretrained(config.model), found.files)}
 
 
 def _fine_tuned(config: RlhfSettings) -> str:
