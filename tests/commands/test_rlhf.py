@@ -20,6 +20,7 @@ from textenv.commands.rlhf import Rlhf
 from textenv.commands.rlhf_report import report
 from textenv.commands.rlhf_run import rlhf
 from textenv.feedback.annotators import FromReward, annotate
+from textenv.feedback.demonstrations import WrittenAnswer, add_demonstrations
 from textenv.feedback.store import FeedbackStore
 from textenv.rollouts.collect import sample_episodes
 from textenv.rollouts.console import SafeConsole
@@ -220,3 +221,14 @@ def test_the_table_of_rounds_fits_into_a_terminal(
         "policy", "rankings", "its reward", "gold score", "wins", "KL in nats",
     ]  # fmt: skip
     assert sum(line.count("2.345 ± 0.123") for line in table) == 11  # none is broken
+
+
+def test_conversations_that_people_wrote_into_a_store(settings: Callable[..., Rlhf], tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "the film"}]
+    with FeedbackStore(tmp_path / "written.db") as store:
+        add_demonstrations(store, [WrittenAnswer(asked, (f"it was good {n}",), "ann", None) for n in range(8)])
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": asked}, allow_nan=False) + "\n")
+    config = settings(sft=(tmp_path / "written.db",), rounds=1, labels=2, prompts=tmp_path / "prompts.jsonl")
+    assert rlhf(config)
+    assert results(config)[1]["rankings"] == 2
+    assert rlhf(config)  # nothing is missing, so nothing is done
