@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from textenv.models import acting, distributions
 from textenv.models.causal_lm import CausalLM
@@ -23,6 +26,10 @@ from textenv.models.value_function import apply_value_head, load_values, new_val
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
 __all__ = ["Evaluation", "HasReference", "TextPolicy", "observation_arrays"]
+
+
+_MAX_LOGITS = 2**28  # numbers, 1 GiB in float32: what a training forward computes at a time on a GPU
+_MAX_CPU_LOGITS = 2**24  # the same on a CPU
 
 
 class Evaluation(NamedTuple):
@@ -317,25 +324,82 @@ class TextPolicy(nn.Module):
         """
         before = places - 1
         hidden = self.lm.hidden_states(input_ids, lengths, before)
-        logits = self.lm.head(hidden)
-        if masks is not None:
-            logits = logits.masked_fill(~masks, -torch.inf)
-        logits = divide_by_temperature(logits, self.temperature if temperature is None else temperature)
-        chosen = token_log_prob(logits, input_ids.flatten()[places])
-        entropies = distributions.entropy(logits) if entropy else torch.zeros_like(chosen)
-        others = chosen.new_zeros(len(chosen), 0)
-        if candidates is not None:
-            others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
+        chosen, entropies, others = self._scores_of(
+            hidden,
+            input_ids.flatten()[places],
+            masks,
+            candidates,
+            entropy=entropy,
+            temperature=self.temperature if temperature is None else temperature,
+        )
         if self.value_lm is not None:
             hidden = self.value_lm.hidden_states(input_ids, lengths, before)
         values = torch.zeros_like(chosen) if self.value_head is None else apply_value_head(self.value_head, hidden)
         return Evaluation(chosen, entropies, values, others)
+
+    def _scores_of(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        masks: torch.Tensor | None,
+        candidates: torch.Tensor | None,
+        *,
+        entropy: bool,
+        temperature: float,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return log pi of tokens ``(tokens,)``, entropies ``(tokens,)`` and log pi of candidates from hidden states.
+
+        Where the logits are many, they are computed a part at a time, and again on the way back: no more than those of
+        one part are in memory.
+        """
+        score = functools.partial(self._scores_of_part, entropy=entropy, temperature=temperature)
+        most = _MAX_CPU_LOGITS if hidden.is_cpu else _MAX_LOGITS
+        parts = math.ceil(len(tokens) * self.lm.vocab_size / most)
+        if parts <= 1:
+            return score(hidden, tokens, masks, candidates)
+        found: list[tuple[torch.Tensor, ...]] = []
+        for part in torch.arange(len(tokens)).tensor_split(min(parts, len(tokens))):
+            at = slice(int(part[0]), int(part[-1]) + 1)
+            given = [None if each is None else each[at] for each in (hidden, tokens, masks, candidates)]
+            if torch.is_grad_enabled():
+                found.append(checkpoint(score, *given, use_reentrant=False, preserve_rng_state=False))
+            else:
+                found.append(score(*given))
+        return tuple(torch.cat(each) for each in zip(*found, strict=True))
+
+    def _scores_of_part(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        masks: torch.Tensor | None,
+        candidates: torch.Tensor | None,
+        *,
+        entropy: bool,
+        temperature: float,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what ``_scores_of`` does, with all logits at once."""
+        logits = self.lm.head(hidden)
+        if masks is not None:
+            logits = logits.masked_fill(~masks, -torch.inf)
+        logits = divide_by_temperature(logits, temperature)
+        chosen = token_log_prob(logits, tokens)
+        entropies = distributions.entropy(logits) if entropy else torch.zeros_like(chosen)
+        others = chosen.new_zeros(len(chosen), 0)
+        if candidates is not None:
+            others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
+        return chosen, entropies, others
 
     def forget(self) -> None:
         """Empty the prefix caches, so that what follows does not depend, in its last bits, on what was asked before."""
         for lm in (self.lm, self.value_lm):
             if lm is not None:
                 lm.forget()
+
+    def release(self) -> None:
+        """Free what acting has left in memory, packed weights and caches; the next act computes them again."""
+        for lm in (self.lm, self.value_lm):
+            if lm is not None:
+                lm.release()
 
     def rounded(self, precision: Precision) -> contextlib.AbstractContextManager[None]:
         """Act with rounded weights inside: what is drawn, and its log pi, are those of the rounded policy.

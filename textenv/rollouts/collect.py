@@ -143,7 +143,7 @@ def collect(
         envs: A text environment: single, or vectorized with ``AutoresetMode.DISABLED``. The policy is attached to it
             while it writes, and afterwards whatever was before.
         policy: Acts; its caches are emptied first, and so are those of the reference and the mask, so that not even the
-            last bits of the numbers depend on what was written before.
+            last bits of the numbers depend on what was written before. At the end their memory is freed.
         generator: Source of randomness, in the same state in every process; None for the likeliest tokens.
         episodes: How many this process writes, at least one a row; None for one a row. So many are begun and all are
             finished, so that short ones are not preferred. Rows begin anew a few at a time.
@@ -188,12 +188,15 @@ def collect(
         _write(
             envs, policy, generator, buffer, obs, infos, options=options, kl_coef=coef, processes=processes, mask=mask
         )
+        policy.release()  # before the reference packs its weights, which then take the same memory
         if settle is not None:
             buffer.add_scored(settle())
+        base.reference.release()
     rollout = buffer.rollout(coef, base.settings.turn_discount)
-    if base.settings.kl_mode == "lump" or any(episode.token_scores for episode in rollout.finished):
-        if settle is None:
-            _check_pay(rollout)
+    if settle is not None:
+        _spread(rollout)
+    elif base.settings.kl_mode == "lump" or any(episode.token_scores for episode in rollout.finished):
+        _check_pay(rollout)
         _spread(rollout)
     if processes.size > 1:
         rollout = join(processes.gather(rollout))
