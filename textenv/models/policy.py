@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -202,9 +202,7 @@ class TextPolicy(nn.Module):
         batch, ids, lengths = len(lengths), ids[rows], lengths[rows]
         logits, hidden = self._next(ids, lengths, rows, masks)
         probabilities = torch.softmax(logits, dim=-1)
-        if uniform is None and generator is not None:
-            uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
-        tokens = probabilities.argmax(dim=-1) if uniform is None else draw(probabilities, uniform)
+        tokens = _choose(probabilities, generator, uniform)
         # Of probabilities that are NaN, one past the last is drawn.
         chosen = probabilities.gather(1, tokens[:, None].clamp(max=probabilities.shape[1] - 1))[:, 0].log()
         found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
@@ -261,6 +259,19 @@ class TextPolicy(nn.Module):
             rows: Their rows in the batch, shape ``(n,)``.
         """
         return logits
+
+    def draw_again(self, count: int, generator: torch.Generator) -> IntArray:
+        """Draw tokens from the first state that it has acted in last, as ``act`` does, without reading it again.
+
+        Args:
+            count: How many; as many probabilities of the whole vocabulary are in memory.
+            generator: Source of randomness.
+
+        Returns:
+            Token ids, shape ``(count,)``.
+        """
+        probabilities = torch.softmax(self._last_act.logits[:1], dim=-1).expand(count, -1)
+        return cast(IntArray, _choose(probabilities, generator, None).cpu().numpy())
 
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
@@ -478,6 +489,17 @@ class TextPolicy(nn.Module):
 def _trainable_copy(lm: CausalLM) -> CausalLM:
     model: Any = copy.deepcopy(lm.model)
     return CausalLM(model.requires_grad_(True), lm.tokenizer)
+
+
+def _choose(
+    probabilities: torch.Tensor, generator: torch.Generator | None, uniform: torch.Tensor | None
+) -> torch.Tensor:
+    """Return a token of each row ``(rows, vocab_size)``: by numbers, by those of a generator, or the likeliest."""
+    if uniform is None and generator is None:
+        return probabilities.argmax(dim=-1)
+    if uniform is None:
+        uniform = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device)
+    return draw(probabilities, uniform)
 
 
 def _to_host(*results: torch.Tensor) -> list[NDArray[Any]]:

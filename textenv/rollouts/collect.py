@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from textenv.env.kl import AdaptiveKL
 from textenv.env.vector import TextVectorEnv
+from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.distributed import ALONE, Processes
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
+from textenv.rollouts.runtime import return_memory
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError, short
 from textenv.validation import Count, NonNegativeInt, validated
 
@@ -188,10 +190,10 @@ def collect(
         _write(
             envs, policy, generator, buffer, obs, infos, options=options, kl_coef=coef, processes=processes, mask=mask
         )
-        policy.release()  # before the reference packs its weights, which then take the same memory
+        _release(policy)  # before the reference packs its weights, which then take the same memory
         if settle is not None:
             buffer.add_scored(settle())
-        base.reference.release()
+        _release(base.reference)
     rollout = buffer.rollout(coef, base.settings.turn_discount)
     if settle is not None:
         _spread(rollout)
@@ -203,6 +205,13 @@ def collect(
         base.kl_controller.coef = coef  # not what the rows of this process have made of it
         _adapt(base.kl_controller, rollout.finished)
     return rollout
+
+
+def _release(model: TextPolicy | CausalLM) -> None:
+    """Free what a model's forwards have left in memory; of a large one, return it to the system."""
+    model.release()
+    if sum(parameter.nbytes for parameter in model.model.parameters()) >= _LARGE:
+        return_memory()
 
 
 def _write(  # noqa: PLR0917
@@ -258,6 +267,8 @@ def _refuse_truncated_lump(base: TextVectorEnv) -> None:
         )
 
 
+_LARGE = 2**28
+"""Bytes of weights from which asking the system for memory again takes little of the time of an iteration."""
 _AT_ONCE = 4
 """Rows begin anew when a quarter of them is over: reading the prompts of few takes nearly as long as those of many."""
 
