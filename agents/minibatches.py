@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -90,7 +91,7 @@ def split_minibatch(
     longest = rollout.longest[groups.numpy()].max(axis=1)
     if size is None and processes.size == 1:
         written = rollout.mask.sum(axis=1)[groups.numpy()].sum(axis=1)
-        parts = split_by_length(longest, written, room_for_tokens(lm))
+        parts = split_by_length(longest, written, room_for_tokens(lm), most=room_for_texts(lm) // group)
     else:  # several processes make the same number of passes
         order = torch.from_numpy(np.argsort(-longest, kind="stable"))
         parts = torch.split(order, len(order) if size is None else max(1, size // group))
@@ -101,19 +102,33 @@ _ROWS = 8  # fewer are not worth a pass of their own
 _SHORTER = 0.75  # a row shorter than this share of the longest is left to the next pass
 _LOGITS_CPU, _LOGITS_GPU = 2**20, 2**28  # logits of a pass: what a CPU's caches hold, what keeps a GPU busy
 
+_ACTIVATIONS_CPU = 2**28  # bytes of activations that a pass keeps for its way back on a CPU, or, of a large model,
+_OF_WEIGHTS = 0.5  # this share of what its weights take, so that each pass has enough to do with them
+
 
 def room_for_tokens(lm: CausalLM) -> int:
     """Return of how many tokens a model computes logits at a time, so that they suit its device."""
     return (_LOGITS_CPU if lm.device.type == "cpu" else _LOGITS_GPU) // lm.vocab_size
 
 
-def split_by_length(lengths: IntArray, written: IntArray, room: int) -> Sequence[torch.Tensor]:
+def room_for_texts(lm: CausalLM) -> int:
+    """Return of how many tokens a model keeps activations for a backward pass at a time, padding included."""
+    if lm.device.type != "cpu":
+        return sys.maxsize
+    weights = sum(parameter.nbytes for parameter in lm.model.parameters())
+    return max(_ACTIVATIONS_CPU, int(_OF_WEIGHTS * weights)) // lm.activation_bytes
+
+
+def split_by_length(
+    lengths: IntArray, written: IntArray, room: int, *, most: int = sys.maxsize
+) -> Sequence[torch.Tensor]:
     """Split rows into what is computed at a time: of about the same length, with ``room`` for tokens written.
 
     Args:
         lengths: Tokens of each row, shape ``(rows,)``.
         written: Those that the agent wrote, likewise.
         room: Tokens written of a part, at most, unless it is the smallest.
+        most: Tokens of a part with padding, at most, unless it is a single row.
 
     Returns:
         Row numbers of each part, the longest rows first.
@@ -122,7 +137,8 @@ def split_by_length(lengths: IntArray, written: IntArray, room: int) -> Sequence
     sizes, written = lengths[ordered], written[ordered]
     ends = [0]
     for place in range(1, len(sizes)):
+        rows, longest = place - ends[-1], sizes[ends[-1]]
         full = written[ends[-1] : place + 1].sum() > room
-        if place - ends[-1] >= _ROWS and (full or sizes[place] <= _SHORTER * sizes[ends[-1]]):
+        if (rows >= _ROWS and (full or sizes[place] <= _SHORTER * longest)) or (rows + 1) * longest > most:
             ends.append(place)
     return [torch.from_numpy(ordered[begin:end]) for begin, end in itertools.pairwise([*ends, len(sizes)])]

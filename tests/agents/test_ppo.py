@@ -136,6 +136,15 @@ def test_a_pass_has_no_more_tokens_than_there_is_room_for() -> None:
     ] * 5  # but no fewer rows
 
 
+def test_a_pass_keeps_no_more_activations_than_there_is_room_for(tiny_lm: CausalLM) -> None:
+    lengths = np.array([30] * 5 + [20] * 7)
+    parts = minibatches.split_by_length(lengths, lengths, 10**6, most=65)
+    assert [len(part) for part in parts] == [2, 2, 2, 3, 3]  # the sixth text is padded to the length of the fifth
+    assert sorted(torch.cat(list(parts)).tolist()) == list(range(12))
+    assert [len(part) for part in minibatches.split_by_length(lengths, lengths, 10**6, most=9)] == [1] * 12
+    assert minibatches.room_for_texts(tiny_lm) == 2**28 // tiny_lm.activation_bytes
+
+
 def test_lengths_that_differ_change_no_gradient(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for rows in (1, 10**6):

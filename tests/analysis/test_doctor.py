@@ -1,4 +1,4 @@
-"""What the doctor says of rounded rollouts."""
+"""What the doctor says of draws and of rounded rollouts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 from textenv.analysis import doctor
+from textenv.env.registry import make_envs
+from textenv.models import policy as policy_module
 from textenv.models.causal_lm import CausalLM
+from textenv.models.policy import TextPolicy
+from textenv.rollouts.collect import text_env
 
 
 def rounded(lm: CausalLM, **settings: Any) -> dict[str, doctor.Finding]:
@@ -46,3 +51,43 @@ def test_a_model_that_is_not_rounded_is_none(tiny_lm: CausalLM) -> None:
     finding = rounded(lm)["rollouts in int8"]
     assert finding.ok
     assert "not here: precision 'int8' of a LlamaForCausalLM in bfloat16" in finding.detail
+
+
+def drawn(
+    lm: CausalLM, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[doctor.Finding, list[int], list[int]]:
+    """What it finds of draws, the rows of each forward, and how many probabilities were drawn from at a time."""
+    keywords = {"model": lm, "prompts": ["it was", "a film"], "reward": len_of, "max_new_tokens": 4, **settings}
+    envs = make_envs("textenv/Text-v0", 4, **keywords)
+    policy = TextPolicy(text_env(envs).reference)
+    rows, numbers = list[int](), list[int]()
+    next_token, draw = policy.lm.next_token, policy_module.draw
+
+    def read(ids: Any, lengths: Any, **given: Any) -> Any:
+        rows.append(len(ids))
+        return next_token(ids, lengths, **given)
+
+    def counted(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        numbers.append(probabilities.numel())
+        return draw(probabilities, uniform)
+
+    monkeypatch.setattr(policy.lm, "next_token", read)
+    monkeypatch.setattr(policy_module, "draw", counted)
+    return doctor._draws(policy, envs, torch.Generator().manual_seed(0), 0), rows, numbers
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}], ids=["all tokens", "some tokens"])
+def test_draws_take_one_forward_of_one_row(
+    tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(doctor, "_MAX_PROBABILITIES", 100 * tiny_lm.vocab_size + 1)
+    finding, rows, numbers = drawn(tiny_lm, monkeypatch, **settings)
+    assert finding.ok, finding.detail
+    assert rows == [1]
+    assert numbers == [100 * tiny_lm.vocab_size] * 40  # 4,000 draws
+
+
+def test_draws_from_other_probabilities_are_a_finding(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = policy_module.draw
+    monkeypatch.setattr(policy_module, "draw", lambda probabilities, uniform: draw(probabilities.sqrt(), uniform))
+    assert not drawn(tiny_lm, monkeypatch)[0].ok

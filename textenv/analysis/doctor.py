@@ -25,6 +25,7 @@ from textenv.types import Episode, TextEnvError
 __all__ = ["Finding", "examine"]
 
 _DRAWS = 4000
+_MAX_PROBABILITIES = 2**22  # numbers that are drawn from at a time
 _ROUNDED: tuple[Precision, ...] = ("bfloat16", "int8")
 _LARGEST_MISMATCH = 0.1  # nats a token, half of what a trust region of 0.2 leaves to learning
 _TEXTS = "prompt and completion are the text of all tokens"
@@ -174,19 +175,21 @@ def _ends(base: TextVectorEnv) -> Finding:
 
 
 def _draws(policy: TextPolicy, envs: Any, generator: torch.Generator, seed: int) -> Finding:
-    """Tokens must be drawn with the probabilities that are reported of them (chi-squared test)."""
+    """Tokens must be drawn with the probabilities that are reported of them (chi-squared test).
+
+    One forward reads the state, and the policy draws from its logits again and again, few times at once.
+    """
     obs, infos = envs.reset(seed=seed)
     row = np.zeros(1, dtype=np.int64)
     masks = infos["action_mask"].astype(bool) if "action_mask" in infos else None
-    counts = np.zeros(policy.lm.vocab_size)
     policy.forget()
-    for begin in range(0, _DRAWS, envs.num_envs):  # as many rows at once as in an episode, so as much memory
-        size = min(envs.num_envs, _DRAWS - begin)
-        repeated = {name: np.repeat(values[:1], size, axis=0) for name, values in obs.items()}
-        allowed = None if masks is None else np.repeat(masks[:1], size, axis=0)
-        np.add.at(counts, policy.act(repeated, generator=generator, masks=allowed)[0], 1)
     policy.act(obs, generator=None, rows=row, masks=masks)
-    expected = np.exp(policy.action_log_probs()[0].astype(np.float64)) * _DRAWS
+    log_probs = policy.action_log_probs()[0].astype(np.float64)
+    counts = np.zeros(policy.lm.vocab_size)
+    at_once = max(1, _MAX_PROBABILITIES // policy.lm.vocab_size)
+    for begin in range(0, _DRAWS, at_once):
+        np.add.at(counts, policy.draw_again(min(at_once, _DRAWS - begin), generator), 1)
+    expected = np.exp(log_probs) * _DRAWS
     common = expected >= 5
     observed = [*counts[common], counts[~common].sum()]
     wanted = np.array([*expected[common], expected[~common].sum()])

@@ -140,14 +140,14 @@ class TextProcess:
         at = episodes.sizes[rows]
         log_probs, distributions = self.behavior.log_probs(episodes, rows, tokens)
         episodes.log_probs[rows, at] = log_probs
-        if settings.reads_each_step:
+        if settings.reads_each_step and self._unscored is None:
             ref_log_probs = self.next_tokens.log_prob_of(episodes, rows, chosen)
             episodes.ref_log_probs[rows, at] = ref_log_probs
             episodes.kl[rows, at] = self._kl(rows, log_probs, ref_log_probs, distributions)
         episodes.append(rows, chosen)
         self._turn_sizes[rows] += 1
         rewards = np.zeros(self._num_envs)
-        if settings.kl_mode == "dense":
+        if settings.kl_mode == "dense" and self._unscored is None:
             rewards[rows] = -episodes.kl_coefs[rows] * episodes.kl[rows, at]
         over = self._end(rows, chosen, rewards)
         if self._shaping is not None:

@@ -181,7 +181,12 @@ class TextEnvSettings:
     @property
     def reads_each_step(self) -> bool:
         """Whether the reference reads every token as it is written, and not a whole episode at its end."""
-        return self.kl_mode == "dense" or self.kl_estimator == "full" or self.masks_actions
+        return self.kl_mode == "dense" or self.needs_distributions
+
+    @property
+    def needs_distributions(self) -> bool:
+        """Whether a step needs the reference's whole distribution, and not the probability of a token alone."""
+        return self.kl_estimator == "full" or self.masks_actions
 
 
 def as_one_reward(reward: Any, weights: Sequence[float] | None) -> Any:

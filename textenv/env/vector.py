@@ -490,7 +490,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def can_pay_later(self) -> bool:
         """Whether ``paying_later`` can be entered: whether no step needs to know what an episode was paid."""
         waits = self.autoreset_mode is AutoresetMode.DISABLED and self.render_mode is None
-        return waits and not self.settings.reads_each_step
+        return waits and not self.settings.needs_distributions
 
     @contextlib.contextmanager
     def paying_later(self) -> Iterator[Callable[[], list[Episode]]]:
@@ -499,15 +499,15 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Inside, the rewards of ``step`` are 0, its infos do not describe the end of an episode, and ``last_episodes``
         are None. The context gives a function, ``settle()``: it scores the episodes that have ended since it was last
         called and returns them in the order in which they ended, those of one step in the order of their rows. The
-        reference and the reward are given as many at a time as there are rows.
+        reference and the reward are given as many at a time as there are rows, also with ``kl_mode="dense"``.
 
         Raises:
             TextEnvError: ``can_pay_later`` is False.
         """
         if not self.can_pay_later:
             raise TextEnvError(
-                "Episodes are paid later only with kl_mode='lump', autoreset_mode=AutoresetMode.DISABLED, no "
-                "render_mode, no kl_estimator='full' and neither top_k nor top_p."
+                "Episodes are paid later only with autoreset_mode=AutoresetMode.DISABLED, no render_mode, no "
+                "kl_estimator='full' and neither top_k nor top_p."
             )
         with self._process.scoring_later() as settle:
             yield settle

@@ -39,6 +39,8 @@ __all__ = ["CausalLM"]
 _MAX_LOGITS = 2**26  # numbers, 256 MiB in float32: what scoring whole texts takes at a time on a GPU
 _MAX_CPU_LOGITS = 2**19  # the same on a CPU, which is faster where they fit into its cache
 _MIN_CPU_ROWS = 64  # rows of logits that a CPU computes at a time, whatever the vocabulary
+_MAX_TOKENS = 2**16  # tokens, padding included, that scoring reads at a time on a GPU
+_MAX_CPU_TOKENS = 2**11  # the same on a CPU
 
 
 class CausalLM:
@@ -139,6 +141,23 @@ class CausalLM:
         """Begin with an empty cache."""
         self.__dict__ |= state
         self._watch, self._cache = WeightWatch(self.model, adapted=self.adapter is not None), PrefixCache(self.model)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory that a training forward keeps of one token for the backward pass, about; logits are not in it.
+
+        Of a layer, ``4 * hidden_size + 5 * heads * head_size + 4 * intermediate_size`` numbers: the inputs of its norms
+        and products, queries, keys, values, what they attend to, and both sides of a gate; with
+        ``gradient_checkpointing`` its input alone.
+        """
+        config: Any = self.model.config.get_text_config()
+        width = int(getattr(config, "hidden_size", self.hidden_size))
+        heads = int(getattr(config, "num_attention_heads", 1))
+        attended = heads * int(getattr(config, "head_dim", None) or width // heads)
+        inner = int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width)
+        layers = int(getattr(config, "num_hidden_layers", 1))
+        layer = 4 * width + 5 * attended + 4 * inner
+        return 4 * (layers * width + layer if self.gradient_checkpointing else layers * layer)
 
     @property
     def device(self) -> torch.device:
@@ -327,6 +346,15 @@ class CausalLM:
         if rows is None and self._network is not None:
             self._network.unpack()
 
+    def release(self) -> None:
+        """Free what forwards have left in memory: packed weights, and keys and values where no CUDA graph reads them.
+
+        The next forward computes them again, as after ``forget``.
+        """
+        self._cache.release()
+        if self._network is not None:
+            self._network.unpack()
+
     @contextlib.contextmanager
     def rounded(self, precision: Precision) -> Iterator[None]:
         """Compute in another precision inside, where there are no gradients.
@@ -416,7 +444,7 @@ class CausalLM:
         *,
         asked: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
-        """Return the log-probability of every token given those before it, in one forward.
+        """Return the log-probability of every token given those before it, in one forward or, of many rows, a few.
 
         Padding costs no logits, and logits take no more than 256 MiB at a time.
 
@@ -443,7 +471,7 @@ class CausalLM:
             )
             min_rows, max_logits = (_MIN_CPU_ROWS, _MAX_CPU_LOGITS) if device.type == "cpu" else (1, _MAX_LOGITS)
             size = max(min_rows, max_logits // self.vocab_size)
-            states = self.hidden_states(all_ids, sizes, keep)
+            states = self._read_rows(all_ids, sizes, keep)
             parts = [
                 functional.cross_entropy(
                     divide_by_temperature(self._logits_of(part), temperature), part_targets, reduction="none"
@@ -452,6 +480,19 @@ class CausalLM:
             ]
             result.reshape(-1)[kept] = -torch.cat(parts).cpu().numpy()
         return result[:, :-1]
+
+    def _read_rows(self, input_ids: torch.Tensor, lengths: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """Return ``hidden_states``, as many rows at a time as fit into memory; ``keep`` is in order."""
+        width, most = input_ids.shape[1], _MAX_CPU_TOKENS if input_ids.is_cpu else _MAX_TOKENS
+        rows = max(1, most // width)
+        if rows >= len(input_ids):
+            return self.hidden_states(input_ids, lengths, keep)
+        found: list[torch.Tensor] = []
+        for begin in range(0, len(input_ids), rows):
+            inside = (keep >= begin * width) & (keep < (begin + rows) * width)
+            part = slice(begin, begin + rows)
+            found.append(self.hidden_states(input_ids[part], lengths[part], keep[inside] - begin * width))
+        return torch.cat(found)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits that hidden states lead to, in float32, shape ``(..., vocab_size)``."""

@@ -69,23 +69,26 @@ class Linear:
 
     def packed(self, precision: Precision) -> Product | None:
         """Return what ``pack`` makes, or None where it makes nothing."""
-        pairs = [_weight_and_bias(layer) for layer in self._layers]
-        found = [pair for pair in pairs if pair is not None]
-        if len(found) < len(pairs):
+        bases = [_base_of(layer) for layer in self._layers]
+        if any(
+            base is None or base.weight.device.type != "cpu" or base.weight.dtype != torch.float32 for base in bases
+        ):
             return None
-        weights = [weight for weight, _ in found]
-        if weights[0].device.type != "cpu" or weights[0].dtype != torch.float32:
-            return None
-        weight, bias = found[0]
-        if len(found) > 1:
-            weight = torch.cat(weights)
-            if any(bias is not None for _, bias in found):
-                bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in found])
         if precision != "float32":
-            product, activation = rounded_product(weight, bias, precision), self._activation
+            product, activation = rounded_product(*self._weight_and_bias(), precision), self._activation
             return lambda x, residual: _finish(product(x), activation, residual)
         trainable = any(p.requires_grad for p in self.parameters())
-        return _PackedLinear(weight, bias, self._activation, reused=not trainable)
+        return _PackedLinear(self._weight_and_bias, self.shape, self._activation, reused=not trainable)
+
+    def _weight_and_bias(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the weights ``(out, in)`` and biases of all layers one below the other; of plain layers."""
+        pairs = [_weight_and_bias(layer) for layer in self._layers]
+        if len(pairs) == 1:
+            return pairs[0]
+        bias = None
+        if any(b is not None for _, b in pairs):
+            bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
+        return torch.cat([weight for weight, _ in pairs]), bias
 
     def parameters(self) -> list[nn.Parameter]:
         """Return those of all layers."""
@@ -94,8 +97,9 @@ class Linear:
     @property
     def shape(self) -> tuple[int, int]:
         """Number of outputs of all layers, and of inputs; of plain layers."""
-        weights = [pair[0] for pair in map(_weight_and_bias, self._layers) if pair is not None]
-        return sum(len(weight) for weight in weights), weights[0].shape[1]
+        bases = [cast(Any, _base_of(layer)) for layer in self._layers]
+        shapes = [base.weight.shape[::-1] if isinstance(base, Conv1D) else base.weight.shape for base in bases]
+        return sum(int(shape[0]) for shape in shapes), int(shapes[0][1])
 
     def unpack(self) -> None:
         """Read the layers' own weights again."""
@@ -103,43 +107,54 @@ class Linear:
 
 
 class _PackedLinear:
-    """A linear layer without gradients, in copies of its weight that are made when they are first read."""
+    """A linear layer without gradients, in copies of its weight that are made when they are first read.
+
+    What the copies are made from is read for it and not kept: with several layers, or an adapter, it is a copy itself.
+    """
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Operation | None, *, reused: bool
+        self,
+        read: Callable[[], tuple[torch.Tensor, torch.Tensor | None]],
+        shape: tuple[int, int],
+        activation: Operation | None,
+        *,
+        reused: bool,
     ) -> None:
         """Take the layer.
 
         Args:
-            weight: Shape ``(out, in)``.
-            bias: Shape ``(out,)``, or None.
+            read: Returns the weight ``(out, in)`` and the bias ``(out,)``, or None.
+            shape: That of the weight.
             activation: Applied to the outputs.
             reused: Whether the weights stay as they are, so that packing may take long; else they are trained, and
                 the copy lasts for one rollout.
         """
-        self._weight, self._bias, self._activation = weight, bias, activation
+        self._read, self._activation = read, activation
         self._reused = reused
+        self._bias: torch.Tensor | None = None
         self._transposed: torch.Tensor | None = None  # (in, out), for few rows
         self._packed: torch.Tensor | None = None  # in oneDNN's layout, for many
         self._max_torch_rows = sys.maxsize  # up to how many rows torch's product is the faster one
         if onednn.available():  # it computes a product and its activation in one operation, so it pays off sooner then
             limit = _SMALL_PRODUCT if activation is None else _SMALL_PRODUCT // 2
-            self._max_torch_rows = limit // weight.numel()
+            self._max_torch_rows = limit // (shape[0] * shape[1])
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         return (self._by_torch if x.shape[0] <= self._max_torch_rows else self._by_onednn)(x, residual)
 
     def _by_torch(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         if self._transposed is None:
-            self._transposed = self._weight.T.contiguous()
+            weight, self._bias = self._read()
+            self._transposed = weight.T.contiguous()
         y = torch.mm(x, self._transposed) if self._bias is None else torch.addmm(self._bias, x, self._transposed)
         return _finish(y, self._activation, residual)
 
     def _by_onednn(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         if self._packed is None:
+            weight, self._bias = self._read()
             # Packing the weight of a Conv1D, which lies in memory as (in, out), takes longer than it saves in a rollout
-            as_it_is = not self._reused and self._weight.T.is_contiguous()
-            self._packed = self._weight if as_it_is else onednn.pack(self._weight)
+            as_it_is = not self._reused and weight.T.is_contiguous()
+            self._packed = weight if as_it_is else onednn.pack(weight)
         if self._activation is None and residual is not None:
             return onednn.linear_add(x, residual, self._packed, self._bias)
         if self._activation in onednn.ACTIVATIONS:
@@ -168,15 +183,20 @@ def _apply_layer(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return onednn.linear_with_gradients(x, layer.weight, cast(Any, layer.bias), type(layer) is Conv1D)
 
 
-def _weight_and_bias(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """Return the weight ``(out, in)`` and bias of a layer with its adapters; None if it does anything else."""
+def _base_of(layer: Any) -> Any:
+    """Return a linear layer without its adapters; None if it does anything else than multiply by its weight."""
     base = getattr(layer, "base_layer", layer)
     if type(base) not in (nn.Linear, Conv1D):
         return None
+    by_peft = type(layer).__module__.startswith("peft.tuners.lora")
+    return None if base is not layer and (not by_peft or layer.merged or layer.lora_variant) else base
+
+
+def _weight_and_bias(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the weight ``(out, in)`` and bias of a plain layer with its adapters."""
+    base = _base_of(layer)
     weight, bias = base.weight.detach(), base.bias
     if base is not layer:
-        if not type(layer).__module__.startswith("peft.tuners.lora") or layer.merged or layer.lora_variant:
-            return None
         for name in layer.active_adapters if not layer.disable_adapters else ():
             weight = weight + layer.get_delta_weight(name).detach()
     return weight.T if isinstance(base, Conv1D) else weight, None if bias is None else bias.detach()

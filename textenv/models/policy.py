@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from textenv.models import acting, distributions
 from textenv.models.causal_lm import CausalLM
@@ -23,6 +26,10 @@ from textenv.models.value_function import apply_value_head, load_values, new_val
 from textenv.types import FloatArray, IntArray, Observation, TextEnvError
 
 __all__ = ["Evaluation", "HasReference", "TextPolicy", "observation_arrays"]
+
+
+_MAX_LOGITS = 2**28  # numbers, 1 GiB in float32: what a training forward computes at a time on a GPU
+_MAX_CPU_LOGITS = 2**24  # the same on a CPU
 
 
 class Evaluation(NamedTuple):
@@ -195,9 +202,7 @@ class TextPolicy(nn.Module):
         batch, ids, lengths = len(lengths), ids[rows], lengths[rows]
         logits, hidden = self._next(ids, lengths, rows, masks)
         probabilities = torch.softmax(logits, dim=-1)
-        if uniform is None and generator is not None:
-            uniform = torch.rand(len(rows), 1, generator=generator, device=logits.device)
-        tokens = probabilities.argmax(dim=-1) if uniform is None else draw(probabilities, uniform)
+        tokens = _choose(probabilities, generator, uniform)
         # Of probabilities that are NaN, one past the last is drawn.
         chosen = probabilities.gather(1, tokens[:, None].clamp(max=probabilities.shape[1] - 1))[:, 0].log()
         found = _to_host(tokens, chosen, self._value(ids, lengths, rows, hidden))
@@ -254,6 +259,19 @@ class TextPolicy(nn.Module):
             rows: Their rows in the batch, shape ``(n,)``.
         """
         return logits
+
+    def draw_again(self, count: int, generator: torch.Generator) -> IntArray:
+        """Draw tokens from the first state that it has acted in last, as ``act`` does, without reading it again.
+
+        Args:
+            count: How many; as many probabilities of the whole vocabulary are in memory.
+            generator: Source of randomness.
+
+        Returns:
+            Token ids, shape ``(count,)``.
+        """
+        probabilities = torch.softmax(self._last_act.logits[:1], dim=-1).expand(count, -1)
+        return cast(IntArray, _choose(probabilities, generator, None).cpu().numpy())
 
     def action_log_prob(self, actions: IntArray) -> FloatArray:
         """Return log pi of ``actions`` at the states it has just acted in, shape ``(batch,)``."""
@@ -317,25 +335,82 @@ class TextPolicy(nn.Module):
         """
         before = places - 1
         hidden = self.lm.hidden_states(input_ids, lengths, before)
-        logits = self.lm.head(hidden)
-        if masks is not None:
-            logits = logits.masked_fill(~masks, -torch.inf)
-        logits = divide_by_temperature(logits, self.temperature if temperature is None else temperature)
-        chosen = token_log_prob(logits, input_ids.flatten()[places])
-        entropies = distributions.entropy(logits) if entropy else torch.zeros_like(chosen)
-        others = chosen.new_zeros(len(chosen), 0)
-        if candidates is not None:
-            others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
+        chosen, entropies, others = self._scores_of(
+            hidden,
+            input_ids.flatten()[places],
+            masks,
+            candidates,
+            entropy=entropy,
+            temperature=self.temperature if temperature is None else temperature,
+        )
         if self.value_lm is not None:
             hidden = self.value_lm.hidden_states(input_ids, lengths, before)
         values = torch.zeros_like(chosen) if self.value_head is None else apply_value_head(self.value_head, hidden)
         return Evaluation(chosen, entropies, values, others)
+
+    def _scores_of(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        masks: torch.Tensor | None,
+        candidates: torch.Tensor | None,
+        *,
+        entropy: bool,
+        temperature: float,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return log pi of tokens ``(tokens,)``, entropies ``(tokens,)`` and log pi of candidates from hidden states.
+
+        Where the logits are many, they are computed a part at a time, and again on the way back: no more than those of
+        one part are in memory.
+        """
+        score = functools.partial(self._scores_of_part, entropy=entropy, temperature=temperature)
+        most = _MAX_CPU_LOGITS if hidden.is_cpu else _MAX_LOGITS
+        parts = math.ceil(len(tokens) * self.lm.vocab_size / most)
+        if parts <= 1:
+            return score(hidden, tokens, masks, candidates)
+        found: list[tuple[torch.Tensor, ...]] = []
+        for part in torch.arange(len(tokens)).tensor_split(min(parts, len(tokens))):
+            at = slice(int(part[0]), int(part[-1]) + 1)
+            given = [None if each is None else each[at] for each in (hidden, tokens, masks, candidates)]
+            if torch.is_grad_enabled():
+                found.append(checkpoint(score, *given, use_reentrant=False, preserve_rng_state=False))
+            else:
+                found.append(score(*given))
+        return tuple(torch.cat(each) for each in zip(*found, strict=True))
+
+    def _scores_of_part(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        masks: torch.Tensor | None,
+        candidates: torch.Tensor | None,
+        *,
+        entropy: bool,
+        temperature: float,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what ``_scores_of`` does, with all logits at once."""
+        logits = self.lm.head(hidden)
+        if masks is not None:
+            logits = logits.masked_fill(~masks, -torch.inf)
+        logits = divide_by_temperature(logits, temperature)
+        chosen = token_log_prob(logits, tokens)
+        entropies = distributions.entropy(logits) if entropy else torch.zeros_like(chosen)
+        others = chosen.new_zeros(len(chosen), 0)
+        if candidates is not None:
+            others = torch.log_softmax(logits, dim=-1).gather(1, candidates)
+        return chosen, entropies, others
 
     def forget(self) -> None:
         """Empty the prefix caches, so that what follows does not depend, in its last bits, on what was asked before."""
         for lm in (self.lm, self.value_lm):
             if lm is not None:
                 lm.forget()
+
+    def release(self) -> None:
+        """Free what acting has left in memory, packed weights and caches; the next act computes them again."""
+        for lm in (self.lm, self.value_lm):
+            if lm is not None:
+                lm.release()
 
     def rounded(self, precision: Precision) -> contextlib.AbstractContextManager[None]:
         """Act with rounded weights inside: what is drawn, and its log pi, are those of the rounded policy.
@@ -414,6 +489,17 @@ class TextPolicy(nn.Module):
 def _trainable_copy(lm: CausalLM) -> CausalLM:
     model: Any = copy.deepcopy(lm.model)
     return CausalLM(model.requires_grad_(True), lm.tokenizer)
+
+
+def _choose(
+    probabilities: torch.Tensor, generator: torch.Generator | None, uniform: torch.Tensor | None
+) -> torch.Tensor:
+    """Return a token of each row ``(rows, vocab_size)``: by numbers, by those of a generator, or the likeliest."""
+    if uniform is None and generator is None:
+        return probabilities.argmax(dim=-1)
+    if uniform is None:
+        uniform = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device)
+    return draw(probabilities, uniform)
 
 
 def _to_host(*results: torch.Tensor) -> list[NDArray[Any]]:

@@ -76,6 +76,14 @@ class PrefixCache:
         else:
             self._lengths[rows[rows < len(self._lengths)]] = 0
 
+    def release(self) -> None:
+        """Forget all of it and free the buffers, unless recorded decoding steps read them."""
+        self.forget(None)
+        if not self.graphed:
+            self._keys_values, self._ids = self._new_keys_values(), self._ids[:0, :0]
+            self._lengths = self._lengths[:0]
+            self._slots, self._owners = self._slots[:0], self._owners[:0]
+
     def drop_graphs(self) -> None:
         """Drop the recorded decoding steps, because weights are at other addresses; they are recorded again."""
         self._graphs = None

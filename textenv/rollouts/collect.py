@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from textenv.env.kl import AdaptiveKL
 from textenv.env.vector import TextVectorEnv
+from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.distributed import ALONE, Processes
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
+from textenv.rollouts.runtime import return_memory
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError, short
 from textenv.validation import Count, NonNegativeInt, validated
 
@@ -143,7 +145,7 @@ def collect(
         envs: A text environment: single, or vectorized with ``AutoresetMode.DISABLED``. The policy is attached to it
             while it writes, and afterwards whatever was before.
         policy: Acts; its caches are emptied first, and so are those of the reference and the mask, so that not even the
-            last bits of the numbers depend on what was written before.
+            last bits of the numbers depend on what was written before. At the end their memory is freed.
         generator: Source of randomness, in the same state in every process; None for the likeliest tokens.
         episodes: How many this process writes, at least one a row; None for one a row. So many are begun and all are
             finished, so that short ones are not preferred. Rows begin anew a few at a time.
@@ -188,18 +190,28 @@ def collect(
         _write(
             envs, policy, generator, buffer, obs, infos, options=options, kl_coef=coef, processes=processes, mask=mask
         )
+        _release(policy)  # before the reference packs its weights, which then take the same memory
         if settle is not None:
             buffer.add_scored(settle())
+        _release(base.reference)
     rollout = buffer.rollout(coef, base.settings.turn_discount)
-    if base.settings.kl_mode == "lump" or any(episode.token_scores for episode in rollout.finished):
-        if settle is None:
-            _check_pay(rollout)
+    if settle is not None:
+        _spread(rollout)
+    elif base.settings.kl_mode == "lump" or any(episode.token_scores for episode in rollout.finished):
+        _check_pay(rollout)
         _spread(rollout)
     if processes.size > 1:
         rollout = join(processes.gather(rollout))
         base.kl_controller.coef = coef  # not what the rows of this process have made of it
         _adapt(base.kl_controller, rollout.finished)
     return rollout
+
+
+def _release(model: TextPolicy | CausalLM) -> None:
+    """Free what a model's forwards have left in memory; of a large one, return it to the system."""
+    model.release()
+    if sum(parameter.nbytes for parameter in model.model.parameters()) >= _LARGE:
+        return_memory()
 
 
 def _write(  # noqa: PLR0917
@@ -255,6 +267,8 @@ def _refuse_truncated_lump(base: TextVectorEnv) -> None:
         )
 
 
+_LARGE = 2**28
+"""Bytes of weights from which asking the system for memory again takes little of the time of an iteration."""
 _AT_ONCE = 4
 """Rows begin anew when a quarter of them is over: reading the prompts of few takes nearly as long as those of many."""
 

@@ -13,7 +13,14 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["Stopped", "keep_memory", "limit_spinning", "stopped_by_signals", "throttle_spinning"]
+__all__ = [
+    "Stopped",
+    "keep_memory",
+    "limit_spinning",
+    "return_memory",
+    "stopped_by_signals",
+    "throttle_spinning",
+]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -77,6 +84,15 @@ def keep_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_memory() -> None:
+    """Return memory that was freed to the system now, also after ``keep_memory``; of no effect without the GNU library.
+
+    Between two phases that need large blocks of different sizes, which would not fit into each other's gaps.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Stopped(KeyboardInterrupt):
