@@ -177,19 +177,19 @@ class EngineWriter:
 
     def _evaluate(self, rollout: Rollout, own: IntArray, temperature: float) -> tuple[FloatArray, FloatArray]:
         """Return log pi and values of all tokens, ``(batch, time)`` each; this process computes those of its share."""
-        policy, found = self._learner, np.zeros((2, *rollout.mask[own].shape), dtype=np.float32)
-        written = rollout.mask[own].sum(axis=1)
-        for part in split_by_length(rollout.longest[own], written, room_for_tokens(policy.lm)):
-            rows = own[part.numpy()]
-            tensors = rollout.tensors(rows, policy.lm.device, policy.lm.vocab_size)
+        policy, written = self._learner, rollout.mask[own]
+        log_probs, values = np.zeros((2, *written.shape), dtype=np.float32)
+        for part in split_by_length(rollout.longest[own], written.sum(axis=1), room_for_tokens(policy.lm)):
+            picks = part.numpy()
+            tensors = rollout.tensors(own[picks], policy.lm.device, policy.lm.vocab_size)
             with torch.no_grad():
                 now = policy.evaluate(*tensors, entropy=False, temperature=temperature)
-            for column, packed in zip(found, (now.log_probs, now.values), strict=True):
-                lines = np.zeros(rollout.mask[rows].shape, dtype=np.float32)
-                lines[rollout.mask[rows]] = packed.float().cpu().numpy()
-                column[part.numpy()] = lines
-        whole = np.concatenate(self._processes.gather(found), axis=1)
-        return whole[0], whole[1]
+            for column, packed in ((log_probs, now.log_probs), (values, now.values)):
+                lines = np.zeros((len(picks), written.shape[1]), dtype=np.float32)
+                lines[written[picks]] = packed.float().cpu().numpy()
+                column[picks] = lines
+        parts = self._processes.gather((log_probs, values))
+        return np.concatenate([mine for mine, _ in parts]), np.concatenate([theirs for _, theirs in parts])
 
     def _push(self, policy: TextPolicy) -> None:
         """Write the weights into a folder of their own, have the engine read it, and remove the one before."""

@@ -287,7 +287,7 @@ def test_what_it_cannot_draw_is_refused(env: dict[str, Any], said: str, server: 
 
 def test_a_policy_that_steers_its_model_is_refused(server: Server, tiny_lm: CausalLM) -> None:
     class Steered(TextPolicy):
-        def steer(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
+        def steer(self, logits: torch.Tensor, ids: Any, lengths: Any, rows: Any) -> torch.Tensor:
             return logits
 
     envs = gym.make_vec("textenv/Text-v0", num_envs=2, autoreset_mode=AutoresetMode.DISABLED, model=tiny_lm)
