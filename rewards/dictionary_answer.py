@@ -24,6 +24,7 @@ _COMMON = frozenset(
 )
 _OPENING = re.compile(r"^(?:(?:it|that|this)(?: is|'s) )?(?:(?:a|an|the|some) )?(?:(?:kind|sort|type) of )?(?:an? )?")
 _NEARER = 0.5  # a kind is worth this much of the one below it
+_GENUS = 0.5  # what a definition is worth of which the kind alone is right
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,14 @@ class DictionaryAnswer:
     """Correctness of an answer to a question about a noun, from 0 to 1; a program, and no person.
 
     It judges by the prompts' columns, as ``textenv.data.dictionary`` writes them: ``word``, the noun; ``meaning``, its
-    definition; ``kinds``, lists of synonyms that name what it is a kind of, the nearest first; and ``question``:
+    definition; ``kinds``, lists of names of what it is a kind of, the nearest first; and ``question``:
 
+    - ``"kind"``: 1 for a name of the first list, half of it for each list further on; a name of several words whose
+      last is right ("large bird" for "bird") counts by the F1 of its words, and anything else 0.
     - ``"meaning"``: F1 of the words that the answer and the definition have, common words such as "the" and the noun
-      itself left out.
-    - ``"kind"``: 1 for a name of the nearest kind, half of it for each step to a more general one; a name of several
-      words whose last is right ("large bird" for "bird") counts by the F1 of its words, and anything else 0.
-    - ``"sentence"``: 0 without the noun. With it 1/2, and 1/6 each for 4 to 20 words, for a capital at the beginning
-      and a mark at the end, and for words of which three quarters at least are different.
+      itself left out; but at least 1/2 of what the best kind that the answer names is worth above.
+    - ``"sentence"``: 1/2 for the noun, and 1/6 each for 4 to 20 words, for a capital at the beginning and a mark at the
+      end, and for words of which three quarters at least are different.
 
     What it does not see: a definition in other words, a kind that the dictionary does not name, and whether a sentence
     makes sense. A policy that is trained against it will find out.
@@ -75,14 +76,17 @@ def _score(text: str, given: Mapping[str, Any], row: int) -> float:
             f"Row {row} has question={short(question)}, word={short(word)}, meaning={short(meaning)}; expected one of "
             f"{', '.join(_QUESTIONS)} and two texts."
         )
-    if question == "meaning":
-        return _f1(_content(text, word), _content(meaning, word))
     if question == "sentence":
         return _sentence(text, word)
     if not (isinstance(kinds, Sequence) and kinds and all(map(_are_texts, kinds))):
         raise TextEnvError(f"Row {row} has kinds={short(kinds)}; expected lists of names, the nearest kind first.")
-    said = _words(_OPENING.sub("", " ".join(_words(text))))
-    return max(_NEARER**step * _named(said, _words(name)) for step, names in enumerate(kinds) for name in names)
+    steps = [(_NEARER**step, _words(name)) for step, names in enumerate(kinds) for name in names]
+    if question == "kind":
+        said = _words(_OPENING.sub("", " ".join(_words(text))))
+        return max(worth * _named(said, name) for worth, name in steps)
+    said = _words(text)
+    genus = max(worth * _within(name, said) for worth, name in steps)
+    return max(_f1(_content(text, word), _content(meaning, word)), _GENUS * genus)
 
 
 def _are_texts(names: Any) -> bool:
@@ -107,13 +111,20 @@ def _named(said: Sequence[str], name: Sequence[str]) -> float:
     return _f1(set(said), set(name)) if said and said[-1:] == name[-1:] else 0.0
 
 
+def _within(name: Sequence[str], said: Sequence[str]) -> bool:
+    """Return whether the words of a name stand in what was said, one behind the other."""
+    size = len(name)
+    return any(list(said[start : start + size]) == list(name) for start in range(len(said) - size + 1))
+
+
 def _sentence(text: str, word: str) -> float:
     words, stripped = _words(text), text.strip()
-    if not {word.lower() + ending for ending in ("", "s", "es", "'s", "s'")} & set(words):
+    if not words:
         return 0.0
+    used = not {word.lower() + ending for ending in ("", "s", "es", "'s", "s'")}.isdisjoint(words)
     signs = (
         4 <= len(words) <= 20,
         stripped[0].isupper() and stripped.endswith((".", "!", "?")),
         4 * len(set(words)) >= 3 * len(words),
     )
-    return 0.5 + sum(signs) / 6
+    return used / 2 + sum(signs) / 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import pytest
 
@@ -25,7 +24,7 @@ ENTRY = Entry(
     "heron",
     "tall bird with long legs",
     (("wading bird", "bird"), ("animal", "beast")),
-    "bird",
+    "wading bird",
     "a heron stood in the pond",
 )
 
@@ -43,8 +42,23 @@ def changed(**fields: object) -> Synset:
     return Synset(**{**values, **fields})  # type: ignore[arg-type]
 
 
+def entries(*synsets: Synset) -> list[Entry]:
+    return dictionary_entries(net(*synsets), least=0, most=1)
+
+
 def test_an_entry() -> None:
-    assert dictionary_entries(net(ANIMAL, BIRD, HERON)) == [ENTRY]
+    assert entries(ANIMAL, BIRD, HERON) == [ENTRY]
+
+
+def test_the_kind_is_a_common_one() -> None:
+    others = [changed(key=f"n{number}", words=(word,)) for number, word in enumerate(("stork", "crane", "ibis"), 4)]
+    cow = changed(key="n7", words=("cow",), links=(("@", "n1"),))
+    found = dictionary_entries(net(ANIMAL, BIRD, HERON, *others, cow), least=0.85, most=1)
+    assert {entry.kind for entry in found} == {"animal"}  # of which all five are, and of birds four
+    assert found[0].kinds == (("wading bird", "bird", "animal", "beast"),)
+    assert [entry.kind for entry in dictionary_entries(net(ANIMAL, BIRD, HERON, *others, cow), most=0.9)] == [
+        "wading bird"
+    ] * 4
 
 
 @pytest.mark.parametrize(
@@ -54,21 +68,20 @@ def test_an_entry() -> None:
         changed(words=("gray heron",)),
         changed(gloss="a bird"),
         changed(gloss="a bird that is called heron"),
-        changed(gloss="an animal with long legs"),
         changed(gloss="a bird (2 m) with 2 legs"),
         changed(gloss="a bird " + "very " * 12 + "tall"),
         changed(links=(("@i", "n2"),)),
         changed(key="v3"),
     ],
-    ids=["name", "words", "short", "circular", "unnamed", "digits", "long", "instance", "verb"],
+    ids=["name", "words", "short", "circular", "digits", "long", "instance", "verb"],
 )
 def test_what_is_no_entry(synset: Synset) -> None:
-    assert dictionary_entries(net(ANIMAL, BIRD, synset)) == []
+    assert entries(ANIMAL, BIRD, synset) == []
 
 
 def test_a_word_in_a_rarer_sense_is_no_entry() -> None:
     person = Synset("n0", ("Heron",), "an inventor", (), (), 18)
-    assert dictionary_entries(net(person, ANIMAL, BIRD, HERON)) == []
+    assert entries(person, ANIMAL, BIRD, HERON) == []
 
 
 def test_both_sides_of_a_conversation() -> None:
@@ -77,7 +90,7 @@ def test_both_sides_of_a_conversation() -> None:
         turns = turns_of(ENTRY, random.Random(seed))
         assert {turn.question: turn.answer for turn in turns} == {
             "meaning": "Tall bird with long legs.",
-            "kind": "A kind of bird.",
+            "kind": "A kind of wading bird.",
             "sentence": "A heron stood in the pond.",
         }
         assert turns[0].question == "meaning"
@@ -106,6 +119,5 @@ def test_columns_and_documents() -> None:
         "meaning": "tall bird with long legs",
         "kinds": [["wading bird", "bird"], ["animal", "beast"]],
     }
-    written: Callable[[Synset], str] = document
-    assert written(BIRD) == "Wading bird: an animal with feathers"
-    assert written(changed(examples=("a heron", "two"))).endswith('; it wades; "a heron"; "two"')
+    assert document(BIRD) == "Wading bird: an animal with feathers"
+    assert document(changed(examples=("a heron", "two"))).endswith('; it wades; "a heron"; "two"')

@@ -48,14 +48,15 @@ def command(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def wordnet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WordNet:
-    """A database of 400 invented birds, of which every fifth has a sentence, and data of a tenth of the usual size."""
-    synsets = {"n0": Synset("n0", ("bird",), "an animal with feathers", (), (), 5)}
-    index = {"bird": ("n0",)}
+    """A database of 400 invented animals, of which every fifth has a sentence, and data of a tenth of the size."""
+    animals = ["bird", "fish", "beetle", "worm", "snake", "bat"]
+    synsets = {name: Synset(name, (name,), "an animal", (), (), 5) for name in animals}
+    index = {name: (name,) for name in animals}
     rng = random.Random(0)
     for number in range(1, 401):
-        word = "".join(rng.choices("abcdefgh", k=9))
+        word, kind = "".join(rng.choices("abcdefgh", k=9)), animals[number % 6]
         sentences = (f"we saw the {word} today",) if number % 5 == 0 else ()
-        synset = Synset(f"n{number}", (word,), f"bird with {word[::-1]} wings", sentences, (("@", "n0"),), 5)
+        synset = Synset(f"n{number}", (word,), f"{kind} with {word[::-1]} wings", sentences, (("@", kind),), 5)
         synsets[synset.key], index[word] = synset, (synset.key,)
     net = WordNet(synsets, index)
     devil = tmp_path / "devil.dict.dz"
@@ -99,7 +100,9 @@ def test_the_judge_finds_demonstrations_right_and_those_of_others_wrong(quick: b
     right = judge(prompts=prompts, completion_ids=ids, **{"completions": columns["completion"], **columns})
     assert right == pytest.approx(np.ones(len(prompts)))
     said = ["It was a fine day."] * len(prompts)
-    assert set(judge(prompts=prompts, completions=said, completion_ids=ids, **columns)) == {0.0}
+    wrong = judge(prompts=prompts, completions=said, completion_ids=ids, **columns)
+    expected = [0.5 if question == "sentence" else 0.0 for question in columns["question"]]  # a sentence, at least
+    assert wrong == pytest.approx(expected)
 
 
 @pytest.mark.slow

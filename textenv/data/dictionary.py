@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -38,8 +39,8 @@ class Entry:
         key: Names the meaning.
         word: The noun.
         meaning: A definition in few words, without the noun.
-        kinds: Names of what it is a kind of, nearest first; synonyms stand together.
-        kind: The one of the nearest that the definition names too, so that who has read it can tell.
+        kinds: Names of what it is a kind of, those that are as good as ``kind`` first, then more and more general ones.
+        kind: The name that a demonstration gives.
         sentence: A sentence with the noun, or None.
     """
 
@@ -66,33 +67,45 @@ class Turn:
     answer: str
 
 
-def dictionary_entries(wordnet: WordNet) -> list[Entry]:
+def dictionary_entries(wordnet: WordNet, *, least: float = 0.01, most: float = 0.2) -> list[Entry]:
     """Return what WordNet says of nouns, in its order.
 
-    These are nouns of one word in their most frequent sense, whose definition takes 3 to 12 words and names what they
-    are a kind of.
+    These are nouns of one word in their most frequent sense, whose definition takes 3 to 12 words. The kind that an
+    answer names is a common one: the nearest that many of them are of, and not nearly all.
 
     Args:
         wordnet: The database.
+        least: Share of the nouns that are of a common kind, at least.
+        most: The same, at most.
     """
-    found = (_entry(synset, wordnet) for synset in wordnet.synsets.values() if synset.key[0] == "n")
-    return [entry for entry in found if entry is not None]
+    found = [(synset, wordnet.above(synset)) for synset in wordnet.synsets.values() if _is_plain(synset, wordnet)]
+    counts = Counter(kind.key for _, above in found for kind in above)
+    common = {key for key, count in counts.items() if least * len(found) <= count <= most * len(found)}
+    entries = []
+    for synset, above in found:
+        place = next((place for place, kind in enumerate(above) if kind.key in common), None)
+        if place is not None:
+            nearest = tuple(name for kind in above[: place + 1] for name in kind.words)
+            kinds = (nearest, *(kind.words for kind in above[place + 1 :]))
+            word = synset.words[0]
+            sentence = next((text for text in synset.examples if _is_sentence(text, word)), None)
+            meaning = _shortened(synset.gloss)
+            entries.append(Entry(synset.key, word, meaning, kinds, above[place].words[0], sentence))
+    return entries
 
 
-def _entry(synset: Synset, wordnet: WordNet) -> Entry | None:
-    word = synset.words[0]
-    kind = next((key for symbol, key in synset.links if symbol == "@"), None)
-    if kind is None or not _WORD.fullmatch(word) or wordnet.index[word][0] != synset.key:
-        return None
-    meaning = _shortened(synset.gloss)
-    if not (3 <= len(meaning.split()) <= 12 and _PLAIN.fullmatch(meaning)) or _contains(meaning, word):
-        return None
-    named = [name for name in wordnet.synsets[kind].words if _contains(meaning, name)]
-    if not named:
-        return None
-    kinds = tuple(each.words for each in (wordnet.synsets[kind], *wordnet.above(wordnet.synsets[kind])))
-    sentence = next((text for text in synset.examples if _is_sentence(text, word)), None)
-    return Entry(synset.key, word, meaning, kinds, max(named, key=len), sentence)
+def _is_plain(synset: Synset, wordnet: WordNet) -> bool:
+    """Return whether a synset is a common noun of one word in its most frequent sense, with a short definition."""
+    word, meaning = synset.words[0], _shortened(synset.gloss)
+    return (
+        any(symbol == "@" for symbol, _ in synset.links)
+        and synset.key[0] == "n"
+        and _WORD.fullmatch(word) is not None
+        and wordnet.index[word][0] == synset.key
+        and 3 <= len(meaning.split()) <= 12
+        and _PLAIN.fullmatch(meaning) is not None
+        and not _contains(meaning, word)
+    )
 
 
 def _shortened(gloss: str) -> str:

@@ -30,7 +30,7 @@ _TEXTS, _HELD_OUT_TEXTS = 6000, 160  # documents of WordNet in the pre-training 
 _BATCHES = 8  # of held-out documents, whose bits per character are compared
 _DEVIL = ("usr/share/dictd/devil.dict.dz", "995ca92760d677965cb2780e78b808e982f9d49e8c12d795c1854476bbf13819")
 _ANSWER = 28  # tokens
-_RIGHT = 0.5  # the least score of an answer that is called right
+_RIGHT = 0.5  # an answer that scores more is called right
 
 
 class ChatGPT(Recipe):
@@ -46,7 +46,7 @@ class ChatGPT(Recipe):
         {
             "env": "textenv/Text-v0",
             "gold": "dictionary_answer",
-            "gold_temperature": 0.2,
+            "gold_temperature": 0.1,
             "rounds": 2,
             "labels": 800,
             "samples": 4,
@@ -80,7 +80,8 @@ class ChatGPT(Recipe):
         """
         rng = random.Random(seed)
         if quick:
-            groups, texts, held_out_texts = (_QUICK[:4], _QUICK[4:8], _QUICK[8:]), list(_QUICK_TEXTS), _QUICK_TEXTS[:2]
+            groups = (_QUICK[:4], _QUICK[4:8], _QUICK[8:])
+            texts, held_out_texts = list(_QUICK_TEXTS[:3]), list(_QUICK_TEXTS[3:])
         else:
             groups, texts, held_out_texts = _of_wordnet(rng)
         held_out, asked, demonstrated = groups
@@ -101,7 +102,7 @@ class ChatGPT(Recipe):
         """Measure what is answered rightly with the conversation so far and without it, and bits per character.
 
         Returns:
-            ``follow-ups right``: of each held-out follow-up, 1 where the answer scores at least 1/2, and 0 else;
+            ``follow-ups right``: of each held-out follow-up, 1 where the answer scores more than 1/2, and 0 else;
             ``without history``: the same where the follow-up is all that is read; ``bits per character`` of batches of
             held-out pre-training text.
         """
@@ -129,7 +130,7 @@ def _held_out_texts(data: Data) -> Path:
 def _prompts(entries: Sequence[Entry], rng: random.Random) -> list[dict[str, Any]]:
     """Return a conversation about each entry up to a turn of the assistant, and what its answer is judged by.
 
-    Turns take turns, so that few entries have follow-ups too.
+    Each turn comes as often as the others, among few entries too.
     """
     rows = []
     for number, entry in enumerate(entries):
@@ -148,7 +149,7 @@ def _of_wordnet(rng: random.Random) -> tuple[tuple[Sequence[Entry], ...], list[s
     rng.shuffle(entries)
     with_sentence = [entry for entry in entries if entry.sentence is not None]
     others = [entry for entry in entries if entry.sentence is None]
-    groups = [
+    groups: list[Sequence[Entry]] = [
         [*with_sentence[start // 2 : end // 2], *others[start // 2 : end // 2]]
         for start, end in ((0, _HELD_OUT), (_HELD_OUT, _HELD_OUT + _PROMPTS))
     ]
@@ -196,7 +197,7 @@ def _right(policy: TextPolicy, rows: Sequence[Mapping[str, Any]], seed: int) -> 
         completion_ids=[episode.completion_ids for episode in episodes],
         columns={name: [row[name] for row in rows] for name in ("question", "word", "meaning", "kinds")},
     )
-    return [float(value >= _RIGHT) for value in scores]
+    return [float(value > _RIGHT) for value in scores]
 
 
 _ANIMALS, _TOOLS = (("animal", "creature"), ("living thing",)), (("tool", "implement"), ("thing",))
