@@ -380,7 +380,7 @@ def test_records_that_are_no_demonstrations(tmp_path: Path, row: dict[str, Any],
 
 
 def test_conversations_of_others_are_taken_whole(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [*BEGUN, *BEGUN[::1]]}, allow_nan=False))
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [*BEGUN, *BEGUN]}, allow_nan=False))
     (answer,) = read_demonstrations(tmp_path / "x.jsonl")
     assert answer == WrittenAnswer(CHAT, ("A heron is", "What is a heron?", "A heron is"), "", None)
     with FeedbackStore(tmp_path / "x.db") as store:
