@@ -207,7 +207,7 @@ def test_what_else_a_store_does_not_take(store: FeedbackStore) -> None:
     assert given is not None
     for verdict in ("ranked", "both_bad"):
         with pytest.raises(TextEnvError, match="asks for a demonstration"):
-            store.judge(given.id, [], verdict=verdict)  # type: ignore[arg-type]
+            store.judge(given.id, [], verdict=verdict)
     with pytest.raises(TextEnvError, match="seconds=-1"):
         store.demonstrate(given.id, "x", seconds=-1)
     with pytest.raises(TextEnvError, match="asks for a demonstration, not for a ranking"):
@@ -380,9 +380,9 @@ def test_records_that_are_no_demonstrations(tmp_path: Path, row: dict[str, Any],
 
 
 def test_conversations_of_others_are_taken_whole(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [*BEGUN, *BEGUN[::1]]}, allow_nan=False))
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [*BEGUN, *BEGUN]}, allow_nan=False))
     (answer,) = read_demonstrations(tmp_path / "x.jsonl")
-    assert answer == (CHAT, ("A heron is", "What is a heron?", "A heron is"), "", None)
+    assert answer == WrittenAnswer(CHAT, ("A heron is", "What is a heron?", "A heron is"), "", None)
     with FeedbackStore(tmp_path / "x.db") as store:
         with pytest.raises(TextEnvError, match="does not say who wrote it"):
             add_demonstrations(store, [answer])

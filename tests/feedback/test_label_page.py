@@ -451,7 +451,7 @@ def add_chat(site: Site) -> None:
 
 def boxes(page: Page) -> list[str]:
     """Return what the boxes of an answer hold."""
-    return page.locator(".boxes textarea").evaluate_all("boxes => boxes.map(box => box.value)")
+    return [box.input_value() for box in page.locator(".boxes textarea").all()]
 
 
 def test_a_better_answer_is_written_without_losing_the_ranking(site: Site, visit: Open) -> None:

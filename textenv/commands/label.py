@@ -19,7 +19,7 @@ __all__ = ["Label"]
 
 @dataclass(frozen=True)
 class Label(Command):
-    """Open the page on which people compare what a file of feedback asks for; several can at once.
+    """Open the page on which people compare and write what a file of feedback asks for; several can at once.
 
     Attributes:
         store: File of the feedback; "textenv feedback add" and "textenv feedback import" make one.

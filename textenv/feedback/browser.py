@@ -52,7 +52,7 @@ def annotate_page(
         seed: Seeds the program, together with the number of its earlier judgements, as in ``annotate``.
 
     Returns:
-        The number of judgements made.
+        The number of judgements made. It stops where the page asks for an answer, which programs do not write.
     """
     _, done = enroll(store, judge, name)
     page.goto(url)

@@ -40,8 +40,8 @@ class AddTasks:
         store: The store of feedback; made if it is missing.
         prompts: File of prompts (.txt, .jsonl, .json, .csv, .parquet).
         policies: Each NAME=FOLDER: a run of textenv train, a saved agent, a model's folder or Hugging Face id, or
-            "bundled".
-        demonstrations: Ask for answers that annotators write to the prompts, instead of rankings; without policies.
+            "bundled"; none with demonstrations.
+        demonstrations: Ask for answers that annotators write to the prompts, instead of rankings.
         max_prompts: Number of prompts, drawn at random; None for all.
         samples: Completions that each policy writes for a prompt.
         items: Completions in a task, 2 to 9.

@@ -298,7 +298,7 @@ class FeedbackStore(StoreWriter):
             prompt = row["prompt"]
             if given.kind == "clip":
                 raise TextEnvError(f"Assignment {assignment} is about clips, which nobody can write.")
-            written = as_answers(texts, self.prompts()[prompt])
+            written = as_answers(texts, self.prompt(prompt))
             last = self._last(assignment)
             for known in self.demonstrations(assignment=assignment):
                 if (known.texts, known.item) == (written, item) and supersedes in (None, known.id, known.supersedes):

@@ -152,8 +152,7 @@ class StoreWriter(StoreReader):
             TextEnvError: The assistant cannot speak next in the prompt, or a value is not what is expected.
         """
         with self.transaction():
-            self._known("prompts", prompt)
-            check_answerable(self.prompts()[prompt])
+            check_answerable(self.prompt(prompt))
             if as_whole_number(demonstrations, "demonstrations", 2**31) < 1:
                 raise TextEnvError(f"demonstrations={demonstrations}: expected at least 1.")
             return self._insert(
@@ -189,7 +188,6 @@ class StoreWriter(StoreReader):
                 earlier one is another annotator's, or was taken back or replaced already.
         """
         with self.transaction():
-            self._known("prompts", prompt)
             self._known("annotators", annotator)
             return self._add_demonstration(prompt, texts, annotator, item=item, supersedes=supersedes)
 
@@ -204,7 +202,7 @@ class StoreWriter(StoreReader):
         assignment: int | None = None,
         seconds: float | None = None,
     ) -> int:
-        written = as_answers(texts, self.prompts()[prompt])
+        written = as_answers(texts, self.prompt(prompt))
         if item is not None and self._item(item).prompt != prompt:
             raise TextEnvError(f"item={item}: expected a completion of prompt {prompt}.")
         if supersedes is not None:
@@ -234,10 +232,8 @@ class StoreWriter(StoreReader):
             TextEnvError: There is none, or it is another's.
         """
         found = self.demonstration(number)
-        if (
-            found.annotator != annotator
-            or self._one("SELECT id FROM effective_demonstrations WHERE id = ?", number) is None
-        ):
+        counts = self._one("SELECT id FROM effective_demonstrations WHERE id = ?", number) is not None
+        if found.annotator != annotator or not counts:
             raise TextEnvError(
                 f"Demonstration {number} is not annotator {annotator}'s, or was taken back or replaced already."
             )

@@ -154,10 +154,18 @@ class StoreReader(StoreDatabase):
 
     def prompts(self) -> dict[int, str | Conversation]:
         """Return the prompts by their numbers."""
-        found = {
-            row["id"]: json.loads(row["prompt"]) for row in self._rows("SELECT id, prompt FROM prompts ORDER BY id")
-        }
-        return {number: tuple(prompt) if isinstance(prompt, list) else prompt for number, prompt in found.items()}
+        rows = self._rows("SELECT id, prompt FROM prompts ORDER BY id")
+        return {row["id"]: _prompt(row["prompt"]) for row in rows}
+
+    def prompt(self, number: int) -> str | Conversation:
+        """Return a prompt.
+
+        Raises:
+            TextEnvError: There is none with that number.
+        """
+        self._known("prompts", number)
+        (row,) = self._rows("SELECT prompt FROM prompts WHERE id = ?", number)
+        return _prompt(row["prompt"])
 
     def completions(self, prompt: int | None = None) -> list[Item]:
         """Return the completions, of one prompt or of all."""
@@ -227,13 +235,12 @@ class StoreReader(StoreDatabase):
             row["task"],
         )
         items = [_item(one) for one in listed]
-        prompt = None if row["prompt"] is None else json.loads(row["prompt"])
         return Assignment(
             id=row["id"],
             annotator=row["annotator"],
             task=row["task"],
             kind=row["kind"],
-            prompt=tuple(prompt) if isinstance(prompt, list) else prompt,
+            prompt=None if row["prompt"] is None else _prompt(row["prompt"]),
             columns={} if row["columns"] is None else json.loads(row["columns"]),
             items=tuple(items[place] for place in json.loads(row["display"])),
             expires=row["expires"],
@@ -252,6 +259,11 @@ class StoreReader(StoreDatabase):
     def _last(self, assignment: int) -> Judgement | None:
         row = self._one("SELECT * FROM judgements WHERE assignment = ? ORDER BY id DESC LIMIT 1", assignment)
         return None if row is None else judgement_of(row)
+
+
+def _prompt(stored: str) -> str | Conversation:
+    prompt = json.loads(stored)
+    return tuple(prompt) if isinstance(prompt, list) else str(prompt)
 
 
 def _item(row: sqlite3.Row) -> Item:

@@ -536,6 +536,11 @@ function label(form) {
   function key(event) {
     const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code); // by its place: with Shift, layouts differ
     const inRadios = event.target.matches("input[type=radio]");
+    const editing = edits;
+    if (editing) {
+      edits = false;
+      show();
+    }
     if (digit && event.shiftKey && event.code.startsWith("Digit")) {
       if (Number(digit[1]) > 5) return false;
       choose("confidence", digit[1]);
@@ -543,9 +548,8 @@ function label(form) {
     }
     if (digit) {
       if (Number(digit[1]) > count) return false;
-      if (edits) cards[Number(digit[1]) - 1].querySelector(".edit").click();
+      if (editing) cards[Number(digit[1]) - 1].querySelector(".edit").click();
       else pick(Number(digit[1]) - 1);
-      edits = false;
       return true;
     }
     switch (event.key) {
@@ -573,7 +577,7 @@ function label(form) {
       case "t": tieAll(); return true;
       case "b": choose("verdict", "both_bad"); return true;
       case "c": choose("verdict", "cant_tell"); return true;
-      case "e": edits = !edits && writing !== null; show(); return true;
+      case "e": edits = !editing && writing !== null; show(); return true;
       case "g": flip("guidelines"); return true;
       case "n": note.focus(); return true;
       case "r": replay(); return true;
