@@ -18,15 +18,17 @@ __all__ = ["ExactMatch"]
 class ExactMatch:
     """1 for an answer that is one of the right ones, else 0; both are normalized as in SQuAD (Rajpurkar et al. 2016).
 
-    Upper and lower case, punctuation, the articles, accents and white space make no difference. The answer is what a
-    world gives as the column ``answer``, None where there is none yet; without that column it is the completion.
+    Upper and lower case, punctuation, the articles, accents and white space make no difference.
 
     Attributes:
         answers: Name of the column of right answers, a text or a list of texts each.
+        said: Name of the column of what was answered, None where nothing was, such as ``"answer"`` of the world
+            ``browser``; None for the completion.
         contained: Whether it is enough that the words of a right answer stand in the answer, in a row.
     """
 
     answers: NonEmpty = "answers"
+    said: NonEmpty | None = None
     contained: bool = False
 
     def __post_init__(self) -> None:
@@ -44,14 +46,14 @@ class ExactMatch:
         """Return ``n`` scores, 0 or 1; one without an answer has 0.
 
         Raises:
-            TextEnvError: If there is no column of right answers.
+            TextEnvError: If there is no such column.
         """
-        if self.answers not in columns:
+        for name in {self.answers, self.said} - {None} - set(columns):
             raise TextEnvError(
-                f"ExactMatch compares with the column {self.answers!r}, and the columns are {sorted(columns)}; name "
-                "the one with the right answers as answers=..."
+                f"ExactMatch reads the column {name!r}, and the columns are {sorted(columns)}; name those that there "
+                "are as answers=... and said=..."
             )
-        given = columns["answer"] if "answer" in columns else completion_texts(completions)
+        given = completion_texts(completions) if self.said is None else columns[self.said]
         return [
             float(text is not None and matches(str(text), as_answers(right), contained=self.contained))
             for text, right in zip(given, columns[self.answers], strict=True)

@@ -37,6 +37,7 @@ def site(tmp_path: Path) -> Path:
     (folder / "picture.png").write_bytes(b"\x89PNG")
     (tmp_path / "secret.txt").write_text("secret")
     (folder / "link.txt").symlink_to("../secret.txt")
+    (folder / "circle.txt").symlink_to("circle.txt")
     return folder
 
 
@@ -96,6 +97,9 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         list(read_pages(tmp_path))
     (tmp_path / "x.txt").write_bytes(b"\xff")
     with one_line("not UTF-8"):
+        list(read_pages(tmp_path))
+    (tmp_path / "\udcff.txt").touch()
+    with one_line("The name of a file in"):
         list(read_pages(tmp_path))
 
 

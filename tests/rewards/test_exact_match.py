@@ -32,7 +32,7 @@ class TestQuoted(RewardContract):
 
 def exact(answer: str | None, right: Any, **settings: Any) -> float:
     given: dict[str, Any] = {"prompts": [""], "completions": [""], "completion_ids": [[]]}
-    (score,) = ExactMatch(**settings)(**given, answer=[answer], answers=[right])
+    (score,) = ExactMatch(said="answer", **settings)(**given, answer=[answer], answers=[right])
     return score
 
 
@@ -62,12 +62,14 @@ def test_words_of_an_answer_may_stand_among_others() -> None:
     assert exact("anything", ["the"], contained=True) == 0.0
 
 
-def test_without_a_world_the_completion_is_the_answer() -> None:
+def test_the_completion_is_the_answer_unless_a_column_is_named() -> None:
     texts = [" Paris. ", " It is Paris."]
     assert ExactMatch()(prompts=["", ""], completions=texts, completion_ids=[[], []], answers=["Paris"] * 2) == [
         1.0,
         0.0,
     ]
+    columns: dict[str, Any] = {"answer": ["Paris", "Rome"]}
+    assert ExactMatch("answer")(prompts=["", ""], completions=texts, completion_ids=[[], []], **columns) == [1.0, 0.0]
     said = [[{"role": "assistant", "content": "Paris"}]]
     assert ExactMatch("right")(prompts=[""], completions=said, completion_ids=[[]], right=["Paris"]) == [1.0]
 
@@ -85,8 +87,10 @@ def test_quotes_support_an_answer_or_hold_a_right_one() -> None:
 
 def test_columns_that_are_missing_or_other_are_refused() -> None:
     given: dict[str, Any] = {"prompts": [""], "completions": [""], "completion_ids": [[]]}
-    with one_line("compares with the column 'answers', and the columns are ['reference']"):
+    with one_line("reads the column 'answers', and the columns are ['reference']"):
         ExactMatch()(**given, reference=["a"])
+    with one_line("reads the column 'answer', and the columns are ['answers']"):
+        ExactMatch(said="answer")(**given, answers=["a"])
     with one_line("The answers are [3]"):
         ExactMatch()(**given, answers=[[3]])
     with one_line("Quoted needs the columns ['answer', 'quotes']"):

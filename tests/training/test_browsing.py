@@ -23,7 +23,7 @@ def test_a_question_is_answered_with_a_quote(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found.answered
     columns = {name: [value] for name, value in found.columns.items()}
-    for reward in (ExactMatch(), Quoted(), Quoted("answers")):
+    for reward in (ExactMatch(said="answer"), Quoted(), Quoted("answers")):
         assert reward(prompts=[""], completions=[""], completion_ids=[[]], **columns) == [1.0]
     assert found.records()[-1] == {
         "prompt": "What do herons eat?■[1] Heron (birds.example)\n\nIt eats fish.■",

@@ -193,7 +193,7 @@ def test_scrolling_shows_all_of_a_page_and_comes_back(browser: Browser) -> None:
     assert " ".join(seen) == PAGES[3].text
     assert re.search(r"^♦Scrollbar: \d\d - 100$", said, re.MULTILINE)
     back = [section(take(browser, "Scrolled up 1"), "Text").strip() for _ in range(3)]
-    assert back == seen[-2:-5:-1] or all(len(text) <= 60 for text in back)
+    assert all(text in PAGES[3].text and len(text) <= 60 for text in back)
     assert section(take(browser, "Top"), "Text").strip() == seen[0]
     assert section(take(browser, "Scrolled down 3"), "Text").strip() == seen[3]
     assert section(take(browser, "Scrolled up 3"), "Text").strip() == seen[0]

@@ -201,7 +201,8 @@ class Web:
             if end <= link.start < link.end <= len(rows[0][-1]):
                 kept.append(link)
                 end = link.end
-        return StoredPage(*rows[0], tuple(kept))
+        _, title, domain, text = rows[0]
+        return StoredPage(number, title, domain, text, tuple(kept))
 
     def search(self, query: str, limit: int) -> list[Found]:
         """Return the pages in which words of a query stand, best first.

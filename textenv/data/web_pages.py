@@ -146,8 +146,8 @@ def _page_files(folder: Path) -> dict[str, None]:
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)
-            if path.suffix.lower() in PAGE_KINDS and path.resolve().is_relative_to(root) and path.is_file():
-                found.append(path.relative_to(folder).as_posix())
+            if path.suffix.lower() in PAGE_KINDS and path.is_file() and path.resolve().is_relative_to(root):
+                found.append(as_text(path.relative_to(folder).as_posix(), f"The name of a file in {folder}"))
     return dict.fromkeys(sorted(found))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -88,6 +88,7 @@ class Browser:
     window: Count = 1000
     results: Count = 5
 
+    _answer: str | None = field(default=None, init=False, repr=False)
     _commands: ClassVar[Sequence[tuple[re.Pattern[str], str]]] = [
         (re.compile(pattern), name)
         for pattern, name in (
@@ -168,8 +169,7 @@ class Browser:
         return self._phase
 
     def _start(self, question: Question) -> None:
-        self._question, self._phase = question, "browse"
-        self._answer: str | None = None
+        self._question, self._answer, self._phase = question, None, "browse"
         self._quotes: list[Quote] = []
         self._past: list[str] = []
         self._place: _Place | None = None

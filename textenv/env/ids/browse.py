@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["browse", "browse_vector", "browser_settings"]
 
 _BROWSER = {"max_actions": 10, "max_quotes": 3, "quote_length": 300, "window": 200, "results": 3}
-_SETTINGS = {"reward": "exact_match", "context": "fresh", "max_new_tokens": 64, "stop": ("\n",)}
+_SETTINGS = {
+    "reward": {"name": "exact_match", "said": "answer"},
+    "context": "fresh",
+    "max_new_tokens": 64,
+    "stop": ("\n",),
+}
 
 
 def browse(
