@@ -22,12 +22,14 @@ if TYPE_CHECKING:  # for editors and type checkers; a reward is found without an
     from textenv.rewards.classifier import Classifier as Classifier
     from textenv.rewards.clip import Clip as Clip
     from textenv.rewards.counterfactual_gap import CounterfactualGap as CounterfactualGap
+    from textenv.rewards.exact_match import ExactMatch as ExactMatch
     from textenv.rewards.http import Http as Http
     from textenv.rewards.learned import Learned as Learned
     from textenv.rewards.length import Length as Length
     from textenv.rewards.letters import Letters as Letters
     from textenv.rewards.normalize import Normalize as Normalize
     from textenv.rewards.pattern import Pattern as Pattern
+    from textenv.rewards.quoted import Quoted as Quoted
     from textenv.rewards.rouge import Rouge as Rouge
     from textenv.rewards.summary_judge import SummaryJudge as SummaryJudge
     from textenv.rewards.vader import Vader as Vader

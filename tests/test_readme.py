@@ -27,7 +27,8 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 FENCE = re.compile(r"(?:<!-- test: (?P<hint>.*?) -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)^```$", re.M)
 
 
-HINTS = {"python": {"", "network"}, "sh": {"", "files", "rankings", "compare", "watermark", "engine"}, "toml": {""}}
+_IN_SHELLS = {"", "files", "rankings", "compare", "watermark", "engine", "web"}
+HINTS = {"python": {"", "network"}, "sh": _IN_SHELLS, "toml": {""}}
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,11 @@ def test_commands(
             Path(name).write_text("\n".join([json.dumps(ranked)] * 8))
     if block.hint == "watermark":
         Path("watermark.key").write_text("a key of these tests, no secret\n")
+    if block.hint == "web":
+        Path("pages").mkdir()
+        Path("pages/heron.html").write_text("<title>Heron</title><p>A heron is a <a href='bird.html'>bird</a>.")
+        Path("pages/bird.html").write_text("<title>Bird</title><p>A bird has feathers.")
+        Path("questions.jsonl").write_text(json.dumps({"question": "What is a heron?", "answers": ["bird", "a bird"]}))
     if block.hint == "compare":
         (file,) = (each.code for each in BLOCKS if each.language == "toml")
         Path("compare.toml").write_text(re.sub("60_000", "200", file).replace("seeds = 5", "seeds = 1"))

@@ -357,6 +357,9 @@ class World(Protocol):
 
     ``info["tools"]`` of ``reset`` may hold JSON schemas of functions that the agent may call. The chat template writes
     them, if it takes ``tools``, and else a system message does.
+
+    ``info["columns"]`` of ``reset`` or ``step`` may hold what the reward is to be told of the episode, by name: it is
+    given them as columns, those of the last step for each name.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

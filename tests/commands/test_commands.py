@@ -15,6 +15,7 @@ COMMANDS = [
     "train", "compare", "sample", "chat", "detect", "bias", "doctor", "pretrain", "sft", "corpus", "rlhf", "label",
     "clips train",
     "reward serve", "reward train", "reward eval", "reward data",
+    "browse index", "browse demonstrate",
     "feedback add", "feedback import", "feedback export", "feedback annotate", "feedback status",
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.test_imports import modules
-from textenv.data.files import locked, parse_json, read_json, to_json, write_atomically, write_json
+from textenv.data.files import locked, parse_json, read_json, replacing, to_json, write_atomically, write_json
 from textenv.types import TextEnvError
 
 
@@ -40,6 +40,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_another_writes_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+
+    def write_half() -> None:
+        with replacing(tmp_path / "link") as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
+    assert (tmp_path / "file").read_text() == "old"
+    with replacing(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+    with pytest.raises(IsADirectoryError), replacing(tmp_path):
+        pytest.fail("a folder is no file")
 
 
 def test_the_file_has_the_mode_of_any_other(tmp_path: Path) -> None:

@@ -522,3 +522,49 @@ def test_discounts_are_between_turns() -> None:
         size = int(rollout.mask[row].sum())
         expected = [0.25 if before < after else 1 for before, after in itertools.pairwise(rollout.turns[row, :size])]
         assert rollout.discounts[row, : size - 1].tolist() == expected
+
+
+# -- what a world tells the reward ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Telling(Echo):
+    """Echo, which tells the reward of the episode."""
+
+    told: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        said, _ = super().reset(seed=seed, options=options)
+        return said, {"columns": {"turns": 0, "first": self.state}}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        found = super().step(action)
+        return *found[:4], {"columns": {"turns": found[0], "last": self.state} if self.told is None else self.told}
+
+
+@pytest.mark.parametrize("prompts", [None, [{"prompt": "the", "turns": -1, "note": "n"}]])
+def test_a_world_tells_the_reward_columns(prompts: Any) -> None:
+    told: list[dict[str, Any]] = []
+
+    def reward(completions: list[str], *, turns: Any, first: Any, last: Any, **columns: Any) -> list[float]:
+        told.extend({"turns": turns[row], "first": first[row], "last": last[row]} for row in range(len(completions)))
+        assert ("note" in columns) is (prompts is not None)
+        return [0.0] * len(completions)
+
+    env = TextEnv(**settings_of(world=Telling, reward=reward, prompts=prompts))
+    for seed in range(4):
+        for _, found in play(env, np.random.default_rng(seed), seed):
+            info = found[4]
+        assert told[-1]["turns"] == info["turns"][-1].answer
+        assert told[-1]["turns"] == f"|{told[-1]['last'] % 100}> "
+        episode = env.batch.last_episodes[0]
+        assert episode is not None
+        assert episode.columns["first"] == told[-1]["first"]
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize("told", [3, ["a"], {3: 1}, {"a": math.nan}])
+def test_columns_of_a_world_that_are_none_are_refused(told: Any) -> None:
+    env = TextEnv(**settings_of(world=lambda: Telling(told=told)))
+    with pytest.raises(TextEnvError, match=r"columns"):
+        list(play(env, np.random.default_rng(0), 0))

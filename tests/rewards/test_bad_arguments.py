@@ -42,6 +42,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "beta": [0, "2", 1.5],
     },
     "rouge": {"column": ["", None], "variant": ["rouge9", None, ["rouge1"]], "stem": ["no", 0, None]},
+    "exact_match": {"answers": ["", 3, None], "said": ["", 3], "contained": ["no", 1]},
+    "quoted": {"what": ["question", None, 3]},
     "length": {"target": [0, -1, "8", 2.5, True, None, math.inf], "unit": ["letters", None, 3]},
     "letters": {
         "family": ["easy", None],

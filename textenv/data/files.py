@@ -26,6 +26,7 @@ __all__ = [
     "parse_json",
     "parse_name_or_json",
     "read_json",
+    "replacing",
     "to_json",
     "write_atomically",
     "write_json",
@@ -198,6 +199,30 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write a file under, which becomes the file when the context is left without an error.
+
+    Args:
+        path: As in ``write_atomically``, for a file that is too large for the memory or written by another library.
+
+    Raises:
+        OSError: It cannot be written; what was there is as it was.
+    """
+    path = _target(path)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    try:
+        yield temporary
+        handle = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _target(path: Path) -> Path:

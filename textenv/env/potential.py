@@ -54,7 +54,7 @@ def make_potential(settings: TextEnvSettings, prompts: Sequence[Prompt], device:
         return None
     with _named():
         found = Scorer(settings.potential, device=device)
-        found.check_columns(prompts)
+        found.check_columns(prompts, partial=settings.world is not None)
     return found
 
 

@@ -7,6 +7,7 @@ are appended, or begin another text, and the next token is the agent's again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -202,6 +203,9 @@ class TextProcess:
             reason, ids = self._what_follows(row, answer)
             turn = Turn(text, int(self._turn_sizes[row]), end, answer.said, ids, answer.reward)
             episodes.turns[row] = (*episodes.turns[row], turn)
+            if answer.columns:
+                prompt = episodes.prompts[row]
+                episodes.prompts[row] = dataclasses.replace(prompt, columns={**prompt.columns, **answer.columns})
             episodes.paid[row, episodes.sizes[row] - 1] = answer.reward
             episodes.reasons[row], episodes.truncated[row] = reason, answer.truncated and not answer.terminated
             rewards[row] += answer.reward

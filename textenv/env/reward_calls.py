@@ -269,8 +269,14 @@ def reward_name(reward: Callable[..., Any]) -> str:
     return name if isinstance(name, str) else _shorten(repr(reward))
 
 
-def signature_mismatch(reward: Callable[..., Any], columns: Iterable[str]) -> str | None:
-    """Say why a reward cannot be called with columns of these names; ``None`` if it can."""
+def signature_mismatch(reward: Callable[..., Any], columns: Iterable[str], *, partial: bool = False) -> str | None:
+    """Say why a reward cannot be called with columns of these names; ``None`` if it can.
+
+    Args:
+        reward: The reward.
+        columns: The names.
+        partial: Whether there may be further columns, which are not known yet.
+    """
     names = ["prompts", "completions", "completion_ids", *columns]
     services = _services_of(reward)
     for call, by_place in _as_called(reward):
@@ -279,7 +285,8 @@ def signature_mismatch(reward: Callable[..., Any], columns: Iterable[str]) -> st
         except (TypeError, ValueError):  # a builtin without one
             continue
         try:
-            signature.bind(*by_place, **dict.fromkeys([*names, *services]))
+            bind = signature.bind_partial if partial else signature.bind
+            bind(*by_place, **dict.fromkeys([*names, *services]))
         except TypeError as error:
             return (
                 f"The reward {reward_name(reward)}{signature} cannot be called with the keywords {', '.join(names)}: "

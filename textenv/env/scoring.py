@@ -134,15 +134,19 @@ class Scorer:
         """What is told of a completion that is not scored."""
         return Score(0.0, parts=dict.fromkeys(self.part_names))
 
-    def check_columns(self, prompts: Sequence[Prompt]) -> None:
+    def check_columns(self, prompts: Sequence[Prompt], *, partial: bool = False) -> None:
         """Check that the reward can be called with the columns of prompts, before anything is written.
+
+        Args:
+            prompts: The prompts.
+            partial: Whether a world may add columns to theirs.
 
         Raises:
             TextEnvError: It needs a column that the prompts lack, or takes none that they have.
         """
         columns = sorted({name for prompt in prompts for name in prompt.columns})
         for reward in leaf_rewards(self.reward):
-            if wrong := signature_mismatch(reward, columns):
+            if wrong := signature_mismatch(reward, columns, partial=partial):
                 raise TextEnvError(wrong)
 
     @property

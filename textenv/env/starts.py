@@ -138,7 +138,7 @@ class WorldStarts:
         ]
         begun = self._worlds.begin(rows, [seed or 0 for _, seed in starts], options)
         prompts = [
-            self._encoder.first(first.said, {} if prompt is None else prompt.columns, first.tools)
+            self._encoder.first(first.said, {**(prompt.columns if prompt else {}), **first.columns}, first.tools)
             for first, (prompt, _) in zip(begun, starts, strict=True)
         ]
         for prompt in prompts:

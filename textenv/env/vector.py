@@ -124,7 +124,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.worlds = make_worlds(given, self.num_envs)
         """What answers the rows; None where nothing does."""
         self._starts = make_starts(given, self.reference, self.worlds)
-        self.scorer.check_columns(self._starts.prompts)
+        self.scorer.check_columns(self._starts.prompts, partial=self.worlds is not None)
         self.potential = make_potential(given, self._starts.prompts, str(self.reference.device))
         """Scores unfinished completions, by which rewards are shaped; None where they are not."""
         self.max_prompt_tokens = self._starts.max_prompt_tokens

@@ -6,13 +6,14 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from textenv import plugins
 from textenv.data.files import json_state
+from textenv.data.values import check_cell
 from textenv.env.settings import WORLD_SETTINGS, TextEnvSettings
 from textenv.env.turns import as_observation
 from textenv.types import Conversation, TextEnvError, World, as_number, in_one_line, short
@@ -27,10 +28,12 @@ class Beginning:
     Attributes:
         said: A text or messages.
         tools: JSON schemas of the functions that the agent may call.
+        columns: What the reward is given of the episode.
     """
 
     said: str | Conversation
     tools: Sequence[Mapping[str, Any]] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,14 @@ class Answer:
         reward: What it pays.
         terminated: Whether the episode is over.
         truncated: Whether the world cuts it off.
+        columns: What the reward is given of the episode, by now.
     """
 
     said: str | Conversation
     reward: float
     terminated: bool
     truncated: bool
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class WorldRows:
@@ -175,11 +180,11 @@ class WorldRows:
                 f"The world {self.name} returned info['tools']={short(tools)} in reset; expected a list of JSON "
                 "schemas of functions."
             )
-        return Beginning(said, tools)
+        return Beginning(said, tools, self._columns(found[1], "reset"))
 
     def _checked(self, found: Any, what: str) -> Answer:
         said = as_observation(_first_of(found, 5, self.name), self.name, what)
-        _, reward, terminated, truncated, _ = found
+        _, reward, terminated, truncated, info = found
         paid = as_number(reward, f"What the world {self.name} paid in {what}")
         for flag in (terminated, truncated):
             if not isinstance(flag, (bool, np.bool_)):
@@ -187,7 +192,17 @@ class WorldRows:
                     f"The world {self.name} returned terminated={short(terminated)}, truncated={short(truncated)} in "
                     f"{what}: expected True or False."
                 )
-        return Answer(said, paid, bool(terminated), bool(truncated))
+        return Answer(said, paid, bool(terminated), bool(truncated), self._columns(info, what))
+
+    def _columns(self, info: Any, what: str) -> Mapping[str, Any]:
+        columns = info.get("columns", {}) if isinstance(info, Mapping) else {}
+        if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns):
+            raise TextEnvError(
+                f"The world {self.name} returned info['columns']={short(columns)} in {what}; expected a mapping of "
+                "names to what the reward is given."
+            )
+        check_cell(columns, f"info['columns'] of the world {self.name} in {what}")
+        return columns
 
 
 def make_worlds(settings: TextEnvSettings, rows: int) -> WorldRows | None:

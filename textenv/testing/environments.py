@@ -16,7 +16,7 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.env_checker import check_env as stable_baselines3_check_env
 
-from textenv.types import TextEnvError
+from textenv.types import TextEnvError, Turn
 
 __all__ = ["EnvironmentContract", "Trace"]
 
@@ -35,7 +35,7 @@ class EnvironmentContract:
     """What every text environment must do. Subclass it, and name the subclass ``Test...``.
 
     ``make_env`` and ``make_vec_env`` make the same environment, from keywords that JSON can hold, so that its spec can
-    be written down.
+    be written down. A world may answer in it, as long as it truncates no episode.
 
     Attributes:
         tolerance: Largest difference of a KL, in nats, between two ways to compute it: a batched product of matrices
@@ -163,9 +163,12 @@ class EnvironmentContract:
     def test_terminates_at_the_end_and_not_before(self, env: gym.Env[Any, Any]) -> None:
         trace = self.play(env, 11)
         assert trace.terminations == [False] * (len(trace.terminations) - 1) + [True]
-        assert trace.info["stop_reason"] in ("eos", "stop", "length")
+        turns = trace.info.get("turns", ())
+        reasons = ("world", "turns", "context") if turns else ("eos", "stop", "length")
+        assert trace.info["stop_reason"] in reasons
         written = [int(obs["attention_mask"].sum()) for obs in trace.observations]
-        assert written == list(range(written[0], written[0] + len(written)))
+        first = turns[0].tokens if turns else len(written)  # at the end of a turn a world adds to the text
+        assert written[:first] == list(range(written[0], written[0] + first))
 
     def test_step_needs_an_episode(self) -> None:
         env = self.make_env().unwrapped
@@ -183,6 +186,7 @@ class EnvironmentContract:
             trace = self.play(env, seed)
             expected = trace.info["score"] - coef * math.fsum(trace.info["token_kl"])
             expected += math.fsum(trace.info.get("token_shaping", ()))
+            expected += math.fsum(turn.reward for turn in trace.info.get("turns", ()))
             assert math.fsum(trace.rewards) == pytest.approx(expected, abs=self.tolerance)
             assert math.fsum(trace.info["token_rewards"]) == pytest.approx(expected, abs=self.tolerance)
 
@@ -205,6 +209,8 @@ def _overwrite(value: Any) -> None:
 
 
 def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, Turn):
+        value = (value.tokens, value.reward, value.answer_ids)
     if isinstance(value, Mapping):
         value = value.values()
     if isinstance(value, (int, float, np.number)):

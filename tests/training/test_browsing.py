@@ -1,0 +1,59 @@
+"""Demonstrations that a script writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.webs import small_web
+from textenv.data.web_pages import Question
+from textenv.rewards import ExactMatch, Quoted
+from textenv.training.browsing import demonstrate
+from textenv.worlds.browser import Browser
+
+
+def browser(folder: Path, question: Question, **settings: int) -> Browser:
+    return Browser(small_web(folder, questions=(question,)), **settings)  # type: ignore[arg-type]
+
+
+def test_a_question_is_answered_with_a_quote(tmp_path: Path) -> None:
+    world = browser(tmp_path, Question("What do herons eat?", ("meat", "fish")), window=60)
+    found = demonstrate(world, seed=0)
+    assert [written for _, written in found.steps] == [
+        "Search What do herons eat", "Clicked on link 0", "Quote: It eats fish.", "End: Answer", "fish",
+    ]  # fmt: skip
+    assert found.answered
+    columns = {name: [value] for name, value in found.columns.items()}
+    for reward in (ExactMatch(said="answer"), Quoted(), Quoted("answers")):
+        assert reward(prompts=[""], completions=[""], completion_ids=[[]], **columns) == [1.0]
+    assert found.records()[-1] == {
+        "prompt": "What do herons eat?■[1] Heron (birds.example)\n\nIt eats fish.■",
+        "completion": "fish",
+    }
+    assert demonstrate(world, seed=0) == found
+
+
+def test_what_it_writes_leads_where_it_says(tmp_path: Path) -> None:
+    question = Question("What lives in water: ponds?", ("a fish",))
+    found = demonstrate(browser(tmp_path, question, results=2), seed=0)
+    world = browser(tmp_path, question, results=2)
+    read = world.reset(seed=0)[0]
+    for expected, written in found.steps:
+        assert read == expected
+        read = world.step(written)[0]
+    assert found.answered
+
+
+def test_what_is_nowhere_is_not_answered(tmp_path: Path) -> None:
+    for settings in ({}, {"max_actions": 2}):
+        found = demonstrate(browser(tmp_path, Question("What is a heron?", ("a stone",)), **settings), seed=0)
+        assert not found.answered
+        assert found.columns["answer"] is None
+    found = demonstrate(browser(tmp_path, Question("Nothing of that?", ("x",))), seed=0)
+    assert [written for _, written in found.steps] == ["Search Nothing of that"]
+
+
+def test_a_long_line_is_quoted_around_the_answer(tmp_path: Path) -> None:
+    found = demonstrate(browser(tmp_path, Question("word150?", ("word150",))), seed=0)
+    (quote,) = found.columns["quotes"]
+    assert "word150" in quote["extract"]
+    assert len(quote["extract"]) <= 130

@@ -1,0 +1,1 @@
+"""Index an offline web, and write demonstrations of browsing it."""
