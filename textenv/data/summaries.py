@@ -74,8 +74,8 @@ class SummaryData:
         left = [row for row in rows if len(row["text"]) <= self.max_characters]
         if not left:
             raise TextEnvError(
-                f"data={self.data!r}: {len(rows)} of its {len(found)} rows are in the split {self.split!r}, none with "
-                f"a text of at most {self.max_characters} characters; expected at least one."
+                f"data={self.data!r}: {len(rows)} of its {len(found)} rows are in the split {self.split!r}, none "
+                f"with a text of at most {self.max_characters} characters; expected at least one."
             )
         return left
 
