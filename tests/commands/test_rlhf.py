@@ -226,7 +226,7 @@ def test_the_table_of_rounds_fits_into_a_terminal(
 def test_conversations_that_people_wrote_into_a_store(settings: Callable[..., Rlhf], tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "the film"}]
     with FeedbackStore(tmp_path / "written.db") as store:
-        add_demonstrations(store, [WrittenAnswer(asked, (f"it was good {n}",), "ann", None) for n in range(8)])
+        add_demonstrations(store, [WrittenAnswer(tuple(asked), (f"it was good {n}",), "ann", None) for n in range(8)])
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": asked}, allow_nan=False) + "\n")
     config = settings(sft=(tmp_path / "written.db",), rounds=1, labels=2, prompts=tmp_path / "prompts.jsonl")
     assert rlhf(config)

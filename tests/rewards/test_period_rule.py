@@ -40,9 +40,9 @@ def score(reward: Any, text: str) -> float:
 def expected(text: str, after: int) -> str | None:
     """Add tokens one by one from ``after`` on, until there is a period in what they have added."""
     ids = encode(text)
-    early = TOKENIZER.decode(ids[:after])
+    early = str(TOKENIZER.decode(ids[:after]))
     for end in range(after + 1, len(ids) + 1):
-        added = TOKENIZER.decode(ids[:end])[len(early) :]
+        added = str(TOKENIZER.decode(ids[:end]))[len(early) :]
         if "." in added:
             return early + added[: added.index(".") + 1]
     return None

@@ -37,16 +37,16 @@ class Rlhf(Command, RlhfSettings):
         Raises:
             TextEnvError: There is no such recipe.
         """
-        return _of_recipe(cls, name, quick)
+        made: type[Self] = _of_recipe(cls, name, quick)
+        return made
 
     @classmethod
     def with_flags(cls, arguments: Sequence[str]) -> Callable[..., Self]:
         """Return the class with a flag for every setting of PPO, and the defaults of the recipe that is named."""
         name = last_value(arguments, "--recipe", "None")
-        made, shown = cls, {}
-        if name != "None":
-            quick = "--quick" in arguments
-            made, shown = cls.of_recipe(name, quick=quick), recipes.find(name).sized(quick=quick).ppo
+        quick = "--quick" in arguments
+        made = cls if name == "None" else cls.of_recipe(name, quick=quick)
+        shown = {} if name == "None" else recipes.find(name).sized(quick=quick).ppo
         flags: Callable[..., Self] = agent_flags(made, "ppo", "ppo", **shown)
         return flags
 

@@ -154,7 +154,10 @@ def _elo(wins: NDArray[np.float64]) -> list[tuple[float, float, float]]:
     """Return each side's rating with its interval; the first side has ``_START``."""
     strengths = fit_bradley_terry(wins)
     shift = _START - _ELO * strengths[0].strength
-    return [(_ELO * each.strength + shift, *(_ELO * end + shift for end in each.interval)) for each in strengths]
+    return [
+        (_ELO * each.strength + shift, _ELO * each.interval[0] + shift, _ELO * each.interval[1] + shift)
+        for each in strengths
+    ]
 
 
 def _written(figure: Mapping[str, float | None] | None) -> str:

@@ -437,8 +437,8 @@ class _Measure:
         if path.exists():
             return read_json(path, "gold", "scores")
         envs, prompts = self._prompts(unscored, path)
-        texts = [prompt.columns.get("completion") for prompt in prompts]
-        if any(text is None for text in texts):
+        texts = [str(prompt.columns["completion"]) for prompt in prompts if "completion" in prompt.columns]
+        if len(texts) < len(prompts):
             return None
         encode = text_env(envs).reference.tokenizer.encode
         scores = self._gold(prompts, [(text, encode(text, add_special_tokens=False)) for text in texts])
