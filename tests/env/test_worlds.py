@@ -553,8 +553,8 @@ def test_a_world_tells_the_reward_columns(prompts: Any) -> None:
 
     env = TextEnv(**settings_of(world=Telling, reward=reward, prompts=prompts))
     for seed in range(4):
-        for _, found in play(env, np.random.default_rng(seed), seed):
-            info = found[4]
+        *_, (_, found) = play(env, np.random.default_rng(seed), seed)
+        info = found[4]
         assert told[-1]["turns"] == info["turns"][-1].answer
         assert told[-1]["turns"] == f"|{told[-1]['last'] % 100}> "
         episode = env.batch.last_episodes[0]

@@ -26,7 +26,7 @@ PAGE_KINDS = (*_HTML, *_MARKDOWN, *_TEXT)
 SPLITS = {"demonstrations": 0.3, "comparisons": 0.2, "train": 0.3, "heldout": 0.2}
 """Disjoint shares of the questions: for cloning, for a reward model, for reinforcement learning, and for measuring."""
 _MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\[\]]{1,500})\]\(\s*<?([^()\s<>]{1,2000})>?(?:\s+\"[^\"]{0,500}\")?\s*\)")
-_MARKDOWN_TITLE = re.compile(r"^#\s+(\S.*)$", re.MULTILINE)
+_MARKDOWN_TITLE = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,15 +214,17 @@ def _page(row: Mapping[str, Any], domain: str) -> WebPage:
 
 def _links(text: str, wanted: list[tuple[str, str]]) -> tuple[tuple[int, int, str], ...]:
     """Return where texts stand that are to be links: each at the first place that is not another link's."""
-    taken: list[tuple[int, int, str]] = []
+    covered, behind, found = bytearray(len(text)), dict[str, int](), list[tuple[int, int, str]]()
     for words, url in wanted:
-        start = text.find(words)
-        while any(start < end and begin < start + len(words) for begin, end, _ in taken) and start >= 0:
+        start = text.find(words, behind.get(words, 0))
+        while start >= 0 and covered.find(1, start, start + len(words)) >= 0:
             start = text.find(words, start + 1)
         if start < 0:
             raise TextEnvError(f"the link {short(words)} is not in the page's text; expected words of the text.")
-        taken.append((start, start + len(words), url))
-    return tuple(sorted(taken))
+        end = behind[words] = start + len(words)
+        covered[start:end] = b"\1" * len(words)
+        found.append((start, end, url))
+    return tuple(sorted(found))
 
 
 def _host(url: str) -> str:
