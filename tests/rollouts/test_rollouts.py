@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -222,11 +223,11 @@ def test_a_rollout_leaves_no_copies_in_memory(tiny_lm: CausalLM, mode: str) -> N
 def test_a_large_model_returns_memory_between_phases(
     tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch, least: int, times: int
 ) -> None:
-    calls: list[None] = []
+    calls = mock.Mock(side_effect=runtime.return_memory)
     monkeypatch.setattr("textenv.rollouts.collect._LARGE", least)
-    monkeypatch.setattr("textenv.rollouts.collect.return_memory", lambda: calls.append(runtime.return_memory()))
+    monkeypatch.setattr("textenv.rollouts.collect.return_memory", calls)
     write(tiny_lm, 3)
-    assert len(calls) == times
+    assert calls.call_count == times
 
 
 class Lengths(torch.nn.Module):
