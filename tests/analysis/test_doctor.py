@@ -13,6 +13,7 @@ from textenv.analysis import doctor
 from textenv.env.registry import make_envs
 from textenv.models import policy as policy_module
 from textenv.models.causal_lm import CausalLM
+from textenv.models.distributions import draw
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.collect import text_env
 
@@ -61,7 +62,7 @@ def drawn(
     envs = make_envs("textenv/Text-v0", 4, **keywords)
     policy = TextPolicy(text_env(envs).reference)
     rows, numbers = list[int](), list[int]()
-    next_token, draw = policy.lm.next_token, policy_module.draw
+    next_token = policy.lm.next_token
 
     def read(ids: Any, lengths: Any, **given: Any) -> Any:
         rows.append(len(ids))
@@ -88,6 +89,5 @@ def test_draws_take_one_forward_of_one_row(
 
 
 def test_draws_from_other_probabilities_are_a_finding(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = policy_module.draw
     monkeypatch.setattr(policy_module, "draw", lambda probabilities, uniform: draw(probabilities.sqrt(), uniform))
     assert not drawn(tiny_lm, monkeypatch)[0].ok

@@ -33,7 +33,7 @@ class Largest(TorchDispatchMode):
     """Keeps the size of the largest tensor of logits that an operation returns, in numbers; the head is none."""
 
     def __init__(self, width: int, hidden_size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.size, self._width, self._head = 0, width, (hidden_size, width)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

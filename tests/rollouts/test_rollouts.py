@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +20,7 @@ from textenv.agents.rloo import RLOO, RLOOConfig
 from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.rewards.clip import Clip
+from textenv.rollouts import runtime
 from textenv.rollouts.collect import Rollout, collect, sample_episodes, text_env
 from textenv.types import TextEnvError
 
@@ -215,6 +217,17 @@ def test_a_rollout_leaves_no_copies_in_memory(tiny_lm: CausalLM, mode: str) -> N
         assert lm._network is not None
         assert lm._network._packed is None
         assert not getattr(lm._cache._keys_values, "buffers", None)
+
+
+@pytest.mark.parametrize(("least", "times"), [(1, 3), (2**40, 0)])
+def test_a_large_model_returns_memory_between_phases(
+    tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch, least: int, times: int
+) -> None:
+    calls = mock.Mock(side_effect=runtime.return_memory)
+    monkeypatch.setattr("textenv.rollouts.collect._LARGE", least)
+    monkeypatch.setattr("textenv.rollouts.collect.return_memory", calls)
+    write(tiny_lm, 3)
+    assert calls.call_count == times
 
 
 class Lengths(torch.nn.Module):

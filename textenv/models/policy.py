@@ -371,7 +371,7 @@ class TextPolicy(nn.Module):
         found: list[tuple[torch.Tensor, ...]] = []
         for part in torch.arange(len(tokens)).tensor_split(min(parts, len(tokens))):
             at = slice(int(part[0]), int(part[-1]) + 1)
-            given = [None if each is None else each[at] for each in (hidden, tokens, masks, candidates)]
+            given: list[Any] = [None if each is None else each[at] for each in (hidden, tokens, masks, candidates)]
             if torch.is_grad_enabled():
                 found.append(checkpoint(score, *given, use_reentrant=False, preserve_rng_state=False))
             else:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from textenv.env.kl import AdaptiveKL
 from textenv.env.vector import TextVectorEnv
-from textenv.models.causal_lm import CausalLM
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.distributed import ALONE, Processes
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
@@ -170,6 +169,7 @@ def collect(
     base = text_env(envs)
     policy.forget()
     base.reference.forget()
+    _return_memory(policy)
     if mask is not None:
         mask.forget()
     n = envs.num_envs
@@ -190,10 +190,12 @@ def collect(
         _write(
             envs, policy, generator, buffer, obs, infos, options=options, kl_coef=coef, processes=processes, mask=mask
         )
-        _release(policy)  # before the reference packs its weights, which then take the same memory
+        policy.release()
+        _return_memory(policy)  # before the reference packs its weights
         if settle is not None:
             buffer.add_scored(settle())
-        _release(base.reference)
+        base.reference.release()
+        _return_memory(policy)
     rollout = buffer.rollout(coef, base.settings.turn_discount)
     if settle is not None:
         _spread(rollout)
@@ -207,10 +209,9 @@ def collect(
     return rollout
 
 
-def _release(model: TextPolicy | CausalLM) -> None:
-    """Free what a model's forwards have left in memory; of a large one, return it to the system."""
-    model.release()
-    if sum(parameter.nbytes for parameter in model.model.parameters()) >= _LARGE:
+def _return_memory(policy: TextPolicy) -> None:
+    """Between phases of an iteration, return what is free to the system, unless the model is a small one."""
+    if sum(parameter.nbytes for parameter in policy.parameters()) >= _LARGE:
         return_memory()
 
 
