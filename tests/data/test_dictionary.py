@@ -39,7 +39,7 @@ def net(*synsets: Synset) -> WordNet:
 
 def changed(**fields: object) -> Synset:
     values = {name: getattr(HERON, name) for name in HERON.__slots__}
-    return Synset(**{**values, **fields})  # type: ignore[arg-type]
+    return Synset(**{**values, **fields})
 
 
 def entries(*synsets: Synset) -> list[Entry]:

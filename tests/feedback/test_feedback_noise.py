@@ -23,7 +23,7 @@ def test_judges_that_are_asked_agree_as_often() -> None:
         return ranks == [0, 1]
 
     pairs = ["ab", "ca", "bc"]
-    expected = expected_agreement([(SCORES[x], SCORES[y]) for x, y in pairs], 0.4, [(0, 1), (0, 1), (1, 1)])
+    expected = expected_agreement([(SCORES[pair[0]], SCORES[pair[1]]) for pair in pairs], 0.4, [(0, 1), (0, 1), (1, 1)])
     for place, pair in enumerate(pairs):
         choices = np.array([prefers_first(pair) for _ in range(4000)])
         better = SCORES[pair[0]] > SCORES[pair[1]]

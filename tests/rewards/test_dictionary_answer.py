@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from textenv.rewards import DictionaryAnswer
+from textenv.rewards.dictionary_answer import DictionaryAnswer
 from textenv.testing import RewardContract
 from textenv.types import Reward, TextEnvError
 

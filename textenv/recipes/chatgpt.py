@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from textenv.data.corpora import dictionary_texts
 from textenv.data.debian import fetch_debian_files
@@ -79,23 +79,19 @@ class ChatGPT(Recipe):
             TextEnvError: WordNet or The Devil's Dictionary is not in the cache, and Debian's archive is out of reach.
         """
         rng = random.Random(seed)
-        if quick:
-            groups = (_QUICK[:4], _QUICK[4:8], _QUICK[8:])
-            texts, held_out_texts = list(_QUICK_TEXTS[:3]), list(_QUICK_TEXTS[3:])
-        else:
-            groups, texts, held_out_texts = _of_wordnet(rng)
-        held_out, asked, demonstrated = groups
+        material = _quick() if quick else _of_wordnet(rng)
         data = Data(
             (folder / "demonstrations.jsonl",),
             folder / "prompts.jsonl",
             folder / "held-out-prompts.jsonl",
             (folder / "pretraining.jsonl",),
         )
-        write_records(data.sft[0], [{"messages": list(conversation(turns_of(entry, rng)))} for entry in demonstrated])
-        write_records(folder / "prompts.jsonl", _prompts(asked, rng))
-        write_records(folder / "held-out-prompts.jsonl", _prompts(held_out, rng))
-        write_records(data.ptx_files[0], [{"text": text} for text in texts])
-        write_records(_held_out_texts(data), [{"text": text} for text in held_out_texts])
+        shown = [conversation(turns_of(entry, rng)) for entry in material.demonstrated]
+        write_records(data.sft[0], [{"messages": list(messages)} for messages in shown])
+        write_records(folder / "prompts.jsonl", _prompts(material.asked, rng))
+        write_records(folder / "held-out-prompts.jsonl", _prompts(material.held_out, rng))
+        write_records(data.ptx_files[0], [{"text": text} for text in material.texts])
+        write_records(_held_out_texts(data), [{"text": text} for text in material.held_out_texts])
         return data
 
     def measure(self, policy: TextPolicy, data: Data, *, seed: int) -> Mapping[str, Sequence[float]]:
@@ -141,29 +137,43 @@ def _prompts(entries: Sequence[Entry], rng: random.Random) -> list[dict[str, Any
     return rows
 
 
-def _of_wordnet(rng: random.Random) -> tuple[tuple[Sequence[Entry], ...], list[str], list[str]]:
-    """Return held-out entries, those of prompts and of demonstrations, pre-training text and held-out such text."""
+class _Material(NamedTuple):
+    """What the data are made of: entries that are held out, asked for and demonstrated, and pre-training text."""
+
+    held_out: Sequence[Entry]
+    asked: Sequence[Entry]
+    demonstrated: Sequence[Entry]
+    texts: Sequence[str]
+    held_out_texts: Sequence[str]
+
+
+def _quick() -> _Material:
+    return _Material(_QUICK[:4], _QUICK[4:8], _QUICK[8:], _QUICK_TEXTS[:3], _QUICK_TEXTS[3:])
+
+
+def _of_wordnet(rng: random.Random) -> _Material:
     wordnet = load_wordnet()
     devil = fetch_debian_files("dict-devil", "dict-devil-1.0", dict([_DEVIL]))[_DEVIL[0]]
     entries = dictionary_entries(wordnet)
     rng.shuffle(entries)
     with_sentence = [entry for entry in entries if entry.sentence is not None]
     others = [entry for entry in entries if entry.sentence is None]
-    groups: list[Sequence[Entry]] = [
-        [*with_sentence[start // 2 : end // 2], *others[start // 2 : end // 2]]
-        for start, end in ((0, _HELD_OUT), (_HELD_OUT, _HELD_OUT + _PROMPTS))
-    ]
-    used = (_HELD_OUT + _PROMPTS) // 2
-    rest = with_sentence[used:]
-    groups.append([*rest, *others[used : used + _DEMONSTRATIONS - len(rest)]])
-    held_out = {entry.key for entry in groups[0]}
-    texts = [document(synset) for key, synset in wordnet.synsets.items() if key not in held_out]
+    first, second = _HELD_OUT // 2, (_HELD_OUT + _PROMPTS) // 2
+    held_out = [*with_sentence[:first], *others[:first]]
+    asked = [*with_sentence[first:second], *others[first:second]]
+    rest = with_sentence[second:]
+    demonstrated = [*rest, *others[second : second + _DEMONSTRATIONS - len(rest)]]
+    keys = {entry.key for entry in held_out}
+    texts = [document(synset) for key, synset in wordnet.synsets.items() if key not in keys]
     proverbs = [text for text in dictionary_texts(devil) if len(text) >= 40]
-    for each in (texts, proverbs, *groups):
-        rng.shuffle(each)  # type: ignore[arg-type]
+    shuffled: tuple[list[Any], ...] = (texts, proverbs, held_out, asked, demonstrated)
+    for each in shuffled:
+        rng.shuffle(each)
     few = _HELD_OUT_TEXTS // 4
-    return (
-        tuple(groups),
+    return _Material(
+        held_out,
+        asked,
+        demonstrated,
         [*texts[_HELD_OUT_TEXTS : _HELD_OUT_TEXTS + _TEXTS], *proverbs[few:]],
         [*texts[:_HELD_OUT_TEXTS], *(text[:600] for text in proverbs[:few])],
     )
