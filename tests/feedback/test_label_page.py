@@ -17,6 +17,7 @@ from tests.label_site import KEY, Site, add_task, add_tasks, recorded, serving
 from textenv.feedback.annotators import FromReward, annotate
 from textenv.feedback.browser import annotate_page, keys_of
 from textenv.feedback.sign_in import owner_key
+from textenv.types import TextEnvError
 
 pytestmark = pytest.mark.slow
 
@@ -502,18 +503,19 @@ def test_a_better_answer_is_written_without_losing_the_ranking(site: Site, visit
     assert recorded(site.store) == [{shown[1]: 0, shown[0]: 1, shown[2]: 2}]
 
 
-def test_an_answer_that_is_refused_is_not_lost(site: Site, visit: Open) -> None:
+def test_an_answer_that_is_refused_is_not_lost(site: Site, visit: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> int:
+        raise TextEnvError("The disk is full.")
+
     add_chat(site)
     page = visit()
     press(page, "w", "Control+Enter")  # an empty box is not sent
     assert page.url == site.url
     page.keyboard.type("A wader.")
-    page.locator("#demonstrate [name=assignment]").evaluate(
-        "field => { field.value = field.value.slice(0, -1) + 'x'; }"
-    )
-    page.route("**/demonstrate", lambda route: route.fulfill(status=409, body="<p role='alert'>No.</p>"))
+    monkeypatch.setattr(site.store, "demonstrate", refuse)
     go(page, lambda: page.keyboard.press("Control+Enter"))
-    page.unroute("**/demonstrate")
+    expect(page.get_by_role("alert")).to_contain_text("The disk is full.")
+    monkeypatch.undo()
     page.goto(site.url)
     assert boxes(page) == ["A wader."]
     press(page, "w")

@@ -6,9 +6,10 @@ own: a better one than those that they compare, or one to a prompt that asks for
 The page must not reveal who wrote what: it shows no policy, no number of an item, and no sign that an item is gold or
 repeated. The strengths of the policies, and how often annotators agree with gold items, with each other and with
 themselves, are therefore for the owner alone, who has a link with a key: an annotator who judges, looks at such a
-figure and undoes the judgement would learn from how the figure moved. Completions are text that may be hostile, so nothing in
-them is executed: everything is escaped, the browser is told to run our one script alone, and requests that pages of
-other sites make are refused.
+figure and undoes the judgement would learn from how the figure moved.
+
+Completions are text that may be hostile, so nothing in them is executed: everything is escaped, the browser is told to
+run our one script alone, and requests that pages of other sites make are refused.
 
 If other machines can reach the page, it asks for a password. A name can be signed in in one browser at a time.
 """

@@ -11,7 +11,7 @@ const undo = document.getElementById("undo");
 const judge = document.getElementById("judge");
 const live = judge ? label(judge) : null;
 const demonstrate = document.getElementById("demonstrate");
-const writing = demonstrate ? answer(demonstrate) : null;
+const writing = demonstrate ? written(demonstrate) : null;
 
 document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
@@ -110,7 +110,7 @@ function rememberGuidelines() {
 }
 
 /** Add keys, further turns and drafts to the form of an answer; return its handler of keys. */
-function answer(form) {
+function written(form) {
   const alone = form.dataset.alive !== undefined; // not beside a ranking
   const panel = form.closest("details");
   const list = form.querySelector(".boxes");
