@@ -13,6 +13,7 @@ from textenv.commands.flags import last_value
 
 COMMANDS = [
     "train", "compare", "sample", "chat", "detect", "bias", "doctor", "pretrain", "sft", "corpus", "rlhf", "label",
+    "summarize",
     "clips train",
     "reward serve", "reward train", "reward eval", "reward data",
     "browse index", "browse demonstrate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_splits_are_fixed_by_the_source() -> None:
 def apt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """What apt-get was asked for; it leaves the lists of an archive of Debian and of another one."""
     monkeypatch.setenv("TEXTENV_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(descriptions.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/usr/bin/{tool}")
     asked: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -113,7 +114,7 @@ def test_what_cannot_be_fetched_is_one_line(
         TextEnvError, match=r"Could not fetch Debian's descriptions: E: no network E: at all\. Check the"
     ):
         load_descriptions()
-    monkeypatch.setattr(descriptions.shutil, "which", lambda tool: None)
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
     with pytest.raises(TextEnvError, match=r"apt-get, which is not on this machine; put debian-descriptions\.jsonl of"):
         load_descriptions()
     with pytest.raises(TextEnvError, match="split='test': expected 'train', 'judge'"):

@@ -6,6 +6,7 @@ would have written.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +140,7 @@ class Reader:
             token = self._draw(self.lm.next_token_logits(ids, np.array([length]))[0], generator)
             written.append(token)
             text, stopped = endings.completion_text(prompt, written)
-            if endings.ends(np.array([token]), np.array([len(written)]), lambda found=stopped: [found]):
+            if endings.ends(np.array([token]), np.array([len(written)]), functools.partial(list, [stopped])):
                 return self._fitting(text.split(), limit)
             ids[0, length] = token
 

@@ -69,7 +69,7 @@ class Summarize(Recipe):
         train, held_out = (
             _mixed(SummaryData(data=source, split=split, max_characters=_LONGEST).prompts(), seed) for split in _SPLITS
         )
-        written = {
+        written: dict[str, list[Mapping[str, str]]] = {
             "demonstrations": [_demonstration(row) for row in train[:_DEMONSTRATIONS]],
             "prompts": train[-_PROMPTS:],
             "held-out": [{**row, "completion": _completion(row)} for row in held_out[:_HELD_OUT]],

@@ -53,7 +53,7 @@ class _Page:
             height=self.root.height,
             root=join(self._chain(self.root, place, sentence) for place, sentence in enumerate(root))
             or fill("<p><i>The model wrote nothing.</i></p>"),
-            parts=self._parts(self.root, "Made of {links}."),
+            parts=self._parts(self.root, "Made of parts {links}."),
             levels=join(levels),
         )
 
@@ -75,10 +75,11 @@ class _Page:
         """Return where a sentence of a height comes from."""
         if height:
             said = self.sources.summaries[height - 1][source.child][source.sentence]
-            name, address = _name(height - 1, source.child), f"h{height - 1}-{source.child}-s{source.sentence}"
+            name = f"{'' if height > 1 else 'summary of '}{_name(height - 1, source.child)}"
+            address = f"h{height - 1}-{source.child}-s{source.sentence}"
         else:
             said = self.sources.passages[source.child][source.sentence]
-            name, address = f"passage {source.child + 1}", f"h0-{source.child}-p{source.sentence}"
+            name, address = _name(0, source.child), f"h0-{source.child}-p{source.sentence}"
         return fill(_STEP, address=address, name=name, share=f"{source.share:.0%}", said=said.strip())
 
     def _node(self, node: Summary) -> Markup:
@@ -95,7 +96,7 @@ class _Page:
                 for number, (sentence, source) in enumerate(zip(sentences, self.found[place], strict=True))
             ),
             up=fill(' · part of <a href="#{address}">{name}</a>', **_link(parent)) if parent else Markup(""),
-            down=self._parts(node, " · made of {links}"),
+            down=self._parts(node, " · made of parts {links}"),
             passage=passage,
         )
 
@@ -120,7 +121,7 @@ class _Page:
 
 
 def _name(height: int, index: int) -> str:
-    return f"height {height}, part {index + 1}"
+    return f"height {height}, part {index + 1}" if height else f"passage {index + 1}"
 
 
 def _link(node: Summary) -> Mapping[str, str]:
