@@ -75,8 +75,10 @@ def change(path: Path, script: str) -> None:
     )
     connection.executescript(script)
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if "DROP T" not in script:
-        connection.executescript(TRIGGERS + (TRIGGERS_OF_DEMONSTRATIONS if version > 1 else ""))
+    if "DROP TRIGGER" not in script:
+        connection.executescript(TRIGGERS)
+        if version > 1 and "DROP TABLE demonstrations" not in script:
+            connection.executescript(TRIGGERS_OF_DEMONSTRATIONS)
     connection.close()
 
 
