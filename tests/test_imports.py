@@ -89,8 +89,8 @@ def complaint(module: str, target: str) -> str | None:
 def _between_rooms(module: str, target: str) -> str | None:
     mine, theirs = room(module), room(target)
     if mine == "rewards":
-        known = theirs in {"rewards", "models", "types", "validation", "plugins"} or target.startswith(SCORER)
-        return None if known else "rewards know types, validation, plugins, models, and how rewards are called"
+        known = theirs in {"rewards", "models", "data", "types", "validation", "plugins"} or target.startswith(SCORER)
+        return None if known else "rewards know types, validation, plugins, data, models, and how rewards are called"
     if mine == "agents":
         return "agents do not know rewards" if theirs == "rewards" else None
     if theirs in {"agents", "rewards"}:

@@ -70,7 +70,7 @@ def check_command(words: list[str]) -> None:
             found = re.fullmatch(r"(\.|textenv)(?:\[(\w+)\])?", package)
             assert found, package
             assert found[2] in {None, *project["optional-dependencies"]}
-        case ["textenv", *command] if all(word.isalnum() or word == "--help" for word in command):
+        case ["textenv", *command] if all(re.fullmatch(r"(--)?\w+", word) for word in command):
             with pytest.raises(SystemExit) as stopped:
                 main([*command, "--help"])
             assert stopped.value.code == 0

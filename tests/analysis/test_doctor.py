@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_model_that_is_not_rounded_is_none(tiny_lm: CausalLM) -> None:
 
 
 def drawn(
-    lm: CausalLM, monkeypatch: pytest.MonkeyPatch, **settings: Any
+    lm: CausalLM, monkeypatch: pytest.MonkeyPatch, draw_with: Callable[..., torch.Tensor] = draw, **settings: Any
 ) -> tuple[doctor.Finding, list[int], list[int]]:
     """What it finds of draws, the rows of each forward, and how many probabilities were drawn from at a time."""
     keywords = {"model": lm, "prompts": ["it was", "a film"], "reward": len_of, "max_new_tokens": 4, **settings}
@@ -70,7 +71,7 @@ def drawn(
 
     def counted(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         numbers.append(probabilities.numel())
-        return draw(probabilities, uniform)
+        return draw_with(probabilities, uniform)
 
     monkeypatch.setattr(policy.lm, "next_token", read)
     monkeypatch.setattr(policy_module, "draw", counted)
@@ -89,5 +90,7 @@ def test_draws_take_one_forward_of_one_row(
 
 
 def test_draws_from_other_probabilities_are_a_finding(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_module, "draw", lambda probabilities, uniform: draw(probabilities.sqrt(), uniform))
-    assert not drawn(tiny_lm, monkeypatch)[0].ok
+    def of_half(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        return draw(probabilities * (torch.arange(probabilities.shape[-1]) % 2 == 0), uniform)
+
+    assert not drawn(tiny_lm, monkeypatch, of_half)[0].ok

@@ -297,7 +297,7 @@ def test_doctor_reads_no_more_rows_at_once_than_an_episode_has(monkeypatch: pyte
     monkeypatch.setattr(CausalLM, "_logits_of", counted_read)
     keywords = {"reward": {"name": "length", "target": 3}, "max_new_tokens": 6, "prompts": ["The film"]}
     assert all(finding.ok for finding in examine("textenv/Text-v0", keywords, num_envs=4))
-    assert (max(rows), max(written)) == (4, 6), "rows that act, tokens that are trained on"
+    assert (max(rows), max(written)) == (4 * 6, 6), "tokens that the reference reads, tokens that are trained on"
 
 
 def test_doctor_tells_what_is_wrong(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

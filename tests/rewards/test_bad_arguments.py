@@ -25,6 +25,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "normalize": {"reward": "vader"},
     "pattern": {"pattern": "a"},
     "period_rule": {"reward": "vader"},
+    "summary_judge": {"data": "few"},
     "weighted_sum": {"rewards": ["vader"]},
     "classifier": {"model": "/nowhere"},
 }
@@ -44,6 +45,16 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "rouge": {"column": ["", None], "variant": ["rouge9", None, ["rouge1"]], "stem": ["no", 0, None]},
     "exact_match": {"answers": ["", 3, None], "said": ["", 3], "contained": ["no", 1]},
     "quoted": {"what": ["question", None, 3]},
+    "summary_judge": {
+        "data": ["", 3, None, "/nowhere.jsonl"],
+        "text_column": ["", 3],
+        "reference_column": ["", 3],
+        "group_column": ["", 3],
+        "max_characters": [0, "600", 1.5],
+        "copy_penalty": [-1, "8", None, math.nan],
+        "column": ["", 3, None],
+        "seed": [-1, "0", 1.5],
+    },
     "length": {"target": [0, -1, "8", 2.5, True, None, math.inf], "unit": ["letters", None, 3]},
     "letters": {
         "family": ["easy", None],

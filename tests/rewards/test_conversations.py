@@ -26,7 +26,7 @@ MESSAGES = [{"role": "user", "content": USER}]
 WRITTEN = "the film was great"
 COLUMNS: dict[str, Any] = {
     "reference": "the film", "question": "sentence", "word": "film", "meaning": "a story in pictures",
-    "kinds": [["story"]],
+    "kinds": [["story"]], "right": "great", "answers": ["great"], "quotes": ["a great film"], "about": "A film.",
 }  # fmt: skip
 """What some rewards read besides."""
 FORMS = ["texts", "conversations", "chat"]
@@ -42,6 +42,9 @@ COMPLETION_ALONE: dict[str, Any] = {
     "clip": {"name": "clip", "reward": "vader", "low": -0.25, "high": 0.25},
     "counterfactual_gap": {"name": "counterfactual_gap", "reward": "vader"},
     "dictionary_answer": "dictionary_answer",
+    "exact_match": {"name": "exact_match", "answers": "right", "contained": True},
+    "quoted": {"name": "quoted", "what": "answers"},
+    "summary_judge": {"name": "summary_judge", "data": "few", "column": "about"},
     "normalize": {"name": "normalize", "reward": "vader"},
     "period_rule": {"name": "period_rule", "reward": "vader", "after": 0},
     "weighted_sum": {"name": "weighted_sum", "rewards": ["vader", {"name": "length", "target": 9}], "weights": [2, -1]},

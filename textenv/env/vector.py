@@ -490,7 +490,9 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def can_pay_later(self) -> bool:
         """Whether ``paying_later`` can be entered: whether no step needs to know what an episode was paid."""
         waits = self.autoreset_mode is AutoresetMode.DISABLED and self.render_mode is None
-        return waits and not self.settings.needs_distributions
+        # In half precision forwards of other shapes round otherwise, and a KL that is 0 would not stay so.
+        same = self.settings.kl_mode == "lump" or self.reference.model.dtype.itemsize >= 4
+        return waits and same and not self.settings.needs_distributions
 
     @contextlib.contextmanager
     def paying_later(self) -> Iterator[Callable[[], list[Episode]]]:
@@ -507,7 +509,7 @@ class TextVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if not self.can_pay_later:
             raise TextEnvError(
                 "Episodes are paid later only with autoreset_mode=AutoresetMode.DISABLED, no render_mode, no "
-                "kl_estimator='full' and neither top_k nor top_p."
+                "kl_estimator='full', neither top_k nor top_p, and in half precision kl_mode='lump'."
             )
         with self._process.scoring_later() as settle:
             yield settle
