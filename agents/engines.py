@@ -178,7 +178,7 @@ class EngineWriter:
     def _evaluate(self, rollout: Rollout, own: IntArray, temperature: float) -> tuple[FloatArray, FloatArray]:
         """Return log pi and values of all tokens, ``(batch, time)`` each; this process computes those of its share."""
         policy, written = self._learner, rollout.mask[own]
-        log_probs, values = np.zeros((2, *written.shape), dtype=np.float32)
+        log_probs, values = np.zeros(written.shape, np.float32), np.zeros(written.shape, np.float32)
         for part in split_by_length(rollout.longest[own], written.sum(axis=1), room_for_tokens(policy.lm)):
             picks = part.numpy()
             tensors = rollout.tensors(own[picks], policy.lm.device, policy.lm.vocab_size)

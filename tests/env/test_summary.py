@@ -41,8 +41,9 @@ def test_a_summary_is_one_line_and_scored_by_rouge() -> None:
     _, _ = env.reset(options={"prompt": prompt})
     newline = env.reference.tokenizer.encode("\n", add_special_tokens=False)[-1]
     ids = env.reference.tokenizer.encode(f" {prompt.columns['reference']}", add_special_tokens=False)
-    for token in (*ids, newline):
-        _, _, over, _, info = env.step(token)
+    for token in ids:
+        env.step(token)
+    _, _, over, _, info = env.step(newline)
     assert over
     assert (info["stop_reason"], info["score"]) == ("stop", pytest.approx(1.0))
 
