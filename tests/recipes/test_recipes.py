@@ -90,6 +90,13 @@ def test_unknown_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "--quick is of recipes" in capsys.readouterr().out
 
 
+def test_a_folder_with_another_run(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["rlhf", "--recipe", tiny, "--quick", "--gold", "vader", "--out", str(tmp_path)]) == 1
+    assert "holds a run without the data of the recipe" in capsys.readouterr().out.replace("\n", " ")
+    assert not (tmp_path / "data").exists()
+
+
 def test_the_place_of_files_is_kept(tmp_path: Path) -> None:
     data = Data((tmp_path / "a.jsonl",), tmp_path / "b.txt", None, ())
     assert Data.from_json(json.loads(json.dumps(data.to_json(tmp_path), allow_nan=False)), tmp_path) == data

@@ -88,6 +88,11 @@ def _recipe_data(config: RlhfSettings) -> tuple[Recipe | None, Data]:
         return None, Data()
     recipe, folder = find_recipe(config.recipe), config.out / "data"
     if not (folder / _DATA_FILE).exists():
+        if (config.out / "config.json").exists():
+            raise TextEnvError(
+                f"{config.out} holds a run without the data of the recipe {config.recipe!r}; give this one another "
+                "folder with --out."
+            )
         console.rule(f"Data of the recipe {config.recipe}")
         folder.mkdir(parents=True, exist_ok=True)
         data = recipe.prepare(folder, quick=config.quick, seed=config.seed)
