@@ -118,8 +118,8 @@ def _report_wins(out: Path, rows: Sequence[Mapping[str, Any]], demonstrations: M
     count = len(sides[names[0]])
     ratings = _elo(wins)
     table = make_table(
-        "side", *(f"against {name}" for name in names), "Elo",
-        title="Share of prompts on which the gold score prefers the side, ties as halves, with 95 % intervals",
+        "against", *names, "Elo",
+        title="Prompts on which the gold score prefers the row to the column, ties as halves (95 % interval)",
         caption="Elo: Bradley-Terry strengths (95 % interval); 400 points are odds of ten to one, start has 1,000",
     )  # fmt: skip
     pairs = []
@@ -129,8 +129,8 @@ def _report_wins(out: Path, rows: Sequence[Mapping[str, Any]], demonstrations: M
             if i == j:
                 cells.append("")
                 continue
-            low, high = _interval(sides[name], sides[other])
             share = float(wins[i, j]) / count
+            low, high = _interval(share, count)
             cells.append(f"{share:.0%} [{low:.0%}, {high:.0%}]")
             pairs.append({"side": name, "against": other, "share": share, "interval": [low, high]})
         value, low, high = ratings[i]
@@ -143,11 +143,12 @@ def _report_wins(out: Path, rows: Sequence[Mapping[str, Any]], demonstrations: M
     write_json(out / "wins.json", {"prompts": count, "pairs": pairs, "elo": elo})
 
 
-def _interval(new: Sequence[float], old: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of a share won, by the normal approximation over prompts, within 0 and 1."""
-    points = (np.sign(np.subtract(new, old)) + 1) / 2
-    half = 1.96 * float(points.std()) / math.sqrt(len(points))
-    return max(0.0, float(points.mean()) - half), min(1.0, float(points.mean()) + half)
+def _interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of prompts (Wilson 1927); ties, taken as halves, only make it wider."""
+    z = 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return middle - half, middle + half
 
 
 def _elo(wins: NDArray[np.float64]) -> list[tuple[float, float, float]]:
