@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from textenv.commands.cli import main
 from textenv.feedback.agreement import Share, krippendorff_alpha, measure_agreement
@@ -72,6 +73,12 @@ def test_shares() -> None:
     assert (low, high) == pytest.approx(
         ((center - wide) / (1 + z * z / n), (center + wide) / (1 + z * z / n)), abs=1e-6
     )
+
+
+@pytest.mark.parametrize(("won", "count"), [(0, 12), (12, 12), (5, 12), (130, 256)])
+def test_the_interval_of_a_share_is_wilsons(won: int, count: int) -> None:
+    expected = binomtest(won, count).proportion_ci(method="wilson")
+    assert Share(won, count).interval == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_agreement_of_a_store(store: FeedbackStore) -> None:

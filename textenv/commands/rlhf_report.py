@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from textenv.commands.console import console
 from textenv.data.files import write_json
 from textenv.data.pictures import save_figure
+from textenv.feedback.agreement import Share
 from textenv.feedback.bradley_terry import fit_bradley_terry
 from textenv.rollouts.runs import figure_text
 from textenv.rollouts.tables import make_table
@@ -129,10 +130,10 @@ def _report_wins(out: Path, rows: Sequence[Mapping[str, Any]], demonstrations: M
             if i == j:
                 cells.append("")
                 continue
-            share = float(wins[i, j]) / count
-            low, high = _interval(share, count)
-            cells.append(f"{share:.0%} [{low:.0%}, {high:.0%}]")
-            pairs.append({"side": name, "against": other, "share": share, "interval": [low, high]})
+            won = Share(float(wins[i, j]), count)
+            low, high = won.interval or (0.0, 1.0)
+            cells.append(f"{won.value:.0%} [{low:.0%}, {high:.0%}]")
+            pairs.append({"side": name, "against": other, "share": won.value, "interval": [low, high]})
         value, low, high = ratings[i]
         table.add_row(name, *cells, f"{value:,.0f} [{low:,.0f}, {high:,.0f}]")
     console.print(table)
@@ -141,14 +142,6 @@ def _report_wins(out: Path, rows: Sequence[Mapping[str, Any]], demonstrations: M
         for name, (value, low, high) in zip(names, ratings, strict=True)
     }
     write_json(out / "wins.json", {"prompts": count, "pairs": pairs, "elo": elo})
-
-
-def _interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of prompts (Wilson 1927); ties, taken as halves, only make it wider."""
-    z = 1.96
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return middle - half, middle + half
 
 
 def _elo(wins: NDArray[np.float64]) -> list[tuple[float, float, float]]:

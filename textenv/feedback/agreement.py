@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import norm
 
 from textenv.feedback.store import FeedbackStore, Judgement
 from textenv.types import Ranking, TextEnvError
@@ -25,13 +26,19 @@ __all__ = [
 ]
 
 Pair = tuple[int, int]
+_Z = float(norm.ppf(0.975))
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share, ``hits`` of ``count``, with Wilson's 95 % interval."""
+    """A share, ``hits`` of ``count``, with Wilson's 95 % interval.
 
-    hits: int
+    Attributes:
+        hits: Where a tie is half a hit, it may have a fraction; the interval is then wider than it need be.
+        count: Number of cases.
+    """
+
+    hits: float
     count: int
 
     @property
@@ -44,8 +51,9 @@ class Share:
         """Wilson's interval (1927), which contains the true share with 95 % confidence; None if ``count`` is 0."""
         if not self.count:
             return None
-        low, high = binomtest(self.hits, self.count).proportion_ci(0.95, method="wilson")
-        return float(low), float(high)
+        share, extra = self.hits / self.count, _Z**2 / self.count
+        middle, half = share + extra / 2, _Z * math.sqrt(share * (1 - share) / self.count + (extra / 2 / _Z) ** 2)
+        return max(0.0, (middle - half) / (1 + extra)), min(1.0, (middle + half) / (1 + extra))
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,7 @@ class Matcher:
         self._texts = len(counted)
         self._known = Counter(word for match in counted for word in set(words_of(match.text)))
         self._words, self._pairs, self._firsts = _counts([match.true for match in counted])
+        self._total = sum(self._words.values()) + len(self._words) + 1
         lengths = np.log1p([len(words_of(match.true)) for match in counted])
         self._length, self._spread = float(lengths.mean()), max(float(lengths.std()), 0.1)
         true = self._measures([(match.text, match.true) for match in weighed])
@@ -182,10 +183,9 @@ class Matcher:
         return math.fsum(weight for word, weight in weights.items() if word in among) / total if total else 0.0
 
     def _fluency(self, summary: Sequence[str]) -> float:
-        total = sum(self._words.values()) + len(self._words) + 1
         logs = []
         for before, word in pairwise((_END, *summary, _END)):
-            alone = (1 + self._words[word]) / total
+            alone = (1 + self._words[word]) / self._total
             after = self._pairs[before, word] / self._firsts[before] if self._firsts[before] else 0.0
             logs.append(math.log((1 - _SEEN) * alone + _SEEN * after))
         return math.fsum(logs) / len(logs)
