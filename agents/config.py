@@ -79,8 +79,9 @@ class AgentConfig(ActorConfig):
             have it, and on CPUs that have it where a short measurement at the start finds it faster.
         rollout_precision: What the policy's linear layers are rounded to, once an iteration, while it writes:
             ``"int8"``, ``"bfloat16"``, or ``"float32"`` for not at all; ``"auto"`` for what a measurement of about a
-            tenth of a second at the start finds fastest, if it gains a fifth. The losses weigh what was drawn so by
-            the ratio of the two policies (see ``textenv.agents.losses.importance_ratio``).
+            tenth of a second at the start finds fastest, if it gains a fifth and moves log pi by less than 0.1 nats a
+            token. The losses weigh what was drawn so by the ratio of the two policies (see
+            ``textenv.agents.losses.importance_ratio``).
         rollout_engine: An inference server that writes for the policy, ``"vllm"`` or ``"sglang"``: it is given the
             policy's weights before every iteration, and the losses weigh what it has drawn as they do with
             ``rollout_precision``. None for the policy itself.

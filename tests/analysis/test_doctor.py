@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,9 +44,26 @@ def test_it_says_how_far_off_first_ratio_and_kl_are(tiny_lm: CausalLM) -> None:
         assert abs(kl) > 1e-6, name
 
 
-def test_a_policy_that_rounding_moves_too_far_is_a_finding(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_LARGEST_MISMATCH", 1e-6)
-    assert not rounded(tiny_lm)["rollouts in int8"].ok
+def test_it_advises_against_what_moves_a_policy_too_far(tiny_lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LARGEST_ERROR", 1e-6)
+    assert rounded(tiny_lm)["rollouts in int8"].detail.startswith("not advised, mean |log ratio| above 1e-06: ")
+
+
+def test_the_weights_are_loaded_once(tiny_lm: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_lm.model.save_pretrained(tmp_path)
+    tiny_lm.tokenizer.save_pretrained(tmp_path)
+    loaded = list[str]()
+    load = CausalLM.from_pretrained
+
+    def counted(name: str, **settings: Any) -> CausalLM:
+        loaded.append(name)
+        return load(name, **settings)
+
+    monkeypatch.setattr(CausalLM, "from_pretrained", counted)
+    keywords = {"model": str(tmp_path), "prompts": ["it was"], "reward": len_of, "max_new_tokens": 4}
+    findings = list(doctor.examine("textenv/Text-v0", keywords, num_envs=2))
+    assert all(finding.ok for finding in findings), findings
+    assert loaded == [str(tmp_path)]
 
 
 def test_a_model_that_is_not_rounded_is_none(tiny_lm: CausalLM) -> None:

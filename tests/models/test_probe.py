@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,32 @@ def test_the_fastest_way_is_chosen_if_it_gains_a_fifth(
     monkeypatch.setattr(probe, "multiplies_int8", lambda: True)
     took(seconds)
     assert probe.fastest_rollout(build_lm("gpt2"), 4) == (expected if multiplies_int8() else "float32")
+
+
+@pytest.mark.skipif(not multiplies_int8(), reason="this build of torch has no FBGEMM")
+def test_what_moves_the_policy_too_far_is_not_chosen(took: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "multiplies_bfloat16", lambda device: True)
+    took({"float32": 1.0, "bfloat16": 0.5, "int8": 0.3})
+    errors = {"int8": 0.2, "bfloat16": 0.05}
+    monkeypatch.setattr(probe, "rounding_error", lambda lm, precision: errors[precision])
+    assert probe.fastest_rollout(build_lm("gpt2"), 4) == "bfloat16"
+    errors["bfloat16"] = 0.15
+    assert probe.fastest_rollout(build_lm("gpt2"), 4) == "float32"
+
+
+@pytest.mark.skipif(not multiplies_int8(), reason="this build of torch has no FBGEMM")
+def test_the_error_is_that_of_the_whole_distribution() -> None:
+    lm = build_lm()
+    ids = np.array([lm.tokenizer(probe._TEXT)["input_ids"][: probe._TEXT_TOKENS]])
+    size = ids.shape[1]
+    states, lengths = np.repeat(ids, size, axis=0), np.arange(1, size + 1)
+    plain = torch.log_softmax(lm.next_token_logits(states, lengths), dim=-1)
+    with lm.rounded("int8"):
+        rounded = torch.log_softmax(lm.next_token_logits(states, lengths), dim=-1)
+    expected = float((plain.exp() * (rounded - plain).abs()).sum(dim=-1).mean())
+    assert expected > 1e-4
+    assert probe.rounding_error(lm, "int8") == pytest.approx(expected, rel=1e-3)
+    assert probe.rounding_error(lm, "float32") == 0
 
 
 @pytest.mark.skipif(not multiplies_int8(), reason="this build of torch has no FBGEMM")
