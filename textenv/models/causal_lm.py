@@ -30,6 +30,7 @@ from textenv.models.network import Network, refuse_rounding
 from textenv.models.positions import attention_window, longest_input
 from textenv.models.prefix_cache import PrefixCache
 from textenv.models.rounding import Precision
+from textenv.models.shared_prefix import find_beginnings, read_behind
 from textenv.models.weight_watch import WeightWatch
 from textenv.rollouts.runtime import throttle_spinning
 from textenv.types import Conversation, IntArray, Prompt, TextEnvError
@@ -430,7 +431,7 @@ class CausalLM:
             self._read_modules()
         else:
             self._refresh()
-        if self._network is not None and (self._window is None or input_ids.shape[1] <= self._window):
+        if self._network is not None and not self._exceeds_window(input_ids.shape[1]):
             self._network.checkpointing = self.gradient_checkpointing
             return self._network.run(input_ids, keep=keep)  # causal, so that what is on the right is not seen
         hidden = plain_hidden_states(self.model, input_ids, lengths)
@@ -471,7 +472,9 @@ class CausalLM:
             )
             min_rows, max_logits = (_MIN_CPU_ROWS, _MAX_CPU_LOGITS) if device.type == "cpu" else (1, _MAX_LOGITS)
             size = max(min_rows, max_logits // self.vocab_size)
-            states = self._read_rows(all_ids, sizes, keep)
+            states = self._read_shared(ids, np.asarray(lengths), kept)
+            if states is None:
+                states = self._read_rows(all_ids, sizes, keep)
             parts = [
                 functional.cross_entropy(
                     divide_by_temperature(self._logits_of(part), temperature), part_targets, reduction="none"
@@ -480,6 +483,20 @@ class CausalLM:
             ]
             result.reshape(-1)[kept] = -torch.cat(parts).cpu().numpy()
         return result[:, :-1]
+
+    def _read_shared(self, ids: IntArray, lengths: IntArray, kept: IntArray) -> torch.Tensor | None:
+        """Return the hidden states of tokens, what texts begin with being read once; None where that saves little."""
+        asked = np.full(len(ids), ids.shape[1])
+        np.minimum.at(asked, kept // ids.shape[1], kept % ids.shape[1])
+        beginnings = find_beginnings(ids, lengths, np.minimum(asked, lengths - 1))
+        self._refresh()
+        if beginnings is None or self._network is None or self._exceeds_window(ids.shape[1]):
+            return None
+        at_once = _MAX_CPU_TOKENS if self.device.type == "cpu" else _MAX_TOKENS
+        return read_behind(self._network, beginnings, ids, lengths, kept, at_once=at_once, device=self.device)
+
+    def _exceeds_window(self, length: int) -> bool:
+        return self._window is not None and length > self._window
 
     def _read_rows(self, input_ids: torch.Tensor, lengths: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Return ``hidden_states``, as many rows at a time as fit into memory; ``keep`` is in order."""
