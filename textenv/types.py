@@ -546,9 +546,9 @@ def as_number(value: Any, name: str) -> float:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the type of an exception of somebody else's code, and the beginning of what it says."""
+    """Return the type of an exception of somebody else's code, and the beginning of what it says; ours says it all."""
     text = " ".join(_COLOR.sub("", str(error)).split())
-    return f"{type(error).__name__}: {text:.300}"
+    return text if isinstance(error, TextEnvError) else f"{type(error).__name__}: {text:.300}"
 
 
 def short(value: object) -> str:

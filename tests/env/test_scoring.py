@@ -163,6 +163,15 @@ class TestScore:
         assert caught.value.__cause__ is error
         assert "'a prompt'" in str(caught.value)
 
+    def test_what_a_reward_of_ours_says_is_repeated_as_it_is(self) -> None:
+        def refusing(**columns: Any) -> list[float]:
+            raise TextEnvError("No server answers at x; start it.")
+
+        with pytest.raises(
+            TextEnvError, match=r"^The reward .*refusing: No server .* start it\. It was scoring a batch"
+        ):
+            call(refusing)
+
     def test_a_type_error_inside_a_reward_is_no_matter_of_its_signature(self) -> None:
         def broken(completions: list[str], **columns: Any) -> Any:
             return len(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

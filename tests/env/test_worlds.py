@@ -323,6 +323,10 @@ def raising(_: Any) -> Any:
     raise KeyError("lost")
 
 
+def refusing(_: Any) -> Any:
+    raise TextEnvError("No server answers at x; start it.")
+
+
 def leaving(_: Any) -> Any:
     sys.exit(3)
 
@@ -341,6 +345,7 @@ def step_often(envs: TextVectorEnv) -> None:
     ("wrong", "message"),
     [
         (raising, r"The world Broken raised KeyError: 'lost', in turn 2, '.*"),
+        (refusing, r"The world Broken in turn 2, '.*': No server answers at x; start it\.$"),
         (
             lambda found: (found[0], math.nan, *found[2:]),
             r"What the world Broken paid in turn 2, .* is nan; expected a finite number",

@@ -116,7 +116,7 @@ def test_what_is_chosen_by_keys_is_what_was_shown_there(site: Site, visit: Open)
         press(page, rng.choice([str(place + 1), ["ArrowLeft", "ArrowRight"][place]]))
         expected[shown[place]], expected[shown[1 - place]] = 0, 1
         submit(page)
-    expect(page.locator("h1")).to_have_text("Nothing to compare just now")
+    expect(page.locator("h1")).to_have_text("Nothing to do just now")
     assert {text: rank for one in recorded(site.store) for text, rank in one.items()} == expected
     assert orders == {("0", "1"), ("1", "0")}
 
@@ -172,7 +172,7 @@ def test_dragging_about(site: Site, visit: Open) -> None:
     drag(page, chip(2), ".pool")
     expect(status).to_have_text("4. Left below, in no order: 1, 2, 3.")
     page.click("#submit")
-    page.wait_for_selector("text=Nothing to compare")
+    page.wait_for_selector("text=Nothing to do")
     assert recorded(site.store) == [{shown[3]: 0, shown[0]: None, shown[1]: None, shown[2]: None}]
 
 
@@ -552,7 +552,7 @@ def test_conversations_are_written_by_the_keyboard_alone(site: Site, visit: Open
     assert page.locator(".turn").count() == 4
     press(page, "Escape")
     go(page, lambda: page.keyboard.press("c"))
-    expect(page.locator("h1")).to_have_text("Nothing to compare just now")
+    expect(page.locator("h1")).to_have_text("Nothing to do just now")
     assert [each.texts for each in site.store.demonstrations()] == [
         ("A wader, u c 1.", "Where?", "By water."),
         (" is good.",),

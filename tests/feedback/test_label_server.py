@@ -293,12 +293,12 @@ def test_gaps_in_ranks_are_closed_and_a_single_blank_is_the_last(store: Feedback
 def test_a_lease_that_ran_out_goes_to_the_next(store: FeedbackStore, clock: Clock) -> None:
     add_tasks(store, 1)
     ann, ben = visit(store, lease_seconds=60), visit(store, "ben", lease_seconds=60)
-    assert "Nothing to compare" in ben.html
+    assert "Nothing to do" in ben.html
     clock.now += 50
     alive = ann.client.post("/alive", data={"token": ann.hidden("token"), "assignment": ann.hidden("assignment")})
     assert alive.json()["passed_on"] == ""
     clock.now += 50  # it was renewed
-    assert "Nothing to compare" in ben.client.get("/").text
+    assert "Nothing to do" in ben.client.get("/").text
     clock.now += 20
     ben.html = ben.client.get("/").text
     assert ben.judge().is_success
@@ -320,7 +320,7 @@ def test_an_open_page_is_told_that_its_work_is_done(store: FeedbackStore, clock:
 def test_signing_out_gives_the_work_back(store: FeedbackStore) -> None:
     add_tasks(store, 1)
     ann, ben = visit(store), visit(store, "ben")
-    assert "Nothing to compare" in ben.html
+    assert "Nothing to do" in ben.html
     ann.post("/sign-out", assignment=ann.hidden("assignment"))
     assert "Your name" in ann.html
     assert 'id="judge"' in ben.client.get("/").text
@@ -494,7 +494,7 @@ def test_a_page_that_asks_for_an_answer(store: FeedbackStore, clock: Clock) -> N
     store.add_demonstration_task(store.add_prompt(CHAT))
     ann, ben = visit(store, lease_seconds=60), visit(store, "ben", lease_seconds=60)
     assert 'id="judge"' not in ann.html
-    assert "Nothing to compare" in ben.html
+    assert "Nothing to do" in ben.html
     alive = {"token": ann.hidden("token"), "assignment": ann.hidden("assignment")}
     clock.now += 50
     assert ann.client.post("/alive", data=alive).json()["passed_on"] == ""

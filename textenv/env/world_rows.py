@@ -286,6 +286,8 @@ class _Pool:
             ) from None
         if not ok:
             self.close()
+            if isinstance(result, TextEnvError):
+                raise TextEnvError(f"The world {self._world} in {call.what}: {in_one_line(result)}") from result
             raise TextEnvError(f"The world {self._world} raised {in_one_line(result)}, in {call.what}.") from result
         return result
 
