@@ -2,6 +2,7 @@
 
     python -m benchmarks.watermark
     python -m benchmarks.watermark --models bundled runs/x/policy --texts 512
+    python -m benchmarks.watermark --models --runs runs/rlhf --texts 96
 
 Human text is the test split of the movie reviews. Texts of the model go on for as many tokens as are asked for, its
 end-of-sequence token being left out, and are read again from their text, as a detector has to. A true-positive rate is
@@ -24,11 +25,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks._measure import environment, show
+from textenv.commands.bias_run import find_stages
 from textenv.data.files import write_json
 from textenv.data.pictures import save_figure
 from textenv.data.reviews import load_reviews
 from textenv.models.codec import TextCodec
 from textenv.models.policy import TextPolicy
+from textenv.models.reward_model import RewardModel
 from textenv.models.watermark import SCHEMES, GreenList, Verdict, Watermark, make_watermark
 from textenv.models.watermarked import WatermarkedPolicy
 from textenv.rollouts.collect import sample_episodes, text_env
@@ -43,6 +46,7 @@ class Config:
 
     Attributes:
         models: ``"bundled"``, or folders of models such as the policy of a run.
+        runs: Runs of ``textenv rlhf`` or ``train``, each of whose language models is measured too.
         texts: Texts of each kind.
         lengths: Tokens after which texts are tested.
         temperatures: That the texts are drawn at.
@@ -53,6 +57,7 @@ class Config:
     """
 
     models: tuple[str, ...] = ("bundled",)
+    runs: tuple[str, ...] = ()
     texts: int = 256
     lengths: tuple[int, ...] = (12, 25, 50, 100, 200)
     temperatures: tuple[float, ...] = (0.5, 0.7, 1.0)
@@ -82,8 +87,8 @@ def write(
 ) -> list[Episode]:
     """Let a model go on with held-out openings of movie reviews."""
     envs: Any = gym.make_vec(
-        "textenv/MovieReview-v0", num_envs=128, split="heldout", model=model, reward="vader", kl_mode="lump",
-        max_new_tokens=tokens, temperature=temperature, autoreset_mode=AutoresetMode.DISABLED,
+        "textenv/MovieReview-v0", num_envs=min(128, config.texts), split="heldout", model=model, reward="vader",
+        kl_mode="lump", max_new_tokens=tokens, temperature=temperature, autoreset_mode=AutoresetMode.DISABLED,
     )  # fmt: skip
     base = text_env(envs)
     policy = TextPolicy.of_reference(base)
@@ -154,29 +159,47 @@ def power(model: str, codec: TextCodec, config: Config) -> dict[str, Any]:
 
 
 def cost(model: str, codec: TextCodec, config: Config) -> list[tuple[str, ...]]:
-    """Return what a watermark costs in texts of 24 tokens that may end: score, KL, and what best of 4 regains."""
+    """Return what a watermark costs in texts of 24 tokens that may end, and what the best of 4 regains.
+
+    The best is that of the bundled reward model, whose score is shown beside VADER's, which did not choose it.
+    """
     marks: dict[str, Watermark | None] = {"none": None}
     marks |= {f"green_list, delta {delta:g}": make_watermark("green_list", KEY, delta=delta) for delta in config.deltas}
     marks |= {name: make_watermark(name, KEY) for name in ("gumbel", "synthid")}
+    judge_of = RewardModel.load("bundled")
     rows = []
     for label, watermark in marks.items():
-        episodes = write(model, watermark, config, tokens=24, endless=False)
-        scores = np.array([episode.score for episode in episodes])
-        again = [replace(config, seed=config.seed + number) for number in range(1, 4)]
-        others = [[each.score for each in write(model, watermark, one, tokens=24, endless=False)] for one in again]
-        best = np.max([scores, *others], axis=0)
-        kl = np.array([sum(episode.kl) for episode in episodes])
-        texts = [codec.encode_behind(episode.completion) for episode in episodes]
+        tries = [
+            write(model, watermark, replace(config, seed=config.seed + number), tokens=24, endless=False)
+            for number in range(4)
+        ]
+        vader = np.array([[each.score for each in episodes] for episodes in tries])
+        learned = np.array([judge_of.scores(*zip(*_texts(episodes), strict=True)) for episodes in tries])
+        best = (learned.argmax(axis=0), np.arange(config.texts))
+        kl = np.array([sum(episode.kl) for episode in tries[0]])
+        texts = [codec.encode_behind(episode.completion) for episode in tries[0]]
         rate = "" if watermark is None else f"{found(watermark, texts)[0]:.0%}"
-        error = scores.std() / np.sqrt(len(scores))
-        rows.append((label, f"{scores.mean():+.3f} ± {error:.3f}", f"{best.mean():+.3f}", f"{kl.mean():.2f}", rate))
+        figures = (learned[0], vader[0], learned[best], vader[best])
+        cells = (f"{each.mean():+.3f} ± {each.std() / np.sqrt(config.texts):.3f}" for each in figures)
+        rows.append((label, *cells, f"{kl.mean():.2f}", rate))
     return rows
+
+
+def _texts(episodes: Sequence[Episode]) -> list[tuple[str, str]]:
+    return [(episode.prompt, episode.completion) for episode in episodes]
+
+
+def models_of(config: Config) -> dict[str, str]:
+    """Return what is measured, by its name: the models, and the language models of the runs."""
+    found = {Path(model).name: model for model in config.models}
+    stages = [stage for stage in find_stages(config.runs) if stage.kind != "reward_model"] if config.runs else []
+    return found | {stage.label: stage.model for stage in stages}
 
 
 def main(config: Config) -> None:
     print(environment("textenv", "torch", "transformers"))
     results: dict[str, Any] = {}
-    for model in config.models:
+    for stage, model in models_of(config).items():
         base: Any = text_env(gym.make("textenv/MovieReview-v0", model=model))
         codec = TextCodec(base.reference.tokenizer)
         rng = np.random.default_rng(config.seed)
@@ -184,7 +207,7 @@ def main(config: Config) -> None:
         for name in SCHEMES:
             ks, low, count = human(make_watermark(name, KEY), codec, rng)
             rows.append((name, f"{ks:.2f}", f"{low:.2%}", f"{count:,}"))
-        show(f"{model}: human text", ("", "KS p-value", "below 1 %", "texts"), rows)
+        show(f"{stage}: human text", ("", "KS p-value", "below 1 %", "texts"), rows)
         figures = power(model, codec, config)
         for level, title in enumerate(("1 %", "1e-5")):
             rows = [
@@ -192,13 +215,13 @@ def main(config: Config) -> None:
                 for label, each in figures.items()
             ]
             heads = (*(f"{n} tokens" for n in config.lengths), *(f"{share:.0%} edited" for share in config.edits))
-            show(f"{model}: found at a false-positive rate of {title}", ("", *heads), rows)
+            show(f"{stage}: found at a false-positive rate of {title}", ("", *heads), rows)
         show(
-            f"{model}: cost in texts of 24 tokens",
-            ("watermark", "VADER", "VADER, best of 4", "KL in nats", "found at 1 %"),
+            f"{stage}: cost in texts of 24 tokens",
+            ("watermark", "reward model", "VADER", "reward, best of 4", "VADER, best of 4", "KL", "found at 1 %"),
             cost(model, codec, config),
         )
-        results[model] = figures
+        results[stage] = figures
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "watermark.json", results)
@@ -207,19 +230,23 @@ def main(config: Config) -> None:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(4.2 * len(results), 3.4), dpi=130, layout="constrained")
-    for panel, (model, rows) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+    styles = ("-", "--", ":", "-.")
+    temperatures = {float(label.split(" T=")[1]) for rows in results.values() for label in rows}
+    panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
+    for panel, (model, rows) in zip(panels, results.items(), strict=True):
         for label, each in rows.items():
             name, temperature = label.split(" T=")
             color = f"C{list(SCHEMES).index(name)}"
             lengths = [int(length) for length in each["length"]]
             shares = [rate[1] for rate in each["length"].values()]
-            style = "-" if float(temperature) == 1 else ":"
+            style = styles[sorted(temperatures, reverse=True).index(float(temperature)) % len(styles)]
             panel.plot(lengths, shares, color=color, linestyle=style, alpha=0.9, label=label)
-        panel.set(title=Path(model).name, xlabel="tokens", ylabel="found at p < 1e-5", xscale="log", ylim=(-0.03, 1.03))
+        panel.set(title=model, xlabel="tokens", xscale="log", ylim=(-0.03, 1.03))
         panel.set_xticks(lengths, [str(length) for length in lengths])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panel.legend(frameon=False, fontsize=7)
+    panels[0].set_ylabel("found at p < 1e-5")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     save_figure(figure, path)
 
 

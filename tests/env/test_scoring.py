@@ -167,7 +167,7 @@ class TestScore:
         def refusing(**columns: Any) -> list[float]:
             raise TextEnvError("No server answers at x; start it.")
 
-        with pytest.raises(TextEnvError, match=r"^The reward .*refusing: No server .* start it\. It was scoring"):
+        with pytest.raises(TextEnvError, match=r"^No server answers at x; start it\.$"):
             call(refusing)
 
     def test_a_type_error_inside_a_reward_is_no_matter_of_its_signature(self) -> None:

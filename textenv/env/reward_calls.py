@@ -151,12 +151,12 @@ class Call:
 
     def failed(self, error: Exception) -> TextEnvError:
         """Return what to raise where it has raised an exception."""
-        batch, said = self.batch, " ".join(str(error).split())
-        said = f": {said}" if isinstance(error, TextEnvError) else f" raised {type(error).__name__}: {said}."
+        batch = self.batch
         return TextEnvError(
             signature_mismatch(self.reward, batch.columns)
-            or f"The reward {reward_name(self.reward)}{said} It was scoring a batch of {len(batch.completions)}, of "
-            f"which the first {_row(batch.prompts[0], batch.completions[0])}."
+            or f"The reward {reward_name(self.reward)} raised {type(error).__name__}: {' '.join(str(error).split())}. "
+            f"It was scoring a batch of {len(batch.completions)}, of which the first "
+            f"{_row(batch.prompts[0], batch.completions[0])}."
         )
 
 
