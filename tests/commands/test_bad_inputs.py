@@ -120,7 +120,7 @@ TYPED: list[tuple[list[str], str]] = [
     (["reward", "eval", "--files", "r.jsonl", "--model"], "No model to measure"),
     (["reward", "eval"], "Nothing to measure on"),
     # names
-    (["train", "--out", "o", "--env", "nope"], "env='nope' is not registered. Expected one of textenv/Browse-v0"),
+    (["train", "--out", "o", "--env", "nope"], "env='nope' is not registered. Expected one of textenv/Book-v0"),
     (["train", "--out", "o", "--env", "Exact-v0"], "Did you mean 'textenv/Exact-v0'?"),
     (["train", "--out", "o", "--env", "textenv/Movie-v0"], "Did you mean 'textenv/MovieReview-v0'?"),
     (["train", "--out", "o", "--env", "CartPole-v1"], "takes none of the settings of a text environment"),
