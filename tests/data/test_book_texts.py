@@ -15,7 +15,7 @@ from textenv.data.descriptions import split_of
 def test_a_book_and_a_file_of_records(tmp_path: Path) -> None:
     (tmp_path / "ship.md").write_text("A ship.")
     (tmp_path / "more.jsonl").write_text('{"text": "A king.", "reference": "K.", "year": 1811}\n{"text": "A cook."}\n')
-    sources = [tmp_path / "ship.md", str(tmp_path / "more.jsonl")]
+    sources: list[str | Path] = [tmp_path / "ship.md", str(tmp_path / "more.jsonl")]
     ship, king, cook = load_books(sources)
     assert (ship.name, ship.text, ship.columns) == ("ship", "A ship.", {})
     assert (king.text, king.columns) == ("A king.", {"reference": "K.", "year": 1811})

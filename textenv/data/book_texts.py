@@ -12,12 +12,15 @@ from typing import Any, Literal
 
 from textenv.data.books import BOOK_KINDS, read_book
 from textenv.data.descriptions import split_of
+from textenv.data.papers import load_papers
 from textenv.data.records import RECORD_KINDS, kind_of, read_records
 from textenv.data.values import as_text, short
 from textenv.types import TextEnvError
 
-__all__ = ["FEW", "BookSplit", "BookText", "load_books"]
+__all__ = ["ACLSUM", "FEW", "BookSplit", "BookText", "load_books"]
 
+ACLSUM = "aclsum"
+"""The name of 250 papers with their abstracts, which are fetched on first use (``textenv.data.papers``)."""
 FEW = "few"
 """The name of a few short stories, made up for tests and demonstrations, which come with textenv."""
 
@@ -46,8 +49,9 @@ def load_books(sources: Sequence[str | Path], split: BookSplit = "all") -> list[
 
     Args:
         sources: Names, and files: a book (.txt, .md, .html, .epub), or records (.jsonl, .json, .csv, .parquet) with
-            ``text`` and further columns. ``"few"`` are short stories that come with textenv. A file's texts are held
-            out where ``textenv.data.descriptions.split_of`` of the text says so, which a tenth are.
+            ``text`` and further columns. ``"few"`` are short stories that come with textenv, and ``"aclsum"`` papers,
+            whose ``reference`` is the abstract; those of its test split are held out. A file's texts are held out where
+            ``textenv.data.descriptions.split_of`` of the text says so, which a tenth are.
         split: Which of them.
 
     Raises:
@@ -93,4 +97,16 @@ def _few() -> tuple[BookText, ...]:
     )
 
 
-_NAMED: Mapping[str, Callable[[], Sequence[BookText]]] = {FEW: _few}
+def _aclsum() -> list[BookText]:
+    return [
+        BookText(
+            paper.title,
+            paper.text,
+            "heldout" if paper.split == "test" else "train",
+            {"reference": paper.abstract, "id": paper.id, "summaries": list(paper.summaries)},
+        )
+        for paper in load_papers()
+    ]
+
+
+_NAMED: Mapping[str, Callable[[], Sequence[BookText]]] = {FEW: _few, ACLSUM: _aclsum}
