@@ -10,6 +10,7 @@ for an extractive oracle.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import random
@@ -28,7 +29,7 @@ from textenv.analysis.book_rouge import extractive_oracle, rouge_of
 from textenv.analysis.book_sources import sentences_of
 from textenv.analysis.book_summary import Reader, summarize_book
 from textenv.data.book_tasks import as_summary
-from textenv.data.book_texts import ACLSUM, BookText, load_books
+from textenv.data.book_texts import ACLSUM, BookSplit, BookText, load_books
 from textenv.data.book_tree import TreeSettings, cut_leaves, plan_tree
 from textenv.data.records import write_records
 from textenv.models.causal_lm import CausalLM
@@ -47,6 +48,7 @@ class Config:
         model: What summarizes, and is cloned into: the bundled model, a folder or an id.
         papers: Held-out texts to summarize, at most.
         demonstrations: Texts of the training split whose nodes are demonstrated, at most.
+        words: Words of a text that count as the text, at most; None for all.
         window: Tokens that the model reads at once.
         leaf_tokens: Tokens of a passage.
         epochs: Passes of the fine-tuning over the demonstrations.
@@ -57,6 +59,7 @@ class Config:
     model: str = BUNDLED
     papers: int = 20
     demonstrations: int = 60
+    words: int | None = None
     window: int = 384
     leaf_tokens: int = 128
     epochs: int = 1
@@ -68,11 +71,11 @@ def main(config: Config) -> None:
     began = time.monotonic()
     reader = Reader(CausalLM.from_pretrained(config.model), chat=False)
     sizes = TreeSettings.of_window(config.window, reader.tokens.frame, config.leaf_tokens)
-    papers = _some(load_books([config.books], "heldout"), config.papers, config.seed)
+    papers = _some(config, "heldout", config.papers)
     limits = [sizes.limit(plan_tree(_leaves(paper, reader, sizes), sizes)[-1].height) for paper in papers]
     pairs = list(zip(papers, limits, strict=True))
     sides = {
-        "lead": [as_summary(_first_words(paper, limit), limit, reader.tokens) for paper, limit in pairs],
+        "lead": [as_summary(_first_words(paper.text, limit), limit, reader.tokens) for paper, limit in pairs],
         f"{config.model}, as it is": _roots(papers, reader, sizes),
         f"{config.model}, after cloning": _roots(papers, _cloned(config, reader, sizes), sizes),
         "extractive oracle": [
@@ -92,12 +95,18 @@ def _leaves(paper: BookText, reader: Reader, sizes: TreeSettings) -> list[tuple[
     return cut_leaves(paper.text, reader.tokens.count, sizes.leaf_tokens)
 
 
-def _first_words(paper: BookText, count: int) -> str:
-    return " ".join(paper.text.split()[:count])
+def _first_words(text: str, count: int) -> str:
+    return " ".join(text.split()[:count])
 
 
-def _some(books: Sequence[BookText], count: int, seed: int) -> list[BookText]:
-    return random.Random(seed).sample(books, min(count, len(books)))
+def _some(config: Config, split: BookSplit, count: int) -> list[BookText]:
+    """Return some texts of a split, as far as they count."""
+    books = load_books([config.books], split)
+    drawn = random.Random(config.seed).sample(books, min(count, len(books)))
+    return [
+        book if config.words is None else dataclasses.replace(book, text=_first_words(book.text, config.words))
+        for book in drawn
+    ]
 
 
 def _roots(papers: Sequence[BookText], reader: Reader, sizes: TreeSettings) -> list[str]:
@@ -116,7 +125,7 @@ def _cloned(config: Config, reader: Reader, sizes: TreeSettings) -> Reader:
     """Return the model fine-tuned on demonstrations of nodes."""
     rows = [
         {"prompt": each.task.prompt(), "completion": f" {each.summary}"}
-        for book in _some(load_books([config.books], "train"), config.demonstrations, config.seed)
+        for book in _some(config, "train", config.demonstrations)
         for each in demonstrate(book.text, book.columns["reference"], sizes, reader.tokens)
         if each.summary
     ]

@@ -131,6 +131,7 @@ TYPED: list[tuple[list[str], str]] = [
     (["doctor", "--env", "nomod:My-v0"], "the module 'nomod' cannot be imported"),
     ([*COMPARE, "--envs", "nope"], "env='nope' is not registered"),
     ([*RLHF, "--env", "nope"], "env='nope' is not registered"),
+    ([*RLHF, "--env", "textenv/Book-v0"], "people rank the completions of a prompt, and in it a world answers"),
     ([*TRAIN, "--agent", "ppoo"], "Did you mean 'ppo'?"),
     ([*TRAIN, "--agent", ""], "There is no agent named ''"),
     ([*TRAIN, "--agent", "nomod:X"], "cannot be imported"),
