@@ -62,7 +62,7 @@ class Config:
     words: int | None = None
     window: int = 384
     leaf_tokens: int = 128
-    epochs: int = 1
+    epochs: int = 3
     seed: int = 0
 
 

@@ -58,7 +58,8 @@ def test_demonstrations_of_a_tree() -> None:
     assert "ship sank" in " ".join(each.summary for each in leaves)
     assert all(tokens.count([each.summary])[0] <= sizes.limit(each.node.height) for each in found)
     assert REFERENCE.startswith(found[-1].summary)
-    assert found[-1].node.height >= 1
+    assert found[-1].node.height >= 2
+    assert not any("----" in each.summary for each in found)
     by_place = {(each.node.height, each.node.index): each.summary for each in found}
     for each in found[len(leaves) :]:
         below = [by_place[each.node.height - 1, place] for place in range(each.node.first, each.node.end)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from textenv.analysis.book_rouge import extractive_oracle
 from textenv.analysis.book_sources import sentences_of
 from textenv.data.book_tasks import BookTask, BookTasks, TokenCounter, as_summary
-from textenv.data.book_tree import Curriculum, Node, TreeSettings, cut_leaves, plan_tree, select_nodes
+from textenv.data.book_tree import BETWEEN, Curriculum, Node, TreeSettings, cut_leaves, plan_tree, select_nodes
 
 __all__ = ["NodeDemonstration", "demonstrate"]
 
@@ -51,8 +51,9 @@ def demonstrate(
         def cut(text: str, limit: int = limit) -> str:
             return as_summary(text, limit, tokens)
 
+        sentences = [sentence for text in task.text.split(BETWEEN) for sentence in sentences_of(text)]
         is_root = node == plan[-1]
-        summary = cut(reference) if is_root else extractive_oracle(sentences_of(task.text), reference, cut)
+        summary = cut(reference) if is_root else extractive_oracle(sentences, reference, cut)
         tasks.add(node, summary)
         found.append(NodeDemonstration(node, task, summary))
     return found

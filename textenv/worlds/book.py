@@ -44,7 +44,8 @@ class Book:
             for short stories that come with textenv, or a list of these; an episode draws one of their texts.
         split: ``"train"``, ``"heldout"``, or ``"all"`` of them, see ``textenv.data.book_texts.load_books``.
         curriculum: The nodes of an episode: ``"first leaves"`` the passages below the first node of height 1,
-            ``"first subtree"`` these and that node, ``"full tree"`` all of them.
+            ``"first subtree"`` these and that node, ``"full tree"`` all of them, where the paper draws a node and its
+            children.
         reward: Pays a node: anything that is a ``reward`` of an environment, but one that keeps statistics. By default
             ROUGE-L against the text that is summarized, which needs no summaries by people and pays for copying.
         tokenizer: Counts tokens: the name or folder of the model that writes, or its tokenizer.
