@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.families import make_family
 from tests.worlds.checks import passes_both_checkers
 from textenv import CausalLM, TextEnvError
 from textenv.data.book_tree import plan_tree
@@ -141,6 +142,22 @@ def test_rouge_of_the_default_reward(tmp_path: Path) -> None:
     few = words[: len(words) // 4]
     found = [world.step(text)[1] for text in (" ".join(few), "zebra")]
     assert found == [pytest.approx(2 * len(few) / (len(few) + len(words))), 0.0]  # precision 1, recall their share
+
+
+def test_a_chat_model_is_asked_in_messages(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def reward(**given: Any) -> list[float]:
+        asked.append(given)
+        return by_length(**given)
+
+    world = Book(
+        books=book_file(tmp_path), reward=reward, tokenizer=make_family("qwen2").tokenizer, chat=True, window=400
+    )
+    said, _ = world.reset(seed=0)
+    assert said.endswith("\n\nSummarize this part of a book in a few sentences.")
+    world.step("A ship.")
+    assert (asked[0]["prompts"], asked[0]["completions"]) == ([said], ["A ship."])
 
 
 def test_in_an_environment(tiny_lm: CausalLM, tmp_path: Path) -> None:
