@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import _jobs, contention, gpu, overhead, ppo_iteration, precision, price, rollout, scaling, turns
+from benchmarks import _jobs, books, contention, gpu, overhead, ppo_iteration, precision, price, rollout, scaling, turns
 from benchmarks._measure import Case, Effort, Load, environment, interleave, rate, remark
 from benchmarks._ours import make_env
 from textenv.compare.plan import Compare, make_plan
@@ -175,6 +175,13 @@ def test_price_runs(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "± " in printed
     assert "Best-of-32: 0.7" in printed
+
+
+@pytest.mark.slow
+def test_books_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    books.main(books.Config(books="few", demonstrations=2))
+    printed = capsys.readouterr().out
+    assert all(side in printed for side in ("lead", "as it is", "after cloning", "extractive oracle", "2 texts"))
 
 
 @pytest.mark.slow

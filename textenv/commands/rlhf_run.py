@@ -121,6 +121,10 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
     typed = _keywords(config, config.model, unscored)
     envs: Any = make_envs(config.env, 1, **{**typed, **_as_fine_tuned(config)})
     training = {**TRAINING, **config.settings}
+    if text_env(envs).worlds is not None:
+        raise TextEnvError(
+            f"env={config.env!r}: people rank the completions of a prompt, and in it a world answers; take another."
+        )
     settings = described(config, without=("out", "bias")) | {
         "settings": made_with(envs, typed) | {"kl_mode": training["kl_mode"]},
         "ppo": plain_settings(PPOConfig(**config.ppo)),

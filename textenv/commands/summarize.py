@@ -74,7 +74,7 @@ class Summarize(Command):
         lm = CausalLM.from_pretrained(model, device=self.device)
         reader = Reader(lm, chat=self._asks_in_messages(lm), temperature=self.temperature, seed=self.seed)
         sizes = TreeSettings.of_window(
-            min(self.window, lm.max_positions or self.window), reader.frame, self.leaf_tokens
+            min(self.window, lm.max_positions or self.window), reader.tokens.frame, self.leaf_tokens
         )
         settings: dict[str, Any] = {
             "command": "summarize",
@@ -82,7 +82,7 @@ class Summarize(Command):
             "model": model,
             "leaf_tokens": sizes.leaf_tokens,
             "window": sizes.window,
-            "chat": reader.chat,
+            "chat": reader.tokens.chat,
             "temperature": self.temperature,
             "seed": self.seed,
         }

@@ -11,14 +11,19 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Literal
 
 from textenv.types import TextEnvError
 from textenv.validation import Count, validate
 
-__all__ = ["BETWEEN", "Node", "TreeSettings", "cut_leaves", "plan_tree", "recent"]
+__all__ = ["BETWEEN", "Curriculum", "Node", "TreeSettings", "cut_leaves", "plan_tree", "recent", "select_nodes"]
 
 BETWEEN = "\n----\n"
 """What stands between summaries."""
+
+Curriculum = Literal["first leaves", "first subtree", "full tree"]
+"""Parts of a tree that a model is trained on, one after the other: the leaves below the first node of height 1, these
+and that node, and all nodes."""
 
 _PIECE = re.compile(r"\s*\S+")
 _FEWEST = 3  # children of a node, at most, so that every node can have two
@@ -175,6 +180,20 @@ def plan_tree(leaves: Sequence[tuple[int, int]], settings: TreeSettings) -> list
         nodes += [Node(height, index, *span) for index, span in enumerate(pairwise(ends))]
         below = groups
     return nodes
+
+
+def select_nodes(plan: Sequence[Node], curriculum: Curriculum) -> list[Node]:
+    """Return the nodes of a tree that a curriculum trains on, in the order of the plan.
+
+    Args:
+        plan: As ``plan_tree`` returns it. Where it is a single leaf, that is all there is.
+        curriculum: Which part.
+    """
+    if curriculum == "full tree":
+        return list(plan)
+    above = next((node for node in plan if node.height == 1), None)
+    leaves = list(plan[: 1 if above is None else above.end])
+    return leaves if above is None or curriculum == "first leaves" else [*leaves, above]
 
 
 def recent(earlier: Sequence[tuple[str, int]], room: int) -> list[str]:
