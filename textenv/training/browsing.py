@@ -12,9 +12,7 @@ from textenv.worlds.browser import Browser
 __all__ = ["Demonstration", "demonstrate"]
 
 _WIDEST = 30  # characters of a quote before and after the answer
-_ASKING = re.compile(
-    "a|an|the|what|which|who|where|when|is|are|was|were|do|does|did|of|in|has|have|kind", re.IGNORECASE
-)
+_ASKING = re.compile("(?i:an?|the|what|which|who|where|when|is|are|was|were|do|does|did|of|in|has|have|kind)")
 
 
 @dataclass(frozen=True, slots=True)

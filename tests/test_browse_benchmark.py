@@ -1,0 +1,83 @@
+"""The benchmark of browsing: how it ranks, chooses and counts, and that it runs from end to end on a small web."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import browse
+from tests.webs import PAGES, small_web
+from textenv import CausalLM
+from textenv.data.web_pages import Question
+from textenv.feedback.agreement import Share
+from textenv.models.loading import save_pretrained
+
+
+def episode(answer: str | None, *, extract: str | None = None, actions: int = 4, invalid: int = 0) -> dict[str, Any]:
+    quotes = [] if extract is None else [{"title": "Heron", "domain": "birds.example", "extract": extract}]
+    return {
+        "question": "What does a heron eat?",
+        "answers": ["fish"],
+        "quotes": quotes,
+        "answer": answer,
+        "actions": actions,
+        "invalid_actions": invalid,
+    }
+
+
+RIGHT, WRONG = episode("Fish.", extract="It eats fish."), episode("bird", extract="It eats fish.", invalid=1)
+UNSUPPORTED, NONE = episode("fish", extract="a wading bird"), episode(None, actions=6, invalid=3)
+
+
+def test_the_best_of_several_is_the_first_with_the_highest_score() -> None:
+    episodes = [NONE, WRONG, RIGHT, UNSUPPORTED, WRONG, NONE, WRONG, WRONG]
+    assert browse.best_of(episodes, 4, 1, browse.is_right) == [NONE, WRONG]
+    assert browse.best_of(episodes, 4, 2, browse.is_right) == [NONE, WRONG]
+    assert browse.best_of(episodes, 4, 4, browse.is_right) == [RIGHT, WRONG]
+
+
+def test_a_line_counts_episodes_answers_and_actions() -> None:
+    name, right, supported, invalid, actions = browse.row("x", [RIGHT, WRONG, UNSUPPORTED, NONE])
+    assert (name, right) == ("x", browse.percent(Share(2, 4)))
+    assert supported == browse.percent(Share(1, 3)), "of the answers"
+    assert invalid == browse.percent(Share(4, 18)), "of the actions"
+    assert actions == "4.5"
+    assert browse.row("x", [RIGHT, WRONG], browsed=False)[1:] == (browse.percent(Share(1, 2)), "-", "-", "-")
+    assert browse.percent(Share(1, 2)) == "50.0% [9.5, 90.5]"
+    assert browse.percent(Share(0, 0)) == "-"
+
+
+def test_a_ranking_has_the_different_answers_with_their_quotes() -> None:
+    (ranking,) = browse.rankings([WRONG, RIGHT, NONE, RIGHT, WRONG, WRONG, NONE, NONE, RIGHT, RIGHT, NONE, NONE], 4)
+    assert ranking.prompt == "What does a heron eat?■"
+    assert ranking.completions == tuple(
+        f"[1] Heron (birds.example)\n\nIt eats fish.■{answer}" for answer in ("bird", "Fish.")
+    )
+    assert ranking.ranks == (1, 0)
+
+
+@pytest.mark.slow
+def test_it_runs_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = [Question("What does a heron eat?", ("fish",), f"topic {number}") for number in range(40)]
+    small = LlamaConfig(
+        vocab_size=4096, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    save_pretrained(tmp_path / "model", LlamaForCausalLM(small), CausalLM.from_pretrained("bundled").tokenizer)
+    config = browse.Config(
+        tmp_path / "out", small_web(tmp_path, PAGES, tuple(questions)), str(tmp_path / "model"),
+        copies=64, demonstrations=4, epochs=1, comparisons=2, samples=2, rl_steps=64, rows=8, questions=2,
+        best_of=(1, 2),
+    )  # fmt: skip
+    browse.main(config)
+    told = capsys.readouterr().out
+    assert "RL, best of 2 by gold" in told
+    assert "cloning, without a browser" in told
+    assert "The script answers 100.0%" in told
+    files = {path: path.stat().st_mtime_ns for path in config.out.rglob("*") if path.name != ".lock"}
+    browse.main(config)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
