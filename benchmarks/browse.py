@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ class Config:
         out: Folder of what is trained and sampled.
         web: A file that ``textenv browse index`` has written, with questions; None for the web of WordNet.
         model: The model that is cloned.
-        copies: Lines with random words that are learned to be copied before cloning.
+        copies: Lines with random words that are learned to be copied before cloning, in a round.
+        copy_rounds: Rounds of this, each on lines of its own and with a learning rate that rises and falls again.
         demonstrations: Questions of which demonstrations are learned.
         same: Share of the turns that is learned of those that are nearly the same in each demonstration, such as
             ``End: Answer``.
@@ -82,6 +84,7 @@ class Config:
         samples: Answers to each of them.
         rl_steps: Tokens that GRPO writes.
         rl_learning_rate: Of GRPO.
+        temperature: Of all policies.
         rows: Episodes side by side.
         questions: Held-out questions.
         best_of: Of how many answers the best is taken.
@@ -92,14 +95,16 @@ class Config:
     web: Path | None = None
     model: str = "bundled"
     copies: int = 9_600
-    demonstrations: int = 600
+    copy_rounds: int = 2
+    demonstrations: int = 500
     same: float = 0.3
-    epochs: int = 2
+    epochs: int = 1
     learning_rate: float = 1e-3
     comparisons: int = 64
     samples: int = 4
     rl_steps: int = 16_000
     rl_learning_rate: float = 1e-4
+    temperature: float = 0.5
     rows: int = 32
     questions: int = 100
     best_of: tuple[int, ...] = (1, 4, 16)
@@ -111,16 +116,23 @@ class Config:
 
 def learn_to_copy(config: Config) -> str:
     """Fine-tune the model to copy random tokens out of lines; return its folder."""
-    out = config.out / "copying"
-    if not config.copies or (out / "tokenizer.json").exists():
-        return str(out) if config.copies else config.model
-    lm, rng, records = CausalLM.from_pretrained(config.model), random.Random(config.seed), list[dict[str, str]]()
-    while len(records) < config.copies:
-        ids = rng.choices(range(lm.vocab_size), k=rng.randint(2, 10))
-        if (words := " ".join(lm.decode(ids).split())) and words.isprintable() and "�" not in words:
+    model = config.model
+    for number in range(config.copy_rounds):
+        out = config.out / f"copying-{number + 1}"
+        if not (out / "tokenizer.json").exists():
+            lm, rng = CausalLM.from_pretrained(model), random.Random(config.seed + number)
+            fine_tune(config, model, out, [copied(lm, rng) for _ in range(config.copies)], batch_size=32)
+        model = str(out)
+    return model
+
+
+def copied(lm: CausalLM, rng: random.Random) -> dict[str, str]:
+    """Return a line of which random tokens are to be copied."""
+    while True:
+        words = " ".join(lm.decode(rng.choices(range(lm.vocab_size), k=rng.randint(2, 10))).split())
+        if words and words.isprintable() and "�" not in words:
             read, written = (each.format(words) for each in rng.choice(LINES))
-            records.append({"prompt": read, "completion": written})
-    return str(fine_tune(config, config.model, out, records, batch_size=32))
+            return {"prompt": read, "completion": written}
 
 
 def fine_tune(
@@ -151,9 +163,29 @@ def clone(config: Config, model: str) -> Path:
     rng, records = random.Random(config.seed), list[dict[str, str]]()
     for columns, turns in demonstrations(config, "demonstrations", config.demonstrations):
         same = ("Clicked", "Scrolled", "Back", "End")
-        records += [turn for turn in turns if not turn["completion"].startswith(same) or rng.random() < config.same]
+        kept = [turn for turn in turns if not turn["completion"].startswith(same) or rng.random() < config.same]
+        records += map(as_it_is_read, kept)
         records.append({"prompt": answering_prompt(columns["question"], ()), "completion": columns["answer"]})
     return fine_tune(config, model, out, records, batch_size=8, epochs=config.epochs)
+
+
+def as_it_is_read(turn: Mapping[str, str]) -> dict[str, str]:
+    """Return a turn that writes what it copies in the tokens in which it is read.
+
+    A word has other tokens behind a blank than behind a line break or a mark of a link, and a small model does not know
+    that they are the same word. So quotes keep the marks of links, which the browser takes away; what is read behind a
+    line break stands behind a tab, which the browser takes as a blank; and an answer begins with a blank if it is read
+    behind one.
+    """
+    read, written = turn["prompt"], turn["completion"]
+    command, colon, words = written.partition("Quote: ")
+    words, text = (words, read.partition("♦Text\n")[2]) if colon else (written, read.partition("■")[2])
+    letters = (r"\s+" if each == " " else rf"(?:【\d+†)?{re.escape(each)}(?:(?:†[^】]*)?】)?" for each in words)
+    found = re.search("(.?)(" + "".join(letters) + ")", text, re.DOTALL)
+    if (colon and command) or found is None or found[2].count("【") != found[2].count("】"):
+        return dict(turn)
+    blank = " " if found[1].isspace() and found[1] != "\n" else "\t" if colon else ""
+    return {"prompt": read, "completion": f"Quote:{blank}{found[2]}" if colon else blank + found[2]}
 
 
 def demonstrations(config: Config, split: str, count: int) -> Iterator[tuple[Columns, list[dict[str, str]]]]:
@@ -219,7 +251,8 @@ def asked(episode: Columns) -> str:
 def as_text(episode: Columns) -> str:
     """Return what it reads of it as its completion: the quotes and the answer."""
     quotes = [Quote(**quote) for quote in episode["quotes"]]
-    return answering_prompt(episode["question"], quotes).removeprefix(asked(episode)) + episode["answer"]
+    references = answering_prompt(episode["question"], quotes).removeprefix(asked(episode))
+    return f"{references}{episode['answer']}"
 
 
 # Sampling
@@ -232,6 +265,7 @@ def make_env(config: Config, model: Path, split: str, **settings: Any) -> TextVe
         split=split,
         browser=BROWSER,
         model=str(model),
+        temperature=config.temperature,
         kl_mode="lump",
         autoreset_mode=AutoresetMode.DISABLED,
         **settings,
@@ -261,7 +295,7 @@ def answer_directly(config: Config, cloned: Path, episodes: Sequence[Columns]) -
     ]
     env = TextVectorEnv(
         config.rows, model=str(cloned), prompts=prompts, reward="exact_match", stop=("\n",), max_new_tokens=32,
-        kl_mode="lump", autoreset_mode=AutoresetMode.DISABLED,
+        temperature=config.temperature, kl_mode="lump", autoreset_mode=AutoresetMode.DISABLED,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(config.seed)
     found = sample_episodes(env, TextPolicy.of_reference(env), generator, list(env.prompts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import browse
 from tests.webs import PAGES, small_web
 from textenv import CausalLM
-from textenv.data.web_pages import Question
+from textenv.data.web_pages import Question, WebPage
 from textenv.feedback.agreement import Share
 from textenv.models.loading import save_pretrained
+from textenv.training.browsing import demonstrate
+from textenv.worlds.browser import Browser
 
 
 def episode(answer: str | None, *, extract: str | None = None, actions: int = 4, invalid: int = 0) -> dict[str, Any]:
@@ -58,6 +62,49 @@ def test_a_ranking_has_the_different_answers_with_their_quotes() -> None:
         f"[1] Heron (birds.example)\n\nIt eats fish.■{answer}" for answer in ("bird", "Fish.")
     )
     assert ranking.ranks == (1, 0)
+
+
+def test_what_is_to_be_copied_stands_in_what_is_read() -> None:
+    lm, rng = CausalLM.from_pretrained("bundled"), random.Random(0)
+    lines = [browse.copied(lm, rng) for _ in range(50)]
+    for line in lines:
+        words = re.sub("^(Search |Quote: Kind of: )", "", line["completion"])
+        assert words in line["prompt"]
+    assert {line["completion"].split()[0] for line in lines} >= {"Search", "Quote:"}
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "expected"),
+    [
+        (
+            "♦Text\nKind of: 【0†sense organ】\n♦Next action\n",
+            "Quote: Kind of: sense organ",
+            "Quote:\tKind of: 【0†sense organ】",
+        ),
+        ("♦Text\na 【0†wet bird†x】, b\n", "Quote: wet bird", "Quote: 【0†wet bird†x】"),
+        ("♦Text\na 【0†wet bird】, b\n", "Quote: a wet", "Quote: a wet"),  # half a link would not be taken as one
+        ("♦Text\nIt eats fish.\n", "Quote: eats fish.", "Quote: eats fish."),
+        ("What?■[1] Heron (x)\n\nIt eats fish.■", "fish", " fish"),
+        ("What?■[1] Heron (x)\n\nfish, a fish■", "Fish", "Fish"),
+        ("What is fish?\n♦Text\n", "Search fish", "Search fish"),
+    ],
+)
+def test_what_is_copied_is_written_as_it_is_read(read: str, written: str, expected: str) -> None:
+    turn = browse.as_it_is_read({"prompt": read, "completion": written})
+    assert turn == {"prompt": read, "completion": expected}
+
+
+def test_a_browser_takes_it_as_it_takes_the_demonstration(tmp_path: Path) -> None:
+    page = WebPage("heron", "Heron", "It eats\nthe fish of ponds.", ((12, 16, "fish"),), "x")
+    web = small_web(tmp_path, (page, WebPage("fish", "Fish", "wet", (), "x")), (Question("heron?", ("fish",)),))
+    found = demonstrate(Browser(web), seed=0)
+    world = Browser(web)
+    world.reset(seed=0)
+    changed = [browse.as_it_is_read(turn)["completion"] for turn in found.records()]
+    for written in changed:
+        columns = world.step(written)[-1]["columns"]
+    assert columns == found.columns
+    assert changed[2:] == ["Quote:\tthe 【0†fish】 of ponds.", "End: Answer", " fish"]
 
 
 @pytest.mark.slow
