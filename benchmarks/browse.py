@@ -73,13 +73,12 @@ class Config:
         out: Folder of what is trained and sampled.
         web: A file that ``textenv browse index`` has written, with questions; None for the web of WordNet.
         model: The model that is cloned.
-        copies: Lines with random words that are learned to be copied before cloning, in a round.
-        copy_rounds: Rounds of this, each on lines of its own and with a learning rate that rises and falls again.
-        demonstrations: Questions of which demonstrations are learned.
+        copies: Lines with random words that are learned to be copied before cloning, in each of several rounds. The
+            learning rate rises and falls in each.
+        demonstrations: Questions of which demonstrations are learned, in each of several rounds.
         same: Share of the turns that is learned of those that are nearly the same in each demonstration, such as
             ``End: Answer``.
-        epochs: Passes over them.
-        learning_rate: Of cloning.
+        learning_rate: Of both.
         comparisons: Questions that the reward model is trained on.
         samples: Answers to each of them.
         rl_steps: Tokens that GRPO writes.
@@ -94,11 +93,9 @@ class Config:
     out: Path
     web: Path | None = None
     model: str = "bundled"
-    copies: int = 9_600
-    copy_rounds: int = 2
-    demonstrations: int = 500
+    copies: tuple[int, ...] = (9_600, 9_600)
+    demonstrations: tuple[int, ...] = (500, 400)
     same: float = 0.3
-    epochs: int = 1
     learning_rate: float = 1e-3
     comparisons: int = 64
     samples: int = 4
@@ -117,11 +114,11 @@ class Config:
 def learn_to_copy(config: Config) -> str:
     """Fine-tune the model to copy random tokens out of lines; return its folder."""
     model = config.model
-    for number in range(config.copy_rounds):
+    for number, count in enumerate(config.copies):
         out = config.out / f"copying-{number + 1}"
         if not (out / "tokenizer.json").exists():
             lm, rng = CausalLM.from_pretrained(model), random.Random(config.seed + number)
-            fine_tune(config, model, out, [copied(lm, rng) for _ in range(config.copies)], batch_size=32)
+            fine_tune(config, model, out, [copied(lm, rng) for _ in range(count)], batch_size=32)
         model = str(out)
     return model
 
@@ -135,9 +132,7 @@ def copied(lm: CausalLM, rng: random.Random) -> dict[str, str]:
             return {"prompt": read, "completion": written}
 
 
-def fine_tune(
-    config: Config, model: str, out: Path, records: Sequence[Mapping[str, str]], *, batch_size: int, epochs: int = 1
-) -> Path:
+def fine_tune(config: Config, model: str, out: Path, records: Sequence[Mapping[str, str]], *, batch_size: int) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     path = out.with_suffix(".jsonl")
     write_records(path, records)
@@ -145,7 +140,7 @@ def fine_tune(
         model,
         (path,),
         out,
-        epochs=epochs,
+        epochs=1,
         batch_size=batch_size,
         learning_rate=config.learning_rate,
         max_tokens=512,
@@ -156,17 +151,20 @@ def fine_tune(
 
 
 def clone(config: Config, model: str) -> Path:
-    """Fine-tune the model on demonstrations, and on the same answers without a browser; return its folder."""
-    out = config.out / "cloned"
-    if (out / "tokenizer.json").exists():
-        return out
-    rng, records = random.Random(config.seed), list[dict[str, str]]()
-    for columns, turns in demonstrations(config, "demonstrations", config.demonstrations):
-        same = ("Clicked", "Scrolled", "Back", "End")
-        kept = [turn for turn in turns if not turn["completion"].startswith(same) or rng.random() < config.same]
-        records += map(as_it_is_read, kept)
-        records.append({"prompt": answering_prompt(columns["question"], ()), "completion": columns["answer"]})
-    return fine_tune(config, model, out, records, batch_size=8, epochs=config.epochs)
+    """Fine-tune a model on demonstrations, and on the same answers without a browser; return its folder."""
+    out, first = Path(model), 0
+    for number, count in enumerate(config.demonstrations):
+        out = config.out / f"cloned-{number + 1}"
+        if not (out / "tokenizer.json").exists():
+            rng, records = random.Random(config.seed + number), list[dict[str, str]]()
+            for columns, turns in demonstrations(config, "demonstrations", count, first):
+                same = ("Clicked", "Scrolled", "Back", "End")
+                kept = [turn for turn in turns if not turn["completion"].startswith(same) or rng.random() < config.same]
+                records += map(as_it_is_read, kept)
+                records.append({"prompt": answering_prompt(columns["question"], ()), "completion": columns["answer"]})
+            fine_tune(config, model, out, records, batch_size=8)
+        model, first = str(out), first + count
+    return out
 
 
 def as_it_is_read(turn: Mapping[str, str]) -> dict[str, str]:
@@ -188,10 +186,12 @@ def as_it_is_read(turn: Mapping[str, str]) -> dict[str, str]:
     return {"prompt": read, "completion": f"Quote:{blank}{found[2]}" if colon else blank + found[2]}
 
 
-def demonstrations(config: Config, split: str, count: int) -> Iterator[tuple[Columns, list[dict[str, str]]]]:
+def demonstrations(
+    config: Config, split: str, count: int, first: int = 0
+) -> Iterator[tuple[Columns, list[dict[str, str]]]]:
     """Yield what the script's episodes ended with, and their turns, of those that it answered."""
     world = Browser(**browser_settings(config.web, split, BROWSER))
-    for number in range(count):
+    for number in range(first, first + count):
         found = demonstrate(world, seed=seed_of(config, number))
         if found.answered:
             yield found.columns, found.records()
@@ -277,6 +277,8 @@ def sample(  # noqa: PLR0917
 ) -> list[Columns]:
     """Let the cloned policy, or an agent, answer questions several times each; return what the episodes ended with."""
     path = config.out / f"{name}.json"
+    if not questions:
+        return []
     if not path.exists():
         env = make_env(config, cloned, split)
         policy = TextPolicy.of_reference(env) if agent is None else GRPO.load(agent, env).policy

@@ -117,7 +117,7 @@ def test_it_runs_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFi
     save_pretrained(tmp_path / "model", LlamaForCausalLM(small), CausalLM.from_pretrained("bundled").tokenizer)
     config = browse.Config(
         tmp_path / "out", small_web(tmp_path, PAGES, tuple(questions)), str(tmp_path / "model"),
-        copies=64, demonstrations=4, epochs=1, comparisons=2, samples=2, rl_steps=64, rows=8, questions=2,
+        copies=(64, 32), demonstrations=(4, 2), comparisons=2, samples=2, rl_steps=64, rows=8, questions=2,
         best_of=(1, 2),
     )  # fmt: skip
     browse.main(config)
