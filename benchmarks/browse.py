@@ -79,9 +79,9 @@ class Config:
         same: Share of the turns that is learned of those that are nearly the same in each demonstration, such as
             ``End: Answer``.
         learning_rate: Of both.
-        comparisons: Questions that the reward model is trained on.
+        comparisons: Questions that the reward model is trained on; 0 for no reward model.
         samples: Answers to each of them.
-        rl_steps: Tokens that GRPO writes.
+        rl_steps: Tokens that GRPO writes; 0 for no RL.
         rl_learning_rate: Of GRPO.
         temperature: Of all policies.
         rows: Episodes side by side.
@@ -363,42 +363,47 @@ def main(config: Config) -> None:
         cloned = clone(config, model)
     samples = max(config.best_of)
     with timed("sampling of the cloned policy"):
-        cloning = sample(config, "cloning", cloned, "heldout", config.questions, samples)
-        compared = sample(config, "comparisons", cloned, "comparisons", config.comparisons, config.samples)
+        policies = {"cloning": sample(config, "cloning", cloned, "heldout", config.questions, samples)}
     with timed("reward model"):
+        compared = sample(config, "comparisons", cloned, "comparisons", config.comparisons, config.samples)
         trained = judge(config, cloned, compared)
-    with timed("RL"):
-        agent = reinforce(config, cloned)
-    with timed("sampling of the policy of RL"):
-        learned = sample(config, "rl", cloned, "heldout", config.questions, samples, agent=agent)
+    if config.rl_steps:
+        with timed("RL"):
+            agent = reinforce(config, cloned)
+        with timed("sampling of the policy of RL"):
+            policies["RL"] = sample(config, "rl", cloned, "heldout", config.questions, samples, agent=agent)
     scores: dict[str, Callable[[Columns], float]] = {"gold": is_right}
     if trained is not None:
         scores["reward model"] = scorer(Learned(str(trained)))
-    first = best_of(cloning, samples, 1, is_right)
-    direct = answer_directly(config, cloned, first)
-    script = [columns for columns, _ in demonstrations(config, "heldout", config.questions)]
+    direct = answer_directly(config, cloned, best_of(policies["cloning"], samples, 1, is_right))
+    report(config, direct, policies, scores)
+
+
+def report(
+    config: Config,
+    direct: Sequence[Columns],
+    policies: Mapping[str, Sequence[Columns]],
+    scores: Mapping[str, Callable[[Columns], float]],
+) -> None:
+    """Print the tables."""
+    script = Share(sum(1 for _ in demonstrations(config, "heldout", config.questions)), config.questions)
+    alone = "cloning, without a browser"
     show(
-        f"{config.questions} held-out questions, shares in % with 95 % intervals",
+        f"{config.questions} held-out questions, shares with 95 % intervals",
         ("policy", "right", "answers that quotes support", "invalid actions", "actions"),
         [
-            row("cloning, without a browser", direct, browsed=False),
-            *rows(config, "cloning", cloning, scores),
-            *rows(config, "RL", learned, scores),
+            row(alone, direct, browsed=False),
+            *(line for name, episodes in policies.items() for line in rows(config, name, episodes, scores)),
         ],
-        f"The script answers {percent(Share(len(script), config.questions))}, knowing a right answer when it sees it.",
+        f"The script answers {percent(script)}, knowing a right answer when it sees it.",
     )
-    kinds = sorted({kind_of(each) for each in first})
+    samples = max(config.best_of)
+    firsts = {alone: direct, **{name: best_of(each, samples, 1, is_right) for name, each in policies.items()}}
+    kinds = sorted({kind_of(each) for each in direct})
     show(
-        "right by kind of question",
+        "right, by kind of question",
         ("policy", *(f"{kind} …" for kind in kinds)),
-        [
-            (name, *(percent(shared(episodes, kind)) for kind in kinds))
-            for name, episodes in {
-                "cloning, without a browser": direct,
-                "cloning": first,
-                "RL": best_of(learned, samples, 1, is_right),
-            }.items()
-        ],
+        [(name, *(percent(shared(episodes, kind)) for kind in kinds)) for name, episodes in firsts.items()],
     )
 
 
