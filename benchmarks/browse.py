@@ -94,7 +94,7 @@ class Config:
     web: Path | None = None
     model: str = "bundled"
     copies: tuple[int, ...] = (9_600, 9_600)
-    demonstrations: tuple[int, ...] = (500, 400)
+    demonstrations: tuple[int, ...] = (500, 400, 450)
     same: float = 0.3
     learning_rate: float = 1e-3
     comparisons: int = 64

@@ -43,8 +43,9 @@ def demonstrate(world: Browser, *, seed: int) -> Demonstration:
     It searches for what stands behind a colon, or else for the question without the words that merely ask, and then for
     the whole question. It quotes what the browser shows, and scrolls down to it if need be.
 
-    The script knows which answers are right, as a person recognizes one; it does not know where they stand. So how many
-    questions it answers says how well they can be answered in so many actions, and not how well a policy would do.
+    The script knows which answers are right, as a person recognizes one; it does not know on which page one stands. So
+    how many questions it answers says how well they can be answered in so many actions, and not how well a policy would
+    do.
 
     Args:
         world: The browser, which it begins a new episode in.
