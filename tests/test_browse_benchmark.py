@@ -101,6 +101,7 @@ def test_a_browser_takes_it_as_it_takes_the_demonstration(tmp_path: Path) -> Non
     world = Browser(web)
     world.reset(seed=0)
     changed = [browse.as_it_is_read(turn)["completion"] for turn in found.records()]
+    columns: dict[str, Any] = {}
     for written in changed:
         columns = world.step(written)[-1]["columns"]
     assert columns == found.columns
