@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from textenv.data.files import locked
 from textenv.models.loading import quiet
 from textenv.training import loop, next_token
 from textenv.training import pretrain as pretrain_module
+from textenv.training import sft as sft_module
 from textenv.training.configs import PretrainConfig, SftConfig
 from textenv.training.examples import collate, encode_examples
 from textenv.training.pretrain import pretrain
@@ -163,6 +165,28 @@ def test_every_token_is_seen_once_an_epoch(text: Path, tmp_path: Path, monkeypat
         ]
         assert sorted(epoch) in tilings, "windows side by side, whatever their order and start"
     assert seen[:per_epoch] != seen[per_epoch:]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_pair_is_learned_once_an_epoch_with_those_of_its_length_if_asked(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouped: bool
+) -> None:
+    path, seen = tmp_path / "pairs.jsonl", list[list[int]]()
+    path.write_text("".join(f'{{"prompt": "a", "completion": "{"z" * (count % 7)}"}}\n' for count in range(52)))
+
+    def look(model: Any, batch: Any, steps: int, *_: Any, **__: Any) -> None:
+        seen.extend(batch(step).mask.sum(dim=1).tolist() for step in range(steps))
+
+    monkeypatch.setattr(sft_module, "step_losses", lambda model, batch: batch)
+    monkeypatch.setattr(sft_module, "minimize", look)
+    sft(tuned(base, path, tmp_path / "out", group_by_length=grouped))
+    one, other = seen[:11], seen[11:]
+    for epoch in (one, other):
+        assert sorted(map(len, epoch)) == [2, *[5] * 10]
+        assert sorted(itertools.chain(*epoch)) == sorted(itertools.chain(*one))
+    assert one != other
+    spread = [max(lengths) - min(lengths) for lengths in seen]
+    assert max(spread) <= 1 if grouped else sum(spread) > 2 * len(spread)
 
 
 def test_labels_are_the_completion_and_its_end(base: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from textenv.worlds.browser import Browser
 
 __all__ = ["Demonstration", "demonstrate"]
 
-_WIDEST = 60  # characters of a quote before and after the answer
+_WIDEST = 30  # characters of a quote before and after the answer
+_ASKING = re.compile("(?i:an?|the|what|which|who|where|when|is|are|was|were|do|does|did|of|in|has|have|kind)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,12 @@ class Demonstration:
 def demonstrate(world: Browser, *, seed: int) -> Demonstration:
     """Have a script answer a question: it searches, opens what it found in turn, and quotes a line with a right answer.
 
-    The script knows which answers are right, as a person recognizes one; it does not know where they stand. So how many
-    questions it answers says how well they can be answered in so many actions, and not how well a policy would do.
+    It searches for what stands behind a colon, or else for the question without the words that merely ask, and then for
+    the whole question. It quotes what the browser shows, and scrolls down to it if need be.
+
+    The script knows which answers are right, as a person recognizes one; it does not know on which page one stands. So
+    how many questions it answers says how well they can be answered in so many actions, and not how well a policy would
+    do.
 
     Args:
         world: The browser, which it begins a new episode in.
@@ -58,27 +63,41 @@ def demonstrate(world: Browser, *, seed: int) -> Demonstration:
 
 def _script(world: Browser, question: str, answers: Sequence[str]) -> Iterator[str]:
     """Yield what to write in turn; ends where it has found nothing."""
-    for query in dict.fromkeys((question.rstrip("?"), question.rpartition(":")[2].strip("? "))):
+    for query in _queries(question):
         yield f"Search {query}"
         for number in range(len(world.view.links) if world.view else 0):
             yield f"Clicked on link {number}"
             if (found := _place_of(world, answers)) is not None:
-                answer, line = found
-                yield f"Quote: {line}"
-                yield "End: Answer"
-                yield answer
-                return
+                while world.shown[1] < found.end():
+                    yield "Scrolled down 1"
+                if world.shown[0] <= found.start():
+                    yield f"Quote: {_around(found, *world.shown)}"
+                    yield "End: Answer"
+                    yield found[0]
+                    return
             yield "Back"
 
 
-def _place_of(world: Browser, answers: Sequence[str]) -> tuple[str, str] | None:
-    """Return the first right answer that stands on the page, and what to quote: its line, or some words around it."""
+def _queries(question: str) -> Iterable[str]:
+    whole = question.rstrip("? ")
+    _, colon, asked = whole.rpartition(":")
+    words = [word for word in asked.split() if colon or not _ASKING.fullmatch(word)]
+    return dict.fromkeys(query for query in (" ".join(words), whole) if query)
+
+
+def _place_of(world: Browser, answers: Sequence[str]) -> re.Match[str] | None:
+    """Return where the first right answer that is on the page stands in its text."""
     text = "" if world.view is None else world.view.text
-    for answer in answers:
-        found = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
-        if found is not None:
-            start = max(text.rfind("\n", 0, found.start()) + 1, found.start() - _WIDEST)
-            end = text.find("\n", found.end())
-            stop = min(len(text) if end < 0 else end, found.end() + _WIDEST)
-            return answer, " ".join(text[start:stop].split())
-    return None
+    patterns = (rf"(?<!\w){re.escape(answer)}(?!\w)" for answer in answers)
+    return next((found for each in patterns if (found := re.search(each, text, re.IGNORECASE))), None)
+
+
+def _around(found: re.Match[str], first: int, last: int) -> str:
+    """Return what to quote: the answer, with whole words of its line before and after it, of those that are shown."""
+    before = found.string[first : found.start()].rpartition("\n")[2]
+    after = found.string[found.end() : last].partition("\n")[0]
+    if len(before) > _WIDEST:
+        before = before[-_WIDEST - 1 :].partition(" ")[2]
+    if len(after) > _WIDEST:
+        after = after[: _WIDEST + 1].rpartition(" ")[0]
+    return " ".join(f"{before}{found[0]}{after}".split())

@@ -112,6 +112,8 @@ class SftConfig(TrainingConfig):
         max_tokens: Longer pairs and conversations are cut after so many tokens, or as many as the model takes.
         train_on: ``"assistant"`` learns completions and the assistant's messages, with the token that ends each;
             ``"both"`` prompts and everybody's messages too.
+        group_by_length: Make steps of pairs of similar length, which leaves less padding to compute where lengths
+            differ much.
     """
 
     model: str
@@ -122,6 +124,7 @@ class SftConfig(TrainingConfig):
     batch_size: Count = 32
     max_tokens: Count = 256
     train_on: Literal["assistant", "both"] = "assistant"
+    group_by_length: bool = False
 
 
 @dataclass(frozen=True, slots=True)

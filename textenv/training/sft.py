@@ -7,6 +7,7 @@ with the same settings it goes on from its last checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from textenv.training.texts import Pair, read_examples
 from textenv.types import TextEnvError
 
 __all__ = ["sft", "with_template"]
+
+_SORTED_TOGETHER = 32  # steps whose examples are sorted by length
 
 
 def sft(config: SftConfig) -> Path:
@@ -78,11 +81,11 @@ def _sft(config: SftConfig) -> Path:
     if not examples:
         raise TextEnvError(f"files={[str(path) for path in config.files]}: they hold no pairs and no conversations.")
     per_epoch = math.ceil(len(examples) / config.batch_size)
+    lengths = tuple(len(example.ids) for example in examples)
 
     def batch(step: int) -> TokenBatch:
         epoch, index = divmod(step, per_epoch)
-        order = permutation(config.seed, epoch, len(examples))
-        return collate([examples[i] for i in order[index * config.batch_size : (index + 1) * config.batch_size]], pad)
+        return collate([examples[i] for i in _batches(config, epoch, lengths)[index]], pad)
 
     def validate(steps_done: int) -> str:
         if not held_out or steps_done % per_epoch:
@@ -95,3 +98,16 @@ def _sft(config: SftConfig) -> Path:
     minimize(model, step_losses(model, batch), steps, config, config.out, name="sft", after_step=validate)
     save_pretrained(config.out, model.eval().to("cpu", getattr(torch, config.save_dtype)), lm.tokenizer)
     return config.out
+
+
+@functools.lru_cache(maxsize=1)
+def _batches(config: SftConfig, epoch: int, lengths: tuple[int, ...]) -> list[list[int]]:
+    """Return the places of the examples of each step of an epoch."""
+    order, size = permutation(config.seed, epoch, len(lengths)).tolist(), config.batch_size
+    if not config.group_by_length:
+        return [order[at : at + size] for at in range(0, len(order), size)]
+    several = _SORTED_TOGETHER * size
+    parts = (order[at : at + several] for at in range(0, len(order), several))
+    alike = [place for part in parts for place in sorted(part, key=lengths.__getitem__)]
+    batches = [alike[at : at + size] for at in range(0, len(alike), size)]
+    return [batches[place] for place in permutation(config.seed, epoch, len(batches))]

@@ -159,6 +159,14 @@ class Browser:
         return None if self._place is None else self._place.view
 
     @property
+    def shown(self) -> tuple[int, int]:
+        """Where the window begins and ends in the text of ``view``."""
+        if self._place is None:
+            return 0, 0
+        view, start = self._place
+        return start, view.window_end(start, self.window)
+
+    @property
     def quotes(self) -> tuple[Quote, ...]:
         """The quotes so far."""
         return tuple(self._quotes)
