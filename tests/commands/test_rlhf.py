@@ -141,8 +141,9 @@ def test_people_are_waited_for(settings: Callable[..., Rlhf], capsys: pytest.Cap
 def test_demonstrations_come_first(settings: Callable[..., Rlhf], tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"prompt": "the film", "completion": " was good."}\n' * 40)
-    config = settings(sft=(pairs,), rounds=1, labels=2)
+    config = settings(sft=(pairs,), sft_max_tokens=12, rounds=1, labels=2)
     assert rlhf(config)
+    assert json.loads((config.out / "sft" / "training.json").read_text())["max_tokens"] == 12
     with FeedbackStore(config.store) as store:
         assert store.policies()[0].folder == str(config.out / "sft")
     trained = json.loads((config.round(1) / "policy" / "config.json").read_text())

@@ -198,6 +198,7 @@ def _fine_tuned(config: RlhfSettings) -> str:
                     out=out,
                     epochs=config.sft_epochs,
                     learning_rate=config.sft_learning_rate,
+                    max_tokens=config.sft_max_tokens,
                     seed=config.seed,
                 )
             )

@@ -86,6 +86,7 @@ class RlhfSettings:
             demonstrations; none takes it as it is.
         sft_epochs: Passes of the fine-tuning over the demonstrations.
         sft_learning_rate: Its learning rate.
+        sft_max_tokens: Longer demonstrations are cut after so many tokens, or as many as the model takes.
         gold: Reward that stands in for the people who rank, and that every policy is measured by; None for people.
         gold_temperature: Of the stand-in's choices, in units of its scores: 0 never errs.
         judged: "ranking" asks to rank the completions of a prompt, and "best" for the best of them alone, which the
@@ -117,6 +118,7 @@ class RlhfSettings:
     sft: tuple[Path, ...] = ()
     sft_epochs: Count = 3
     sft_learning_rate: LearningRate = 5e-4
+    sft_max_tokens: Count = 256
     gold: str | None = None
     gold_temperature: NonNegative = 0.0
     judged: Literal["ranking", "best"] = "ranking"
