@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import _jobs, books, contention, gpu, overhead, ppo_iteration, precision, price, rollout, scaling, turns
+from benchmarks import (
+    _jobs,
+    books,
+    contention,
+    gpu,
+    labels,
+    overhead,
+    ppo_iteration,
+    precision,
+    price,
+    rollout,
+    scaling,
+    turns,
+)
 from benchmarks._measure import Case, Effort, Load, environment, interleave, rate, remark
 from benchmarks._ours import make_env
 from textenv.compare.plan import Compare, make_plan
+from textenv.feedback.agreement import Share
 from textenv.models.policy import TextPolicy
 
 QUICK = Effort(rounds=1, attempts=1, patience=0.0)
@@ -261,3 +277,26 @@ def test_ppo_iteration_runs(capsys: pytest.CaptureFixture[str]) -> None:
     ppo_iteration.main(config)
     printed = capsys.readouterr().out
     assert "24" in printed  # two batches of four episodes of three tokens
+
+
+def test_labels_merges_seeds_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: labels.Config, count: int, rounds: int, seed: int) -> list[dict[str, Any]]:
+        def policy(number: int) -> dict[str, Any]:
+            gold = {"mean": count * number / rounds + seed, "stderr": 0.1}
+            agrees = {"mean": 0.6 + 0.1 * seed, "stderr": 0.01} if number else None
+            return {"gold": gold, "kl": {"mean": 2.0 * number}, "wins": 0.5 + 0.25 * bool(number), "agrees": agrees}
+
+        return [policy(number) for number in range(rounds + 1)]
+
+    monkeypatch.setattr(labels, "run", run)
+    config = labels.Config(tmp_path, labels=(10, 20), online_labels=(20,), rounds=2, seeds=2, eval_episodes=8)
+    labels.main(config)
+    found = json.loads((tmp_path / "labels.json").read_text())
+    online = [f"20 labels online, after {after}" for after in (10, 20)]
+    assert list(found) == ["start", "10 labels", "20 labels", *online]
+    assert found["20 labels"]["gold"] == 20.5
+    assert found["20 labels"]["error"] == pytest.approx(0.5)  # of the mean of 20 and 21
+    assert found[online[0]]["gold"] == 10.5
+    assert found["20 labels"]["agrees"] == pytest.approx(0.65)
+    assert found["20 labels"]["interval"] == list(Share(12.0, 16).interval or ())  # all prompts and seeds
+    assert (tmp_path / "labels.png").stat().st_size > 1000
