@@ -47,6 +47,10 @@ def test_help_loads_nothing_heavy(name: str) -> None:
     assert loaded_by(command(f"{name} --help")) == set()
 
 
+def test_training_begins_without_what_draws_at_its_end() -> None:
+    assert "matplotlib" not in loaded_by("import textenv.commands.training_run")
+
+
 def test_tab_completion_loads_nothing_heavy() -> None:
     assert loaded_by(command("--tyro-print-completion bash")) == set()
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -171,6 +170,8 @@ def plot_training(runs: Mapping[str, Path], path: Path) -> None:
     alone = len(runs) == 1
     parts = _part_curves(next(iter(runs.values()))) if alone else {}
     count = len(_DRAWN) + bool(parts)
+    from matplotlib.figure import Figure  # noqa: PLC0415 (slow, and drawn at the end)
+
     figure = Figure(figsize=(4.5 * count, 3.9), dpi=130, layout="constrained")
     panels = figure.subplots(1, count)
     figure.suptitle(f"Training of {next(iter(runs))}" if alone else "Training; faint: each iteration")
