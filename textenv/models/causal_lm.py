@@ -489,8 +489,10 @@ class CausalLM:
         asked = np.full(len(ids), ids.shape[1])
         np.minimum.at(asked, kept // ids.shape[1], kept % ids.shape[1])
         beginnings = find_beginnings(ids, lengths, np.minimum(asked, lengths - 1))
+        if beginnings is None or self._exceeds_window(ids.shape[1]):
+            return None
         self._refresh()
-        if beginnings is None or self._network is None or self._exceeds_window(ids.shape[1]):
+        if self._network is None:
             return None
         at_once = _MAX_CPU_TOKENS if self.device.type == "cpu" else _MAX_TOKENS
         return read_behind(self._network, beginnings, ids, lengths, kept, at_once=at_once, device=self.device)
