@@ -86,48 +86,52 @@ def read_behind(
         at_once: Tokens of a forward, padding included.
         device: Where the model is.
     """
-    count, longest = beginnings.ids.shape
-    begun = _Recorder(network.heads, (count, longest))
-    for part in _parts(count, longest, at_once):
-        network.run(index_tensor(beginnings.ids[part], device), keys_values=begun)
     starts = beginnings.lengths[beginnings.of_rows]
     rows, places = np.divmod(keep, ids.shape[1])
-    found = list[torch.Tensor]()
-    for part in _parts(len(ids), int((lengths - starts).max()), at_once):
-        new = int((lengths[part] - starts[part]).max())
-        # Padding reads the last column again; nothing looks at what comes of it.
-        positions = np.minimum(starts[part, None] + np.arange(new), ids.shape[1] - 1)
-        mine = (rows >= part.start) & (rows < part.stop)
-        wanted = (rows[mine] - part.start) * new + places[mine] - starts[rows[mine]]
-        tokens = np.take_along_axis(ids[part], positions, axis=1)
-        block, where, keep_here, of_rows, start = (
-            index_tensor(array, device) for array in (tokens, positions, wanted, beginnings.of_rows[part], starts[part])
-        )
-        behind = _Behind(network.heads, begun, of_rows, start, new, size=(len(block), ids.shape[1]))
-        found.append(network.run(block, where, behind, keep=keep_here))
-    return torch.cat(found)
+    found, answered = list[torch.Tensor](), list[IntArray]()
+    count, longest = beginnings.ids.shape
+    for some in _parts(np.arange(count), longest, at_once):  # keys and values of a few at a time are in memory
+        begun = _Recorder(network.heads, longest)
+        network.run(index_tensor(beginnings.ids[some], device), keys_values=begun)
+        behind = np.flatnonzero(np.isin(beginnings.of_rows, some))
+        for part in _parts(behind, int((lengths - starts).max()), at_once):
+            new = int((lengths[part] - starts[part]).max())
+            # Padding reads the last column again; nothing looks at what comes of it.
+            positions = np.minimum(starts[part, None] + np.arange(new), ids.shape[1] - 1)
+            mine = np.flatnonzero(np.isin(rows, part))
+            wanted = np.searchsorted(part, rows[mine]) * new + places[mine] - starts[rows[mine]]
+            tokens = np.take_along_axis(ids[part], positions, axis=1)
+            block, where, keep_here, of_rows, start = (
+                index_tensor(array, device)
+                for array in (tokens, positions, wanted, beginnings.of_rows[part] - some[0], starts[part])
+            )
+            seen = _Behind(network.heads, begun, of_rows, start, new, size=(len(block), ids.shape[1]))
+            found.append(network.run(block, where, seen, keep=keep_here))
+            answered.append(mine)
+    return torch.cat(found)[index_tensor(np.argsort(np.concatenate(answered)), device)]
 
 
-def _parts(rows: int, width: int, at_once: int) -> Iterator[slice]:
+def _parts(rows: IntArray, width: int, at_once: int) -> Iterator[IntArray]:
     step = max(1, at_once // width)
-    return (slice(begin, min(begin + step, rows)) for begin in range(0, rows, step))
+    return (rows[begin : begin + step] for begin in range(0, len(rows), step))
 
 
 class _Recorder(KeyValues):
-    """Keeps the keys and values of texts from their first token on, those of each forward behind those before it."""
+    """Keeps the keys and values of texts of the same length from their first token on.
 
-    def __init__(self, heads: tuple[int, int, int], size: tuple[int, int]) -> None:
+    Attributes:
+        tokens: Tokens of each text.
+        layers: What each layer has computed, ``(2, texts, kv_heads, tokens, head_size)``.
+    """
+
+    def __init__(self, heads: tuple[int, int, int], tokens: int) -> None:
         super().__init__(*heads[:2])
-        self.prefill, self.size = True, size
-        self.layers: list[torch.Tensor] = []  # (2, texts, kv_heads, tokens, head_size)
+        self.prefill, self.size, self.tokens = True, (0, tokens), tokens
+        self.layers: list[torch.Tensor] = []
 
     def write(self, layer: int, qkv: torch.Tensor) -> None:
-        """Keep what a layer has computed of ``size[1]`` tokens of each text."""
-        held = _keys_and_values(qkv, self.size[1], self._heads)
-        if layer == len(self.layers):
-            self.layers.append(held)
-        else:
-            self.layers[layer] = torch.cat((self.layers[layer], held), dim=1)
+        """Keep what a layer has computed."""
+        self.layers.append(_keys_and_values(qkv, self.tokens, self._heads))
 
 
 class _Behind(KeyValues):
@@ -144,11 +148,11 @@ class _Behind(KeyValues):
         size: tuple[int, int],
     ) -> None:
         super().__init__(*heads[:2])
-        self.size, self.length = size, begun.size[1] + new
+        self.size, self.length = size, begun.tokens + new
         self._begun, self._of_rows, self._new = begun, of_rows, new
         self._now: torch.Tensor | None = None
         dtype, device = begun.layers[0].dtype, starts.device
-        before = torch.arange(begun.size[1], device=device) < starts[:, None, None]
+        before = torch.arange(begun.tokens, device=device) < starts[:, None, None]
         among = torch.ones(new, new, dtype=torch.bool, device=device).tril()
         visible = torch.cat((before.expand(-1, new, -1), among.expand(len(starts), -1, -1)), dim=2)
         mask = torch.zeros(visible.shape, dtype=dtype, device=device)
