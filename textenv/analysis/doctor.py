@@ -57,7 +57,8 @@ def examine(env_id: str, settings: dict[str, Any], *, num_envs: int = 16, seed: 
     """
     envs: Any = make_envs(env_id, num_envs, **settings)
     base = text_env(envs)
-    loaded = {**settings, "model": base.reference}  # once: the weights may be most of the memory
+    # Loaded once: the weights may be most of the memory. An environment with a model of its own is given none.
+    loaded = {**settings, "model": base.reference} if "model" in settings else settings
     yield _checker("gymnasium check_env", lambda: check_env(gym.make(env_id, **loaded).unwrapped))
     yield _checker("stable-baselines3 check_env", lambda: sb3_check_env(gym.make(env_id, **loaded)))
     base.reference.release()
