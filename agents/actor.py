@@ -22,7 +22,6 @@ from textenv.agents.metrics import episode_metrics
 from textenv.data.files import make_folder, read_json, write_json
 from textenv.data.values import as_mapping, as_whole_number
 from textenv.lazy import lazy
-from textenv.rollouts.runtime import stop_if_asked
 from textenv.types import Episode, IntArray, Observation, TextEnvError, TrainerState, short
 from textenv.validation import Count, FilePath, build, validated
 
@@ -166,7 +165,6 @@ class Actor(ABC, Generic[ConfigT]):
             make_folder(folder)
             self.resume(folder, total_steps)
         while self.steps < total_steps:
-            stop_if_asked()
             began = time.perf_counter()
             self.base.scorer.trainer_state = self._trainer_state(total_steps)
             rollout, own = self.iterate(total_steps)

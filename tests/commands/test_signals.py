@@ -5,7 +5,6 @@ Run as a program, it measures how long each takes: ``python -m tests.commands.te
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -17,20 +16,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.label_site import add_tasks
 from tests.waiting import wait_for
-from textenv.agents.ppo import PPO
 from textenv.commands.cli import main
-from textenv.env.registry import make_envs
 from textenv.feedback.store import FeedbackStore
-from textenv.models.causal_lm import CausalLM
-from textenv.rollouts.runtime import Stopped, stop_if_asked, stopped_by_signals
-from textenv.training.configs import SftConfig
-from textenv.training.sft import sft
+from textenv.rollouts.runtime import Stopped, stopped_by_signals
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = "goes on from the last checkpoint"
@@ -180,49 +173,6 @@ def test_a_signal_is_raised_where_it_is_to_be(number: signal.Signals) -> None:
         signal.raise_signal(number)
     assert caught.value.number == number
     assert signal.getsignal(number) == before
-
-
-def dropped(number: signal.Signals) -> None:
-    """Have a signal's exception raised where it gets lost, as in a callback of C code that clears exceptions."""
-    with contextlib.suppress(Stopped):
-        signal.raise_signal(number)
-
-
-def test_a_stop_that_got_lost_is_raised_again_where_a_loop_asks_and_not_after_the_block() -> None:
-    stop_if_asked()  # nobody has asked
-    with stopped_by_signals():
-        dropped(signal.SIGTERM)
-        in_thread = threading.Thread(target=stop_if_asked)  # what it raised would be a warning, and an error
-        in_thread.start()
-        in_thread.join()
-        with pytest.raises(Stopped) as caught:
-            stop_if_asked()
-    assert caught.value.number == signal.SIGTERM
-    stop_if_asked()
-
-
-def test_training_ends_although_the_stop_got_lost(tiny_lm: CausalLM) -> None:
-    def reward(completions: list[str], **_: Any) -> list[float]:
-        dropped(signal.SIGINT)
-        return [0.0] * len(completions)
-
-    envs = make_envs("textenv/Text-v0", 2, model=tiny_lm, prompts=["it was"], reward=reward, max_new_tokens=3)
-    agent = PPO(envs)
-    with pytest.raises(Stopped), stopped_by_signals():
-        agent.learn(total_steps=10_000)
-    assert agent.steps < 100
-
-
-def test_fine_tuning_ends_although_the_stop_got_lost(tiny_lm: CausalLM, tmp_path: Path) -> None:
-    tiny_lm.model.save_pretrained(tmp_path / "model")
-    tiny_lm.tokenizer.save_pretrained(tmp_path / "model")
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"prompt": "the film", "completion": " was good."}\n' * 40)
-    config = SftConfig(model=str(tmp_path / "model"), files=(pairs,), out=tmp_path / "out", epochs=1)
-    with stopped_by_signals():
-        dropped(signal.SIGINT)
-        with pytest.raises(Stopped):
-            sft(config)
 
 
 def test_a_signal_to_another_thread_interrupts_a_read() -> None:

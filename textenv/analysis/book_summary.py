@@ -23,7 +23,6 @@ from textenv.data.files import parse_json, to_json, write_atomically
 from textenv.env.endings import Endings
 from textenv.models.causal_lm import CausalLM
 from textenv.models.task_tokens import TaskTokens
-from textenv.rollouts.runtime import stop_if_asked
 from textenv.types import Prompt, TextEnvError
 from textenv.validation import build
 
@@ -101,7 +100,6 @@ class Reader:
         written: list[int] = []
         self.lm.forget()  # what was read before would change last bits
         while True:
-            stop_if_asked()
             length = len(prompt.ids) + len(written)
             token = self._draw(self.lm.next_token_logits(ids, np.array([length]))[0], generator)
             written.append(token)

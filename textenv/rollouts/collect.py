@@ -18,7 +18,7 @@ from textenv.env.vector import TextVectorEnv
 from textenv.models.policy import TextPolicy
 from textenv.rollouts.distributed import ALONE, Processes
 from textenv.rollouts.rollout import Rollout, RolloutBuffer, join
-from textenv.rollouts.runtime import return_memory, stop_if_asked
+from textenv.rollouts.runtime import return_memory
 from textenv.types import Episode, IntArray, Observation, Prompt, TextEnvError, short
 from textenv.validation import Count, NonNegativeInt, validated
 
@@ -231,7 +231,6 @@ def _write(  # noqa: PLR0917
     """Write a buffer's episodes, which have begun with ``obs`` and ``infos``; arguments as those of ``collect``."""
     base, allowed = text_env(envs), _allowed(infos, None)
     while any(writing := processes.counts(int(buffer.writing.sum()))):
-        stop_if_asked()
         uniform = None if generator is None else _uniform(generator, writing, processes.rank)
         if not buffer.writing.any():  # other processes still write
             continue

@@ -18,7 +18,6 @@ __all__ = [
     "keep_memory",
     "limit_spinning",
     "return_memory",
-    "stop_if_asked",
     "stopped_by_signals",
     "throttle_spinning",
 ]
@@ -108,19 +107,6 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-_asked: list[int] = []  # signals that have asked the process to end, inside ``stopped_by_signals``
-
-
-def stop_if_asked() -> None:
-    """Raise ``Stopped`` in the main thread if a signal has asked for it before: loops that take long call it.
-
-    A handler's exception is raised in whatever runs at that moment. Some C code, torch's among it, drops exceptions of
-    the Python code that it calls, and this one with them.
-    """
-    if _asked and threading.current_thread() is threading.main_thread():
-        raise Stopped(_asked[0])
-
-
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Have SIGTERM and SIGINT raise ``Stopped`` in the main thread inside the block, so that it cleans up as it ends.
@@ -137,7 +123,6 @@ def stopped_by_signals() -> Iterator[None]:
         return
 
     def stop(number: int, _: FrameType | None) -> None:
-        _asked.append(number)
         raise Stopped(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -150,7 +135,6 @@ def stopped_by_signals() -> Iterator[None]:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            _asked.clear()
 
 
 @contextlib.contextmanager

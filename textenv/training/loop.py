@@ -26,7 +26,6 @@ from textenv.models.rounding import multiplies_bfloat16
 from textenv.rollouts.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from textenv.rollouts.console import SafeConsole
 from textenv.rollouts.runs import described
-from textenv.rollouts.runtime import stop_if_asked
 from textenv.training.configs import TrainingConfig
 from textenv.types import IntArray, TextEnvError
 
@@ -124,7 +123,6 @@ def minimize(
     in_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_bfloat16(device))
     with _ProgressBar(name, steps, steps_done) as progress:
         for step in range(steps_done, steps):
-            stop_if_asked()
             torch.manual_seed(_mix(config.seed, step))  # dropout is the same in a run that was stopped on the way
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
                 loss, tokens = loss_at(step)
