@@ -234,10 +234,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     temperatures = {float(label.split(" T=")[1]) for rows in results.values() for label in rows}
     panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for panel, (model, rows) in zip(panels, results.items(), strict=True):
+        lengths = [int(length) for length in next(iter(rows.values()))["length"]]
         for label, each in rows.items():
             name, temperature = label.split(" T=")
             color = f"C{list(SCHEMES).index(name)}"
-            lengths = [int(length) for length in each["length"]]
             shares = [rate[1] for rate in each["length"].values()]
             style = styles[sorted(temperatures, reverse=True).index(float(temperature)) % len(styles)]
             panel.plot(lengths, shares, color=color, linestyle=style, alpha=0.9, label=label)
