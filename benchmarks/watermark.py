@@ -210,12 +210,12 @@ def main(config: Config) -> None:
         show(f"{stage}: human text", ("", "KS p-value", "below 1 %", "texts"), rows)
         figures = power(model, codec, config)
         for level, title in enumerate(("1 %", "1e-5")):
-            rows = [
+            shares = [
                 (label, *(f"{rate[level]:.0%}" for rate in (*each["length"].values(), *each["edits"].values())))
                 for label, each in figures.items()
             ]
             heads = (*(f"{n} tokens" for n in config.lengths), *(f"{share:.0%} edited" for share in config.edits))
-            show(f"{stage}: found at a false-positive rate of {title}", ("", *heads), rows)
+            show(f"{stage}: found at a false-positive rate of {title}", ("", *heads), shares)
         show(
             f"{stage}: cost in texts of 24 tokens",
             ("watermark", "reward model", "VADER", "reward, best of 4", "VADER, best of 4", "KL", "found at 1 %"),
