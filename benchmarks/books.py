@@ -27,7 +27,7 @@ from rich.table import Table
 from textenv.analysis.book_demonstrations import demonstrate
 from textenv.analysis.book_rouge import extractive_oracle, rouge_of
 from textenv.analysis.book_sources import sentences_of
-from textenv.analysis.book_summary import Reader, summarize_book
+from textenv.analysis.book_summary import Reader, root_summaries
 from textenv.data.book_tasks import as_summary
 from textenv.data.book_texts import ACLSUM, BookSplit, BookText, load_books
 from textenv.data.book_tree import TreeSettings, cut_leaves, plan_tree
@@ -73,11 +73,11 @@ def main(config: Config) -> None:
     sizes = TreeSettings.of_window(config.window, reader.tokens.frame, config.leaf_tokens)
     papers = _some(config, "heldout", config.papers)
     limits = [sizes.limit(plan_tree(_leaves(paper, reader, sizes), sizes)[-1].height) for paper in papers]
-    pairs = list(zip(papers, limits, strict=True))
+    pairs, texts = list(zip(papers, limits, strict=True)), [paper.text for paper in papers]
     sides = {
         "lead": [as_summary(_first_words(paper.text, limit), limit, reader.tokens) for paper, limit in pairs],
-        f"{config.model}, as it is": _roots(papers, reader, sizes),
-        f"{config.model}, after cloning": _roots(papers, _cloned(config, reader, sizes), sizes),
+        f"{config.model}, as it is": root_summaries(texts, reader, sizes),
+        f"{config.model}, after cloning": root_summaries(texts, _cloned(config, reader, sizes), sizes),
         "extractive oracle": [
             extractive_oracle(
                 sentences_of(paper.text),
@@ -109,22 +109,10 @@ def _some(config: Config, split: BookSplit, count: int) -> list[BookText]:
     ]
 
 
-def _roots(papers: Sequence[BookText], reader: Reader, sizes: TreeSettings) -> list[str]:
-    """Return the summary of each paper."""
-    with tempfile.TemporaryDirectory() as folder:
-        trees = [
-            summarize_book(
-                paper.text, reader, sizes, Path(folder, f"{number}.jsonl"), progress=lambda done, total: None
-            )
-            for number, paper in enumerate(papers)
-        ]
-    return [nodes[-1].summary for nodes in trees]
-
-
 def _cloned(config: Config, reader: Reader, sizes: TreeSettings) -> Reader:
     """Return the model fine-tuned on demonstrations of nodes."""
     rows = [
-        {"prompt": each.task.prompt(), "completion": f" {each.summary}"}
+        each.record()
         for book in _some(config, "train", config.demonstrations)
         for each in demonstrate(book.text, book.columns["reference"], sizes, reader.tokens)
         if each.summary

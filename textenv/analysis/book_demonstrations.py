@@ -26,6 +26,10 @@ class NodeDemonstration:
     task: BookTask
     summary: str
 
+    def record(self) -> dict[str, str]:
+        """Return it as ``textenv sft`` reads it, ``prompt`` and ``completion``, for a model that goes on with texts."""
+        return {"prompt": self.task.prompt(), "completion": f" {self.summary}"}
+
 
 def demonstrate(
     book: str, reference: str, sizes: TreeSettings, tokens: TokenCounter, curriculum: Curriculum = "full tree"

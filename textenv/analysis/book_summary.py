@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from textenv.models.task_tokens import TaskTokens
 from textenv.types import Prompt, TextEnvError
 from textenv.validation import build
 
-__all__ = ["Reader", "Summary", "summarize_book"]
+__all__ = ["Reader", "Summary", "root_summaries", "summarize_book"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,25 @@ def summarize_book(
             tasks.add(node, made.summary)
             progress(len(done), len(plan))
     return done
+
+
+def root_summaries(texts: Sequence[str], reader: Reader, sizes: TreeSettings) -> list[str]:
+    """Return the summary of each of some texts as a whole; nothing is kept, and no progress is shown.
+
+    Args:
+        texts: The texts.
+        reader: What writes.
+        sizes: Sizes of the trees.
+
+    Raises:
+        TextEnvError: A task does not fit in what the model reads.
+    """
+    roots = list[str]()
+    for text in texts:
+        with tempfile.TemporaryDirectory() as folder:
+            nodes = summarize_book(text, reader, sizes, Path(folder, "tree.jsonl"), progress=lambda done, total: None)
+        roots.append(nodes[-1].summary)
+    return roots
 
 
 def _summarized(node: Node, task: BookTask, reader: Reader, sizes: TreeSettings) -> Summary:

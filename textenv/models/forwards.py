@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["agree", "index_tensor", "plain_hidden_states", "plain_mode", "trunk_of"]
+__all__ = ["additive_mask", "agree", "index_tensor", "plain_hidden_states", "plain_mode", "trunk_of"]
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
@@ -54,6 +54,11 @@ def plain_mode(device: torch.device) -> AbstractContextManager[Any]:
     modes.enter_context(torch.no_grad())
     modes.enter_context(torch.autocast(device.type, enabled=False))
     return modes
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what is added to attention scores of a type: 0 where a key is visible, else the lowest number."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def index_tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from textenv.models.forwards import agree, index_tensor, plain_hidden_states
+from textenv.models.forwards import additive_mask, agree, index_tensor, plain_hidden_states
 from textenv.models.graphs import SCRATCH, Graphs, graphs_run_on
 from textenv.models.key_values import KeyValues
 from textenv.models.network import Network
@@ -276,8 +276,7 @@ class PrefixCache:
             keys: Number of keys that are read.
         """
         visible = torch.arange(keys, device=where.device)[None, None, :] <= where[:, :, None]
-        mask = torch.zeros(visible.shape, dtype=self._weight.dtype, device=where.device)
-        return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
+        return additive_mask(visible, self._weight.dtype)
 
     def _move_to_front(self, rows: IntArray) -> IntArray:
         """Move ``rows`` into the first slots, in whatever order; return the slot of each."""

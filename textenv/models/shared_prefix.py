@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from textenv.models.forwards import index_tensor
+from textenv.models.forwards import additive_mask, index_tensor
 from textenv.models.key_values import KeyValues
 from textenv.models.network import Network
 from textenv.types import IntArray
@@ -151,12 +151,11 @@ class _Behind(KeyValues):
         self.size, self.length = size, begun.tokens + new
         self._begun, self._of_rows, self._new = begun, of_rows, new
         self._now: torch.Tensor | None = None
-        dtype, device = begun.layers[0].dtype, starts.device
+        device = starts.device
         before = torch.arange(begun.tokens, device=device) < starts[:, None, None]
         among = torch.ones(new, new, dtype=torch.bool, device=device).tril()
         visible = torch.cat((before.expand(-1, new, -1), among.expand(len(starts), -1, -1)), dim=2)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-        self.mask = mask.masked_fill_(~visible, torch.finfo(dtype).min)
+        self.mask = additive_mask(visible, begun.layers[0].dtype)
 
     def write(self, layer: int, qkv: torch.Tensor) -> None:
         """Take the keys and values of the new tokens."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -88,22 +87,14 @@ class Books(Recipe):
     def measure(self, policy: TextPolicy, data: Data, *, seed: int) -> Mapping[str, Sequence[float]]:
         """Return ROUGE of the roots of held-out texts, summarized through their trees at temperature 0."""
         from textenv.analysis.book_rouge import rouge_of  # noqa: PLC0415 (what takes long to load)
-        from textenv.analysis.book_summary import Reader, summarize_book  # noqa: PLC0415
+        from textenv.analysis.book_summary import Reader, root_summaries  # noqa: PLC0415
 
         texts = [row for _, row in read_records(_held_out_texts(data))]
         lm: Any = policy.lm
         reader, (sizes, _) = Reader(lm, chat=False), _sizes()
-        with tempfile.TemporaryDirectory() as folder:
-            trees = [
-                summarize_book(row["text"], reader, sizes, Path(folder, f"{number}.jsonl"), progress=_untold)
-                for number, row in enumerate(texts)
-            ]
-        found = rouge_of([nodes[-1].summary for nodes in trees], [row["reference"] for row in texts])
+        roots = root_summaries([row["text"] for row in texts], reader, sizes)
+        found = rouge_of(roots, [row["reference"] for row in texts])
         return {f"root {name}": values for name, values in found.items()}
-
-
-def _untold(done: int, total: int) -> None:
-    """Show no progress."""
 
 
 def _held_out_texts(data: Data) -> Path:
@@ -130,13 +121,4 @@ def _rows(book: BookText, sizes: TreeSettings, tokens: TokenCounter, *, first_le
 
     reference = book.columns["reference"]
     found = demonstrate(book.text, reference, sizes, tokens, "first leaves" if first_leaves else "full tree")
-    return [
-        {
-            "prompt": each.task.prompt(),
-            "completion": f" {each.summary}",
-            "text": each.task.text,
-            "reference": reference,
-        }
-        for each in found
-        if each.summary
-    ]
+    return [{**each.record(), "text": each.task.text, "reference": reference} for each in found if each.summary]
