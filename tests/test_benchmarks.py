@@ -195,9 +195,10 @@ def test_price_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_books_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    books.main(books.Config(books="few", demonstrations=2))
+    books.main(books.Config(books="few", demonstrations=2, curricula=("first leaves",), total_steps=32, num_envs=2))
     printed = capsys.readouterr().out
-    assert all(side in printed for side in ("lead", "as it is", "after cloning", "extractive oracle", "2 texts"))
+    sides = ("lead", "as it is", "after cloning", "PPO, first leaves", "extractive oracle", "2 texts")
+    assert all(side in printed for side in sides)
 
 
 @pytest.mark.slow
