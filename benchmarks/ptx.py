@@ -77,8 +77,12 @@ def run(config: Config, seed: int) -> dict[Point | None, dict[str, Any]]:
     rlhf(_settings(config, out, seed))
     settings, recipe, data = with_data(_settings(config, out, seed))
     base = str((out / "sft").resolve())
+    own = Point(settings.ppo["ptx_coef"], settings.settings["kl_coef"])  # that of the run itself
     found: dict[Point | None, dict[str, Any]] = {None: json.loads((out / "start.json").read_text("utf-8"))}
     for point in points(config):
+        if point == own:
+            found[point] = json.loads((out / "round-1" / "figures.json").read_text("utf-8"))
+            continue
         ppo = {**settings.ppo, "ptx_coef": point.ptx_coef}
         if not point.ptx_coef:
             ppo.pop("ptx_files", None)
