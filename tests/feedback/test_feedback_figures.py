@@ -202,6 +202,12 @@ def test_boltzmann_rankings_are_plackett_and_luces() -> None:
         assert found[tuple(order.index(place) for place in range(3))] / 4000 == pytest.approx(expected, abs=0.03)
 
 
+def test_equal_scores_tie_at_any_temperature() -> None:
+    found = judged(FromReward(by_number, temperature=2.0), "1", "2", "1")
+    assert set(found) == {(0, 1, 0), (1, 0, 1)}
+    assert found[1, 0, 1] / 4000 == pytest.approx(1 / (1 + math.exp(-0.5)), abs=0.03)
+
+
 def test_errors_are_random() -> None:
     found = judged(FromReward(by_number, error_rate=0.4), "1", "2")
     assert found[0, 1] / 4000 == pytest.approx(0.2, abs=0.03)

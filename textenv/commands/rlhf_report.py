@@ -94,7 +94,8 @@ def _print_agreement(judged: Sequence[Mapping[str, Any] | None]) -> None:
     table = make_table(
         "reward model", "agrees with the judge", "noise ceiling", "two judges agree",
         title="Which of two texts of a policy is better, on held-out prompts",
-        caption="noise ceiling: how often the judge agrees with its own scores, which no model of its choices exceeds",
+        caption="texts of equal gold scores left out; noise ceiling: how often the judge agrees with its own scores, "
+        "which no model of its choices exceeds",
     )  # fmt: skip
     for number, row in enumerate(judged, 1):
         table.add_row(_name(number), *(_written(row and row[name]) for name in ("model", "ceiling", "judges")))

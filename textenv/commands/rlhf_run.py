@@ -435,6 +435,8 @@ class Measure:
     def reward_model(self, writer: Path | None, reward: str, path: Path) -> dict[str, Any] | None:
         """Return how often a reward model and the stand-in agree on pairs of a policy's texts; None without one.
 
+        Pairs of equal gold scores are left out, in which there is nothing to agree on.
+
         Args:
             writer: The policy that writes two texts for each of some held-out prompts, as the rankings were of.
             reward: The reward model.
@@ -450,11 +452,7 @@ class Measure:
         asked = [prompt for prompt in prompts[:_PAIRS] for _ in range(2)]
         episodes = sample_episodes(envs, policy, generator, asked)
         gold = self._gold(asked, [(episode.completion, episode.completion_ids) for episode in episodes])
-        pairs = [
-            place
-            for place in range(0, len(episodes), 2)
-            if episodes[place].completion != episodes[place + 1].completion  # nobody would be asked
-        ]
+        pairs = [place for place in range(0, len(episodes), 2) if gold[place] != gold[place + 1]]
         found = expected_agreement(
             [(gold[place], gold[place + 1]) for place in pairs],
             self.config.gold_temperature,

@@ -49,7 +49,7 @@ class FromReward:
 
     With a temperature, a ranking is drawn from Plackett and Luce's model, from the best to the worst: each next
     completion is drawn from those that are left with probability proportional to ``exp(score / temperature)``. Of two,
-    the better one wins with probability ``sigmoid(difference / temperature)``.
+    the better one wins with probability ``sigmoid(difference / temperature)``. Equal scores tie: they are drawn as one.
 
     Attributes:
         reward: Scores completions, see ``textenv.types.Reward``.
@@ -84,8 +84,8 @@ class FromReward:
         scores = _scores(self.reward, assignment)
         if self.temperature:
             # Sorting scores with Gumbel noise draws from Plackett and Luce's model.
-            noise = [-math.log(-math.log(1 - rng.random() or 0.5)) for _ in scores]
-            scores = [value + self.temperature * each for value, each in zip(scores, noise, strict=True)]
+            noise = {value: -math.log(-math.log(1 - rng.random() or 0.5)) for value in dict.fromkeys(scores)}
+            scores = [value + self.temperature * noise[value] for value in scores]
         return _by_score(scores, self.tie)
 
 

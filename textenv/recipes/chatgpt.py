@@ -46,7 +46,7 @@ class ChatGPT(Recipe):
         {
             "env": "textenv/Text-v0",
             "gold": "dictionary_answer",
-            "gold_temperature": 0.1,
+            "gold_temperature": 0.2,
             "rounds": 2,
             "labels": 800,
             "samples": 4,
