@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import (
+    _echoes,
     _jobs,
     books,
     contention,
+    environments,
     gpu,
     labels,
     overhead,
@@ -176,6 +179,36 @@ def test_a_trainer_whose_environment_is_missing_is_named(tmp_path: Path) -> None
         ppo_iteration.interpreter("trl-grpo", tmp_path)
 
 
+@pytest.mark.parametrize("side", ["textenv-world", "textenv-rows", "textenv-tokens"])
+def test_our_sides_are_the_echo(side: _echoes.Side) -> None:
+    job = _echoes.Job(side, rows=2, turns=3, seconds=0.0)
+    steps = _echoes.SIDES[side](job)
+    _echoes.check(steps, job)
+    steps.close()
+
+
+class Deaf(_echoes.TextenvWorld):
+    """Answers nothing."""
+
+    def step(self) -> _echoes.Answers:
+        return super().step()._replace(texts=["", ""])
+
+
+def test_a_side_that_is_no_echo_is_refused() -> None:
+    job = _echoes.Job("textenv-world", rows=2, turns=3, seconds=0.0)
+    with pytest.raises(RuntimeError, match="in turn 1 of 3, which is no echo"):
+        _echoes.check(Deaf(job), job)
+
+
+@pytest.mark.parametrize("side", sorted(set(get_args(_echoes.Side)) - {"textenv-world"}))
+def test_a_side_of_another_package_runs_in_its_environment(side: _echoes.Side, tmp_path: Path) -> None:
+    if side.startswith("textenv"):
+        assert environments.interpreter(side, tmp_path) == Path(sys.executable)
+    else:
+        with pytest.raises(SystemExit, match=rf"setup_peers\.sh .* leave {side} out"):
+            environments.interpreter(side, tmp_path)
+
+
 @pytest.mark.parametrize("file", sorted(Path("benchmarks").glob("*.toml")), ids=lambda file: file.stem)
 def test_the_settings_of_a_comparison_are_those_of_its_agents(file: Path, tmp_path: Path) -> None:
     plan = make_plan(Compare(out=tmp_path, config=file))
@@ -277,6 +310,15 @@ def test_ppo_iteration_runs(capsys: pytest.CaptureFixture[str]) -> None:
     ppo_iteration.main(config)
     printed = capsys.readouterr().out
     assert "24" in printed  # two batches of four episodes of three tokens
+
+
+@pytest.mark.slow
+def test_environments_run(capsys: pytest.CaptureFixture[str]) -> None:
+    sides: tuple[_echoes.Side, ...] = ("textenv-world", "textenv-tokens")
+    environments.main(environments.Config(sides, rows=(2,), turns=2, effort=QUICK, seconds=0.0))
+    printed = capsys.readouterr().out
+    assert "2 rows, episodes of 2 turns" in printed
+    assert printed.count("textenv-tokens") == 1
 
 
 def test_labels_merges_seeds_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
