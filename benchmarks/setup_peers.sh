@@ -13,8 +13,15 @@ make() {
 for pinned in trl-1.12=1.12.0 trl-1.16=1.16.0; do
   make "${pinned%%=*}"
   "${pip[@]}" --constraint "$root/constraints.txt" torch
-  "${pip[@]}" --constraint "$root/constraints.txt" "trl==${pinned##*=}" transformers accelerate datasets rich
+  "${pip[@]}" --constraint "$root/constraints.txt" "trl==${pinned##*=}" transformers accelerate datasets peft rich
 done
+make torchrl-0.14
+"${pip[@]}" --constraint "$root/constraints.txt" torch
+"${pip[@]}" --constraint "$root/constraints.txt" torchrl==0.14.1 transformers rich
+# AgileRL pins other versions than ours. Its extra for language models is left out: it needs a build of torch for CUDA.
+make agilerl-2.58
+"${pip[@]}" --constraint "$root/constraints.txt" torch
+"${pip[@]}" agilerl==2.58.0 "$(grep ^torch== "$root/constraints.txt")" peft==0.21.0 datasets==5.0.1 transformers==5.14.1 rich
 for pinned in gem-llm=0.1.0 skyrl-gym=0.4.0 openenv=0.10.0; do
   make "${pinned%%=*}"
   "${pip[@]}" "${pinned%%=*}==${pinned##*=}" rich
