@@ -178,10 +178,9 @@ def torchrl(job: Job, work: Work, folder: str) -> Callable[[], None]:
     That script itself needs GPUs and Ray. Here the model that writes is the one that learns, so no weights are sent.
     The log-probabilities are those of its writer, which gives a completion's first token 0.
     """
-    from tensordict import TensorDict, set_list_to_stack  # noqa: PLC0415
+    from tensordict import set_list_to_stack  # noqa: PLC0415
     from torchrl.data import LazyStackStorage, ReplayBuffer, SamplerWithoutReplacement  # noqa: PLC0415
     from torchrl.modules.llm import TransformersWrapper  # noqa: PLC0415
-    from torchrl.modules.llm.policies import LogProbs, Tokens  # noqa: PLC0415
     from torchrl.objectives.llm import GRPOLoss, MCAdvantage  # noqa: PLC0415
 
     set_list_to_stack(True).set()
@@ -208,33 +207,12 @@ def torchrl(job: Job, work: Work, folder: str) -> Callable[[], None]:
     )
     optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     prompts = torch.tensor(tokenizer(_prompts(job))["input_ids"])
-    groups = job.batch // job.samples
-
-    @torch.no_grad()
-    def write(iteration: int) -> Any:
-        number = (iteration * groups + torch.arange(groups)) % len(prompts)
-        number = number.repeat_interleave(job.samples)
-        found = TensorDict({"group": number}, [job.batch])
-        found["tokens"] = Tokens(prompt=prompts[number], batch_size=[job.batch])
-        found = writer(found)
-        drawn = found["log_probs"].response
-        before = drawn.new_full((job.batch, job.prompt), torch.nan)  # of the prompt, which nobody drew
-        found["log_probs"] = LogProbs(full=torch.cat([before, drawn], dim=1), batch_size=[job.batch])
-        rewards = _jobs.last_token(found["tokens"].response.tolist())
-        found["next"] = TensorDict(
-            {
-                "reward": torch.tensor(rewards)[:, None, None],
-                "done": torch.ones(job.batch, 1, dtype=torch.bool),
-                "ref_log_probs": {"full": reader(found.copy())["log_probs"].full},
-            },
-            [job.batch],
-        )
-        return found
 
     def train() -> None:
         for iteration in range(job.iterations):
+            rows = _rows(job, iteration, prompts).repeat_interleave(job.samples)
             buffer.empty()
-            buffer.extend(write(iteration))
+            buffer.extend(_torchrl_episodes(rows, prompts[rows], writer, reader))
             for _ in range(job.epochs):
                 for batch in buffer:
                     losses = loss_of(batch)
@@ -245,6 +223,29 @@ def torchrl(job: Job, work: Work, folder: str) -> Callable[[], None]:
                 optimizer.zero_grad()
 
     return train
+
+
+@torch.no_grad()
+def _torchrl_episodes(groups: torch.Tensor, prompts: torch.Tensor, writer: Any, reader: Any) -> Any:
+    """Have a wrapper of TorchRL's write, and another read what it wrote; return what its loss asks for."""
+    from tensordict import TensorDict  # noqa: PLC0415
+    from torchrl.modules.llm.policies import LogProbs, Tokens  # noqa: PLC0415
+
+    size = [len(prompts)]
+    found = writer(TensorDict({"group": groups, "tokens": Tokens(prompt=prompts, batch_size=size)}, size))
+    drawn = found["log_probs"].response
+    log_probs = torch.cat([drawn.new_full(prompts.shape, torch.nan), drawn], dim=1)  # nobody drew the prompt
+    found["log_probs"] = LogProbs(full=log_probs, batch_size=size)
+    rewards = _jobs.last_token(found["tokens"].response.tolist())
+    found["next"] = TensorDict(
+        {
+            "reward": torch.tensor(rewards)[:, None, None],
+            "done": torch.ones(*size, 1, dtype=torch.bool),
+            "ref_log_probs": {"full": reader(found.copy())["log_probs"].full},
+        },
+        size,
+    )
+    return found
 
 
 def agilerl(job: Job, work: Work, folder: str) -> Callable[[], None]:
@@ -268,12 +269,11 @@ def agilerl(job: Job, work: Work, folder: str) -> Callable[[], None]:
     )  # fmt: skip
     work.watch(agent.actor)
     prompts = torch.tensor(_jobs.tokenizer(policy.config.vocab_size)(_prompts(job))["input_ids"])
-    groups = job.batch // job.samples
 
     def train() -> None:
         for iteration in range(job.iterations):
-            rows = (iteration * groups + torch.arange(groups)) % len(prompts)
-            ids, masks = agent.get_action([{"input_ids": prompts[row][None]} for row in rows])[:2]
+            asked = prompts[_rows(job, iteration, prompts)]
+            ids, masks = agent.get_action([{"input_ids": prompt[None]} for prompt in asked])[:2]
             rewards = torch.tensor([_jobs.last_token(each.tolist()) for each in ids])
             agent.learn((ids, masks, rewards))
 
@@ -331,6 +331,12 @@ def _trainable(size: _jobs.Size) -> Any:
 
 def _prompts(job: Job) -> list[str]:
     return _jobs.prompts(max(256, job.batch), job.prompt, _jobs.SHAPES[job.size].vocab)
+
+
+def _rows(job: Job, iteration: int, prompts: torch.Tensor) -> torch.Tensor:
+    """Return which prompts an iteration compares completions of, each once."""
+    groups = job.batch // job.samples
+    return (iteration * groups + torch.arange(groups)) % len(prompts)
 
 
 def _memory(name: str) -> float:

@@ -11,7 +11,8 @@ together; a turn of 64 rows counts as 64.
 - ``textenv-rows``: our worlds as the environment asks them: in a thread, with a time limit, every answer checked.
 - ``textenv-tokens``: ``textenv/Text-v0`` with the world. An action is a token here and a turn as many steps as its text
   has tokens, so this includes what the others leave to the trainer: encoding answers, decoding turns, observations as
-  padded ids, the rewards of tokens. The reference model is not run.
+  padded ids, the rewards of tokens. A turn begins with the answer alone (``context="fresh"``), and the reference model
+  is not run.
 - ``gem``, ``gem-threads``: gem-llm's ``make`` or, of several rows, ``SyncVectorEnv`` and ``AsyncVectorEnv``.
 - ``skyrl``: skyrl-gym has no batches; its environments are stepped one after the other.
 - ``openenv``: OpenEnv's class in this process, without its server, one after the other.
