@@ -21,8 +21,7 @@ make torchrl-0.14
 "${pip[@]}" --constraint "$constraints" torchrl==0.14.1 transformers rich
 # AgileRL pins other versions than ours. Its extra for language models is left out: it needs a build of torch for CUDA.
 make agilerl-2.58
-"${pip[@]}" --constraint "$constraints" torch
-"${pip[@]}" agilerl==2.58.0 "$(grep ^torch== "$constraints")" peft==0.21.0 datasets==5.0.1 transformers==5.14.1 rich
+"${pip[@]}" "$(grep ^torch== "$constraints")" agilerl==2.58.0 peft==0.21.0 datasets==5.0.1 transformers==5.14.1 rich
 # Environments, which need no torch.
 for pinned in gem-llm=0.1.0 skyrl-gym=0.4.0 openenv=0.10.0; do
   make "${pinned%%=*}"
