@@ -214,7 +214,7 @@ class Agent(Actor[ConfigT]):
             episodes=self.episodes // self.processes.size,
             seed=seed,
             options=options,
-            processes=self.processes,
+            processes=self.processes if self._engine is None else self._engine.writers,
             mask=self.mask,
         )
 

@@ -45,6 +45,8 @@ class EngineWriter:
 
     Attributes:
         policy: Acts with what the engine writes.
+        writers: The processes of the run, as those that write exchange what they wrote: where they do so while the
+            policy learns, over a connection of their own.
         metrics: Of the last iteration: mean and largest difference of the log-probabilities of engine and policy, in
             nats; by how many iterations the weights that wrote were behind; and the seconds that it took to hand over
             weights.
@@ -67,7 +69,7 @@ class EngineWriter:
         assert config.rollout_engine_url is not None
         _refuse(config.rollout_engine, base, policy)
         if config.max_lag:
-            _refuse_lag(config.max_lag, base, processes)
+            _refuse_lag(config.max_lag, base)
         self._engine = engines.connect(
             config.rollout_engine, config.rollout_engine_url, timeout=config.rollout_engine_timeout
         )
@@ -86,6 +88,7 @@ class EngineWriter:
             policy, self._engine, sampling, base.endings.max_new_tokens, computes=not config.max_lag
         )
         self.metrics: dict[str, float] = {}
+        self.writers = processes.beside() if config.max_lag else processes
         self._learner, self._processes = policy, processes
         self._checked = False
         self._pushed = 0
@@ -252,13 +255,8 @@ def _refuse(name: str, base: TextVectorEnv, policy: TextPolicy) -> None:
         )
 
 
-def _refuse_lag(lag: int, base: TextVectorEnv, processes: Processes) -> None:
+def _refuse_lag(lag: int, base: TextVectorEnv) -> None:
     """Refuse what cannot be while episodes are written in another thread."""
-    if processes.size > 1:
-        raise TextEnvError(
-            f"max_lag={lag} on {processes.size} processes, which exchange what they write and what they learn in one "
-            "order: expected one process, or max_lag=0."
-        )
     if base.settings.kl_target is not None:
         raise TextEnvError(
             f"max_lag={lag} with kl_target={base.settings.kl_target}: kl_coef would move while the policy learns. "

@@ -26,6 +26,7 @@ from benchmarks import (
     ppo_iteration,
     precision,
     price,
+    ptx,
     rollout,
     scaling,
     turns,
@@ -268,9 +269,10 @@ def test_price_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_books_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    books.main(books.Config(books="few", demonstrations=2))
+    books.main(books.Config(books="few", demonstrations=2, curricula=("first leaves",), total_steps=32, num_envs=2))
     printed = capsys.readouterr().out
-    assert all(side in printed for side in ("lead", "as it is", "after cloning", "extractive oracle", "2 texts"))
+    sides = ("lead", "as it is", "after cloning", "PPO, first leaves", "extractive oracle", "2 texts")
+    assert all(side in printed for side in sides)
 
 
 @pytest.mark.slow
@@ -393,3 +395,19 @@ def test_labels_merges_seeds_and_draws(tmp_path: Path, monkeypatch: pytest.Monke
     assert found["20 labels"]["agrees"] == pytest.approx(0.65)
     assert found["20 labels"]["interval"] == list(Share(12.0, 16).interval or ())  # all prompts and seeds
     assert (tmp_path / "labels.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_ptx_runs_and_takes_the_runs_own_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ptx.Config(tmp_path, ptx_coefs=(0.0, 0.2), kl_coefs=(0.8,), quick=True)
+    ptx.main(config)
+    assert "bits per character" in capsys.readouterr().out
+    found = json.loads((tmp_path / "ptx.json").read_text())
+    assert [row["point"] and (row["point"]["ptx_coef"], row["point"]["kl_coef"]) for row in found] == [
+        None, (0.0, 0.05), (0.2, 0.05), (0.0, 0.8)
+    ]  # fmt: skip
+    own = json.loads((tmp_path / "seed-0" / "round-1" / "figures.json").read_text())
+    assert found[2]["kl"][0] == own["kl"]["mean"]
+    trained = [path.parent.name for path in (tmp_path / "seed-0").glob("ptx-*/results.json")]
+    assert sorted(trained) == ["ptx-0-kl-0.05", "ptx-0-kl-0.8"]
+    assert (tmp_path / "ptx.png").stat().st_size > 10_000

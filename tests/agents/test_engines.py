@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
+import os
 import socket
 import threading
 import time
@@ -23,8 +23,8 @@ from tests.agents.test_importance import regret
 from tests.complaints import one_line
 from tests.conftest import build_lm
 from tests.rollouts.stand_in_engine import Server, serving
-from tests.rollouts.test_distributed import Case, close, run, start
-from textenv.agents import config_of, engines, find
+from tests.rollouts.test_distributed import Case, close, make_agent, run, start
+from textenv.agents import config_of, find
 from textenv.agents.grpo import GRPOConfig
 from textenv.agents.nlpo import NLPOConfig
 from textenv.agents.ppo import PPO, PPOConfig
@@ -543,14 +543,9 @@ def test_a_lag_that_cannot_be_is_refused(name: str, settings: dict[str, Any], sa
         PPOConfig(max_lag=1)
 
 
-def test_a_lag_that_the_environment_or_the_processes_rule_out_is_refused(server: Server, tiny_lm: CausalLM) -> None:
+def test_a_lag_that_the_environment_rules_out_is_refused(server: Server, tiny_lm: CausalLM) -> None:
     with one_line("kl_target"):
         make("ppo", tiny_lm, env={"kl_target": 3.0}, max_lag=1, **engine(server))
-    agent = make("ppo", tiny_lm, **engine(server))
-    with one_line("on 2 processes"):
-        engines.EngineWriter(
-            PPOConfig(max_lag=1, **engine(server)), agent.base, agent.policy, dataclasses.replace(ALONE, size=2)
-        )
 
 
 def test_the_value_of_a_state_that_is_cut_off_is_not_asked_for_meanwhile(server: Server, tiny_lm: CausalLM) -> None:
@@ -579,25 +574,58 @@ def test_agents_reach_the_optimum_by_texts_of_earlier_weights(name: str, server:
     assert regret(name, 0, max_lag=1, **engine(server, "sglang")) <= 0.03
 
 
-def work(folder: Path, url: str) -> None:
+def work(folder: Path, url: str, lag: int) -> None:
     torch.set_num_threads(1)
-    run(with_engine(url), connect(), folder / "two")
+    run(with_engine(url, lag), connect(), folder / "two")
 
 
-def with_engine(url: str) -> Case:
-    return Case(ppo={"rollout_engine": "vllm", "rollout_engine_url": url})
+def with_engine(url: str, lag: int) -> Case:
+    return Case(ppo={"rollout_engine": "vllm", "rollout_engine_url": url, "max_lag": lag})
 
 
 @pytest.mark.slow
-def test_two_processes_write_with_one_engine_what_one_does(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lag", [0, 1])
+def test_two_processes_write_with_one_engine_what_one_does(lag: int, server: Server, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     code = (
-        "import pathlib, sys; from tests.agents.test_engines import work; work(pathlib.Path(sys.argv[1]), sys.argv[2])"
+        "import pathlib, sys; from tests.agents.test_engines import work; "
+        "work(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))"
     )
-    start(tmp_path, ["-W", "error", "-c", code, str(tmp_path), server.url])
-    run(with_engine(server.url), ALONE, tmp_path / "one")
+    start(tmp_path, ["-W", "error", "-c", code, str(tmp_path), server.url, str(lag)])
+    run(with_engine(server.url, lag), ALONE, tmp_path / "one")
     close(tmp_path / "one", tmp_path / "two")
+
+
+def fail(folder: Path, url: str) -> None:
+    """Train until the update of one process fails, while both write; end with 1, and say why."""
+    torch.set_num_threads(1)
+    processes = connect(20)
+    agent = make_agent(with_engine(url, 1), processes)
+    update = agent.update
+
+    def once(rollout: Any) -> dict[str, float]:
+        if processes.rank and agent.iterations:
+            raise TextEnvError("The losses are not finite.")
+        return update(rollout)
+
+    agent.update = once  # type: ignore[method-assign]
+    try:
+        with processes.watch():
+            agent.learn(1_000)
+    except TextEnvError as error:
+        (folder / f"said-{processes.rank}").write_text(str(error))
+        os._exit(1)  # as the command does: without waiting for the other process
+
+
+@pytest.mark.slow
+def test_both_processes_end_where_one_fails_while_they_write(server: Server, tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys; from tests.agents.test_engines import fail; fail(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    )
+    start(tmp_path, ["-c", code, str(tmp_path), server.url], expected=(1, 1))
+    assert (tmp_path / "said-1").read_text() == "The losses are not finite."
+    assert "gone" in (tmp_path / "said-0").read_text()
 
 
 def test_the_settings_are_of_all_that_learn() -> None:

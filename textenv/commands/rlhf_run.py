@@ -50,7 +50,7 @@ from textenv.training.reward_models import train_reward_model
 from textenv.training.sft import sft, with_template
 from textenv.types import Episode, Prompt, TextEnvError
 
-__all__ = ["rlhf"]
+__all__ = ["Measure", "resolve", "rlhf", "training_settings", "with_data"]
 
 _START = "start"  # the name of the policy before the first round
 _LAST_FILE = "tokenizer.json"  # that ``sft`` writes, so that the model is whole when it is there
@@ -71,15 +71,36 @@ def rlhf(config: RlhfSettings) -> bool:
     """
     if "world" in config.settings:
         raise TextEnvError("--world: people rank the completions of a prompt, which no world answers; leave it out.")
+    config = resolve(config)
+    with locked(config.out):
+        return _rlhf(*with_data(config))
+
+
+def resolve(config: RlhfSettings) -> RlhfSettings:
+    """Return settings with the recipe's sizes in the places of those not given, and with models as they are found."""
     if config.recipe is not None:
         sizes = find_recipe(config.recipe).sized(quick=config.quick)
         config = dataclasses.replace(config, settings={**sizes.env, **config.settings}, ppo={**sizes.ppo, **config.ppo})
     config = dataclasses.replace(config, model=resolve_model(config.model))
     if config.gold is not None and config.gold.startswith(("{", "[")):
         config = dataclasses.replace(config, gold=to_json(resolve_models_in(parse_reward(config.gold))))
-    with locked(config.out):
-        recipe, data = _recipe_data(config)
-        return _rlhf(_with_data(config, data), recipe, data)
+    return config
+
+
+def with_data(config: RlhfSettings) -> tuple[RlhfSettings, Recipe | None, Data]:
+    """Return settings with the recipe's files where none were given, the recipe, and its files, written if need be."""
+    recipe, data = _recipe_data(config)
+    ppo = dict(config.ppo)
+    if data.ptx_files and config.ppo.get("ptx_coef"):
+        ppo = {"ptx_files": tuple(map(str, data.ptx_files)), **ppo}
+    filled = dataclasses.replace(
+        config,
+        sft=config.sft or data.sft,
+        prompts=config.prompts or data.prompts,
+        eval_prompts=config.eval_prompts or data.eval_prompts,
+        ppo=ppo,
+    )
+    return filled, recipe, data
 
 
 def _recipe_data(config: RlhfSettings) -> tuple[Recipe | None, Data]:
@@ -98,20 +119,6 @@ def _recipe_data(config: RlhfSettings) -> tuple[Recipe | None, Data]:
         data = recipe.prepare(folder, quick=config.quick, seed=config.seed)
         write_json(folder / _DATA_FILE, data.to_json(folder))
     return recipe, Data.from_json(read_json(folder / _DATA_FILE), folder)
-
-
-def _with_data(config: RlhfSettings, data: Data) -> RlhfSettings:
-    """Return the settings with a recipe's files where no other ones were given."""
-    ppo = dict(config.ppo)
-    if data.ptx_files and config.ppo.get("ptx_coef"):
-        ppo = {"ptx_files": tuple(map(str, data.ptx_files)), **ppo}
-    return dataclasses.replace(
-        config,
-        sft=config.sft or data.sft,
-        prompts=config.prompts or data.prompts,
-        eval_prompts=config.eval_prompts or data.eval_prompts,
-        ppo=ppo,
-    )
 
 
 def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
@@ -137,7 +144,7 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
     with FeedbackStore(config.store) as store:
         start = store.add_policy(_START, folder=base)
         writers: list[_Writer] = [_Writer(start, None)]
-        measure = _Measure(config, base, recipe, data)
+        measure = Measure(config, base, recipe, data)
         rows = [measure.policy(None, "null", out / "start.json")]
         judged = list[dict[str, Any] | None]()
         for number in range(1, config.rounds + 1):
@@ -156,7 +163,7 @@ def _rlhf(config: RlhfSettings, recipe: Recipe | None, data: Data) -> bool:
             rows.append(measure.policy(policy, reward, folder / "figures.json"))
         demonstrations = measure.demonstrations(out / "demonstrations.json")
     labels = [sum(_share(config, each) for each in range(1, number + 1)) for number in range(len(rows))]
-    prompts = measured_on(_run(config, config.model, "", config.out))
+    prompts = measured_on(training_settings(config, config.model, "", config.out))
     title = f"{config.eval_episodes} fresh completions of {prompts}"
     report(out, rows, labels, demonstrations=demonstrations, judged=judged, title=title)
     if config.bias and not (out / _BIAS_FILE).exists():
@@ -206,7 +213,7 @@ def _fine_tuned(config: RlhfSettings) -> str:
     )
 
 
-def _run(config: RlhfSettings, base: str, reward: str, out: Path) -> TrainSettings:
+def training_settings(config: RlhfSettings, base: str, reward: str, out: Path) -> TrainSettings:
     """Return a training run with the settings of the pipeline."""
     return TrainSettings(
         out=out,
@@ -357,7 +364,7 @@ def _trained(config: RlhfSettings, base: str, reward: str, number: int) -> Path:
     out = config.round(number) / "policy"
     if not (out / "results.json").exists():
         console.rule(f"Round {number} of {config.rounds}: the policy")
-        train(_run(config, base, reward, out))
+        train(training_settings(config, base, reward, out))
     return out / "policy"
 
 
@@ -365,8 +372,15 @@ def _trained(config: RlhfSettings, base: str, reward: str, number: int) -> Path:
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """Measures policies on held-out prompts, and keeps what was measured."""
+class Measure:
+    """Measures policies on held-out prompts, and keeps what was measured.
+
+    Attributes:
+        config: Settings of the pipeline.
+        base: Folder of the model that the policies start from.
+        recipe: The recipe, which has measures of its own; None without one.
+        data: Its files.
+    """
 
     config: RlhfSettings
     base: str
@@ -383,7 +397,17 @@ class _Measure:
         return None if self.config.gold is None else self.paid(parse_reward(self.config.gold))
 
     def policy(self, policy: Path | None, reward: str, path: Path) -> dict[str, Any]:
-        """Return the figures of a policy, measured or read from where they are kept."""
+        """Return the figures of a policy, measured or read from where they are kept.
+
+        Args:
+            policy: Its folder; None for the model that the policies start from.
+            reward: What it is trained against, as JSON.
+            path: Where the figures are kept.
+
+        Returns:
+            ``proxy``, the score by that reward, ``gold``, ``kl`` and ``length``, each a mean with its error; the gold
+            ``scores`` of all prompts; and what the recipe measures, under ``measures``.
+        """
         if path.exists():
             return read_json(path, "proxy", "gold", "kl", "length")
         config = self.config
@@ -459,7 +483,7 @@ class _Measure:
     def _prompts(self, reward: Any, path: Path) -> tuple[Any, list[Prompt]]:
         config = self.config
         keywords = _keywords(config, self.base, reward)
-        envs, found = held_out(_run(config, self.base, "null", path), keywords, config.num_envs)
+        envs, found = held_out(training_settings(config, self.base, "null", path), keywords, config.num_envs)
         return envs, [prompt for prompt in found if isinstance(prompt, Prompt)]
 
     def _gold(self, prompts: Sequence[Prompt], written: Sequence[tuple[str, Sequence[int]]]) -> list[float]:

@@ -54,6 +54,8 @@ class Processes:
     sharded: bool = False
     _accelerator: Any = None
     _peers: tuple[tuple[str, int], ...] = ()  # host and process id of each rank
+    _timeout: timedelta | None = None
+    _group: Any = None  # the connection, None for that of the run
 
     @property
     def first(self) -> bool:
@@ -84,7 +86,7 @@ class Processes:
             return [number]
         mine = torch.tensor([number], device=self.device)
         every = [torch.empty_like(mine) for _ in range(self.size)]
-        distributed.all_gather(every, mine)
+        distributed.all_gather(every, mine, group=self._group)
         return [int(theirs) for theirs in every]
 
     def gather(self, item: T) -> list[T]:
@@ -92,7 +94,7 @@ class Processes:
         if self.size == 1:
             return [item]
         every: list[Any] = [None] * self.size
-        distributed.all_gather_object(every, item)
+        distributed.all_gather_object(every, item, group=self._group)
         return every
 
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -100,8 +102,19 @@ class Processes:
         if self.size == 1:
             return dict(values)
         total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
+        distributed.all_reduce(total, group=self._group)
         return dict(zip(values, total.tolist(), strict=True))
+
+    def beside(self) -> Processes:
+        """Return the same processes with a second connection, for a thread; every process calls it.
+
+        Over one connection all exchange things in one order, which two threads do not keep. This one counts, gathers
+        and adds up on the CPU, and trains nothing.
+        """
+        if self.size == 1:
+            return self
+        group = distributed.new_group(backend="gloo", timeout=self._timeout)
+        return dataclasses.replace(self, device=torch.device("cpu"), _accelerator=None, _group=group)
 
     def trainable(self, policy: TextPolicy) -> nn.Module:
         """Return ``policy.evaluate`` as a module whose backward passes leave the mean gradient of all processes.
@@ -258,7 +271,7 @@ def connect(timeout: float = 600.0) -> Processes:
     # Accelerate would make an FSDP plugin of its own; it refuses CPUs and wraps layers whose forward is not called.
     sharded = os.environ.pop("ACCELERATE_USE_FSDP", "").lower() == "true"
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local, wait = int(os.environ.get("LOCAL_RANK", "0")), timedelta(seconds=timeout)
     if not cpu and local >= torch.cuda.device_count():
         raise TextEnvError(
             f"Process {local} of this machine finds {torch.cuda.device_count()} GPUs; start one process a GPU."
@@ -267,16 +280,15 @@ def connect(timeout: float = 600.0) -> Processes:
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # the agent's own setting is what counts
-            kwargs_handlers=[
-                InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(seconds=timeout))
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=wait)],
         )
     except (RuntimeError, ValueError) as error:
         raise TextEnvError(
             f"The {size} processes could not be connected: {error}. Start all of them, with one launcher."
         ) from error
     device = torch.device("cpu") if cpu else torch.device("cuda", local)
-    processes = Processes(accelerator.process_index, accelerator.num_processes, device, sharded, accelerator)
+    index, number = accelerator.process_index, accelerator.num_processes
+    processes = Processes(index, number, device, sharded, accelerator, _timeout=wait)
     peers = processes.gather((socket.gethostname(), os.getpid()))
     _connected = dataclasses.replace(processes, _peers=tuple(peers))
     return _connected
