@@ -288,12 +288,16 @@ class OpenEnvClient(Steps):
 
         self._make_action = action
         command = [sys.executable, "-m", "benchmarks._echoes", "serve", str(job.rows), str(job.turns)]
-        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._server.stdout is not None
-        url = f"http://127.0.0.1:{int(self._server.stdout.readline())}"
         self._loop = asyncio.new_event_loop()
-        self._clients = [Client(base_url=url) for _ in range(job.rows)]
-        self._together(lambda client: client.connect())
+        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert self._server.stdout is not None
+            url = f"http://127.0.0.1:{int(self._server.stdout.readline())}"
+            self._clients = [Client(base_url=url) for _ in range(job.rows)]
+            self._together(lambda client: client.connect())
+        except BaseException:
+            self._server.kill()
+            raise
 
     def reset(self) -> None:
         self._together(lambda client: client.reset(seed=0))
