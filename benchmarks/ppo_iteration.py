@@ -13,6 +13,8 @@ A low-rank adapter on the shape of SmolLM2-135M, with prompts as long as those o
 
     python -m benchmarks.ppo_iteration --trainers textenv-grpo trl-grpo --size smollm2 --lora-rank 8 --episodes 64
         --prompt 40 --epochs 1 --rounds 1
+
+There TRL's peak is the activations of a whole batch: ``--micro-batch 8`` has both sides add up gradients of 8 episodes.
 """
 
 from __future__ import annotations
