@@ -90,6 +90,7 @@ def trainers_of(config: Config) -> tuple[Trainer, ...]:
     if config.lora_rank is None:
         cannot["agilerl-grpo"] = "always learns an adapter: give --lora-rank"
     else:
+        cannot["textenv-model"] = "has a second model, which an adapter avoids: give no --lora-rank"
         cannot |= dict.fromkeys(("trl-ppo", "torchrl-grpo"), "is measured without an adapter here: give no --lora-rank")
     if config.trainers is None:
         return tuple(trainer for trainer in get_args(Trainer) if trainer not in cannot)
