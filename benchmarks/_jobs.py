@@ -12,18 +12,33 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 Architecture = Literal["gpt2", "llama"]
-Size = Literal["toy", "tiny", "small", "gpt2", "1b"]
+Size = Literal["toy", "tiny", "small", "gpt2", "smollm2", "1b"]
 
 END, PAD = 0, 1  # every vocabulary begins with them
 
 
 class Shape(NamedTuple):
-    """Layers, their width, heads, and the size of the vocabulary."""
+    """The shape of a model.
+
+    Attributes:
+        layers: Layers.
+        width: Of a token's state.
+        heads: Of attention.
+        vocab: Size of the vocabulary.
+        architecture: What it is unless another is asked for.
+        mlp: Width inside a layer's second half; None for 4 times ``width``.
+        key_value_heads: Heads that have keys and values, in Llama; None for all.
+        tied: Whether the head is the token embeddings, in Llama; in GPT-2 it always is.
+    """
 
     layers: int
     width: int
     heads: int
     vocab: int
+    architecture: Architecture = "gpt2"
+    mlp: int | None = None
+    key_value_heads: int | None = None
+    tied: bool = False
 
 
 SHAPES: dict[Size, Shape] = {
@@ -31,7 +46,8 @@ SHAPES: dict[Size, Shape] = {
     "tiny": Shape(4, 128, 4, 2048),
     "small": Shape(6, 384, 6, 8192),
     "gpt2": Shape(12, 768, 12, 50257),
-    "1b": Shape(16, 2048, 32, 50257),
+    "smollm2": Shape(30, 576, 9, 49152, "llama", mlp=1536, key_value_heads=3, tied=True),  # SmolLM2-135M
+    "1b": Shape(16, 2048, 32, 50257, "llama"),
 }
 
 
@@ -47,22 +63,32 @@ def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def model(
-    size: Size, architecture: Architecture = "gpt2", *, positions: int = 1024, hazard: float = 0.0, seed: int = 0
+    size: Size, architecture: Architecture | None = None, *, positions: int = 1024, hazard: float = 0.0, seed: int = 0
 ) -> Any:
     """Return a model with random weights in which every token is the last one with probability ``hazard``.
 
     The end is drawn by the model's own weights, so that all sides run the same model without a processor of logits:
-    one component of the last hidden state is constant, and the head reads the end's logit off that one alone.
+    one component of the last hidden state is constant, and the head reads the end's logit off that one alone. Where
+    the head is the token embeddings of a Llama, the others read as much off it, all the same.
+
+    Args:
+        size: Its shape.
+        architecture: None for that of the shape.
+        positions: The most tokens of a text.
+        hazard: As above.
+        seed: Of the weights.
     """
-    vocab = SHAPES[size].vocab
+    shape = SHAPES[size]
+    architecture, vocab = architecture or shape.architecture, shape.vocab
     ids: dict[str, Any] = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": PAD}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        lm = _gpt2(SHAPES[size], positions, ids) if architecture == "gpt2" else _llama(SHAPES[size], positions, ids)
+        lm = _gpt2(shape, positions, ids) if architecture == "gpt2" else _llama(shape, positions, ids)
         sample = torch.randint(2, vocab, (4, min(16, positions)))
     lm.requires_grad_(False).eval()
     head = lm.get_output_embeddings().weight
-    head[:, 0] = 0.0
+    if head is not lm.get_input_embeddings().weight or architecture == "gpt2":
+        head[:, 0] = 0.0
     head[END] = 0.0
     others = lm(input_ids=sample).logits.logsumexp(dim=-1).mean()  # the end's own logit is 0, one among thousands
     head[END, 0] = others + math.log(hazard / (1 - hazard)) if hazard else -30.0
@@ -73,7 +99,7 @@ def model(
 def _gpt2(shape: Shape, positions: int, ids: dict[str, Any]) -> Any:
     config = GPT2Config(
         vocab_size=shape.vocab, n_positions=positions, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids,
+        n_inner=shape.mlp, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids,
     )  # fmt: skip
     lm = GPT2LMHeadModel(config)
     with torch.no_grad():
@@ -83,8 +109,9 @@ def _gpt2(shape: Shape, positions: int, ids: dict[str, Any]) -> Any:
 
 def _llama(shape: Shape, positions: int, ids: dict[str, Any]) -> Any:
     config = LlamaConfig(
-        vocab_size=shape.vocab, hidden_size=shape.width, intermediate_size=4 * shape.width,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, max_position_embeddings=positions, **ids,
+        vocab_size=shape.vocab, hidden_size=shape.width, intermediate_size=shape.mlp or 4 * shape.width,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=positions, tie_word_embeddings=shape.tied, **ids,
     )  # fmt: skip
     lm = LlamaForCausalLM(config)
     with torch.no_grad():  # the norm has no bias: a component that outweighs the others comes out of it as sqrt(width)

@@ -26,8 +26,12 @@ from transformers import GPT2ForSequenceClassification  # noqa: E402
 
 from benchmarks import _jobs  # noqa: E402
 
-Trainer = Literal["textenv-head", "textenv-model", "trl-ppo", "trl-grpo", "trl-rloo"]
+Trainer = Literal[
+    "textenv-head", "textenv-model", "textenv-grpo", "textenv-rloo", "trl-ppo", "trl-grpo", "trl-rloo", "torchrl-grpo",
+    "agilerl-grpo",
+]  # fmt: skip
 RATE, BETA, CLIP, LAMBDA = 1e-4, 0.05, 0.2, 0.95
+ALPHA = 16  # of LoRA
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Job:
     response: int
     epochs: int
     samples: int  # completions of a prompt, in the trainers that compare them
+    micro_batch: int | None  # episodes a forward with gradients; None for our own choice, and all of a batch in TRL's
+    lora_rank: int | None  # None to learn in all weights
 
     @property
     def iterations(self) -> int:
@@ -77,15 +83,26 @@ class Work:
 
 def textenv(job: Job, work: Work, folder: str) -> Callable[[], None]:
     from benchmarks._ours import make_env  # noqa: PLC0415
+    from textenv.agents.agent import Agent  # noqa: PLC0415
+    from textenv.agents.grpo import GRPO, GRPOConfig  # noqa: PLC0415
     from textenv.agents.ppo import PPO, PPOConfig  # noqa: PLC0415
+    from textenv.agents.rloo import RLOO, RLOOConfig  # noqa: PLC0415
 
     env = make_env(_jobs.model(job.size), batch=job.batch, prompt=job.prompt, response=job.response, kl_coef=BETA)
-    config = PPOConfig(
-        learning_rate=RATE, embedding_learning_rate=None, value_learning_rate=RATE, lr_schedule="constant",
-        lr_warmup=0.0, adam_epsilon=1e-8, epochs=job.epochs, minibatch_size=None, clip=CLIP, lam=LAMBDA,
-        value="head" if job.trainer == "textenv-head" else "model", precision="float32",
-    )  # fmt: skip
-    agent = PPO(env, config)
+    settings: dict[str, Any] = {
+        "learning_rate": RATE, "embedding_learning_rate": None, "lr_schedule": "constant", "lr_warmup": 0.0,
+        "adam_epsilon": 1e-8, "minibatch_size": None, "micro_batch_size": job.micro_batch, "precision": "float32",
+        "lora_rank": job.lora_rank, "lora_alpha": ALPHA,
+    }  # fmt: skip
+    agent: Agent[Any]
+    if job.trainer == "textenv-grpo":
+        agent = GRPO(env, GRPOConfig(**settings, samples=job.samples, epochs=job.epochs, clip=CLIP))
+    elif job.trainer == "textenv-rloo":
+        agent = RLOO(env, RLOOConfig(**settings, samples=job.samples))
+    else:
+        value: Any = "head" if job.trainer == "textenv-head" else "model"
+        values = {"value_learning_rate": RATE, "value": value, "lam": LAMBDA}
+        agent = PPO(env, PPOConfig(**settings, **values, epochs=job.epochs, clip=CLIP))
 
     def train() -> None:
         agent.learn(job.iterations * job.batch * job.response, progress=count)
@@ -126,43 +143,173 @@ def trl_groups(job: Job, work: Work, folder: str) -> Callable[[], Any]:
         "trl-grpo": (trl.GRPOTrainer, trl.GRPOConfig),
         "trl-rloo": (trl.RLOOTrainer, trl.RLOOConfig),
     }[job.trainer]
-    policy = _trainable(job.size)
-    policy.save_pretrained(folder)  # the trainer loads its reference from where the policy came from
-    policy.config._name_or_path = folder
+    policy, adapter = _trainable(job.size), None
+    if job.lora_rank is None:
+        policy.save_pretrained(folder)  # the trainer loads its reference from where the policy came from
+        policy.config._name_or_path = folder
+    else:  # its reference is the policy without the adapter
+        from peft import LoraConfig  # noqa: PLC0415
+
+        adapter = LoraConfig(**_adapter(job))
+    arguments = _arguments(job, folder)
     config = config_class(
-        **_arguments(job, folder), max_steps=job.iterations * job.epochs, num_iterations=job.epochs,
-        steps_per_generation=1, num_generations=job.samples, max_completion_length=job.response, temperature=1.0,
-        top_k=0, beta=BETA, epsilon=CLIP, disable_dropout=True, shuffle_dataset=False,
+        **arguments, max_steps=job.iterations * job.epochs, num_iterations=job.epochs,
+        steps_per_generation=arguments["gradient_accumulation_steps"], num_generations=job.samples,
+        max_completion_length=job.response, temperature=1.0, top_k=0, beta=BETA, epsilon=CLIP, disable_dropout=True,
+        shuffle_dataset=False,
     )  # fmt: skip
     rows = Dataset.from_dict({"prompt": _prompts(job)})
     trainer = trainer_class(
-        work.watch(policy),
+        policy,
         reward_funcs=_jobs.last_token,
         args=config,
         train_dataset=rows,
         processing_class=_jobs.tokenizer(policy.config.vocab_size),
+        peft_config=adapter,
     )
+    work.watch(trainer.model)  # peft's own, where there is an adapter: it calls no hooks of the one inside
     train: Callable[[], Any] = trainer.train
+    return train
+
+
+def torchrl(job: Job, work: Work, folder: str) -> Callable[[], None]:
+    """TorchRL's parts of GRPO (wrappers, advantages on a buffer, loss), put together as its own script does.
+
+    That script itself needs GPUs and Ray. Here the model that writes is the one that learns, so no weights are sent.
+    The log-probabilities are those of its writer, which gives a completion's first token 0.
+    """
+    from tensordict import set_list_to_stack  # noqa: PLC0415
+    from torchrl.data import LazyStackStorage, ReplayBuffer, SamplerWithoutReplacement  # noqa: PLC0415
+    from torchrl.modules.llm import TransformersWrapper  # noqa: PLC0415
+    from torchrl.objectives.llm import GRPOLoss, MCAdvantage  # noqa: PLC0415
+
+    set_list_to_stack(True).set()
+    policy, reference = _trainable(job.size), _jobs.model(job.size)
+    for model in (policy, reference):  # its wrapper gives the mask as the second argument, which GPT-2's is not
+        model.register_forward_pre_hook(
+            lambda _, args, given: ((), {"input_ids": args[0], "attention_mask": args[1], **given}) if args else None,
+            with_kwargs=True,
+        )
+    work.watch(policy)
+    tokenizer = _jobs.tokenizer(policy.config.vocab_size)
+    settings = {"tokenizer": tokenizer, "input_mode": "tokens", "pad_output": True}
+    policy.generation_config.top_k = 0  # the wrapper refuses it
+    draws = {"max_new_tokens": job.response, "do_sample": True, "temperature": 1.0}
+    writer = TransformersWrapper(policy, generate=True, generate_kwargs=draws, return_log_probs=True, **settings)
+    learner = TransformersWrapper(policy, generate=False, return_log_probs=True, **settings)
+    reader = TransformersWrapper(reference, generate=False, return_log_probs=True, **settings)
+    loss_of = GRPOLoss(learner, clip_epsilon=CLIP, kl_to_ref_coeff=BETA, entropy_bonus=False)
+    buffer = ReplayBuffer(
+        storage=LazyStackStorage(job.batch),
+        sampler=SamplerWithoutReplacement(),
+        batch_size=job.micro_batch or job.batch,
+        transform=MCAdvantage(grpo_size=job.samples, prompt_key="group"),
+    )
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+    prompts = torch.tensor(tokenizer(_prompts(job))["input_ids"])
+
+    def train() -> None:
+        for iteration in range(job.iterations):
+            rows = _rows(job, iteration, prompts).repeat_interleave(job.samples)
+            buffer.empty()
+            buffer.extend(_torchrl_episodes(rows, prompts[rows], writer, reader))
+            for _ in range(job.epochs):
+                for batch in buffer:
+                    losses = loss_of(batch)
+                    loss = losses.loss_objective + losses.loss_kl_to_ref
+                    (loss * len(batch) / job.batch).backward()
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    return train
+
+
+@torch.no_grad()
+def _torchrl_episodes(groups: torch.Tensor, prompts: torch.Tensor, writer: Any, reader: Any) -> Any:
+    """Have a wrapper of TorchRL's write, and another read what it wrote; return what its loss asks for."""
+    from tensordict import TensorDict  # noqa: PLC0415
+    from torchrl.modules.llm.policies import LogProbs, Tokens  # noqa: PLC0415
+
+    size = [len(prompts)]
+    found = writer(TensorDict({"group": groups, "tokens": Tokens(prompt=prompts, batch_size=size)}, size))
+    drawn = found["log_probs"].response
+    log_probs = torch.cat([drawn.new_full(prompts.shape, torch.nan), drawn], dim=1)  # nobody drew the prompt
+    found["log_probs"] = LogProbs(full=log_probs, batch_size=size)
+    rewards = _jobs.last_token(found["tokens"].response.tolist())
+    found["next"] = TensorDict(
+        {
+            "reward": torch.tensor(rewards)[:, None, None],
+            "done": torch.ones(*size, 1, dtype=torch.bool),
+            "ref_log_probs": {"full": reader(found.copy())["log_probs"].full},
+        },
+        size,
+    )
+    return found
+
+
+def agilerl(job: Job, work: Work, folder: str) -> Callable[[], None]:
+    """AgileRL's GRPO, which always learns an adapter, and writes for one prompt at a time where vLLM is not."""
+    import agilerl as package  # noqa: PLC0415
+
+    package.HAS_LLM_DEPENDENCIES = True  # it asks for liger-kernel and bitsandbytes too, which this does not use
+    from agilerl.algorithms import GRPO  # noqa: PLC0415
+    from peft import LoraConfig  # noqa: PLC0415
+
+    policy = _jobs.model(job.size)
+    agent = GRPO(
+        pad_token_id=_jobs.PAD, pad_token="<pad>", actor_network=policy, lora_config=LoraConfig(**_adapter(job)),
+        batch_size=job.batch // job.samples, mini_batch_size=job.batch,
+        micro_batch_size_per_gpu=job.micro_batch or job.batch,
+        group_size=job.samples, update_epochs=job.epochs, lr=RATE, beta=BETA, clip_coef=CLIP, max_grad_norm=1.0,
+        adv_norm="mean_std", temperature=1.0, top_k=0, max_output_tokens=job.response,
+        max_model_len=job.prompt + job.response, device="cpu", gradient_checkpointing=False, use_liger_loss=False,
+        use_separate_reference_adapter=False, off_policy_sequence_mask_threshold=None,
+        off_policy_token_mask_bounds=None,
+    )  # fmt: skip
+    work.watch(agent.actor)
+    prompts = torch.tensor(_jobs.tokenizer(policy.config.vocab_size)(_prompts(job))["input_ids"])
+
+    def train() -> None:
+        for iteration in range(job.iterations):
+            asked = prompts[_rows(job, iteration, prompts)]
+            ids, masks = agent.get_action([{"input_ids": prompt[None]} for prompt in asked])[:2]
+            rewards = torch.tensor([_jobs.last_token(each.tolist()) for each in ids])
+            agent.learn((ids, masks, rewards))
+
     return train
 
 
 TRAINERS: dict[str, Callable[[Job, Work, str], Callable[[], Any]]] = {
     "textenv-head": textenv,
     "textenv-model": textenv,
+    "textenv-grpo": textenv,
+    "textenv-rloo": textenv,
     "trl-ppo": trl_ppo,
     "trl-grpo": trl_groups,
     "trl-rloo": trl_groups,
+    "torchrl-grpo": torchrl,
+    "agilerl-grpo": agilerl,
 }
+
+
+def _adapter(job: Job) -> dict[str, Any]:
+    """Return the settings of an adapter as peft has them, those of ours."""
+    return {
+        "r": job.lora_rank, "lora_alpha": ALPHA, "lora_dropout": 0.0, "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    }  # fmt: skip
 
 
 def _arguments(job: Job, folder: str) -> dict[str, Any]:
     """Return what all of TRL's trainers are given: the optimizer as ours has it, and nothing written or logged."""
+    micro = job.micro_batch or job.batch
     return {
         "output_dir": folder, "use_cpu": True, "bf16": False,
-        "gradient_checkpointing": False, "per_device_train_batch_size": job.batch, "gradient_accumulation_steps": 1,
-        "learning_rate": RATE, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused", "max_grad_norm": 1.0,
-        "report_to": "none", "logging_strategy": "no", "save_strategy": "no", "eval_strategy": "no",
-        "disable_tqdm": True, "dataloader_pin_memory": False, "seed": 0,
+        "gradient_checkpointing": False, "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": job.batch // micro, "learning_rate": RATE, "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused", "max_grad_norm": 1.0, "report_to": "none", "logging_strategy": "no",
+        "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False, "seed": 0,
     }  # fmt: skip
 
 
@@ -184,6 +331,12 @@ def _trainable(size: _jobs.Size) -> Any:
 
 def _prompts(job: Job) -> list[str]:
     return _jobs.prompts(max(256, job.batch), job.prompt, _jobs.SHAPES[job.size].vocab)
+
+
+def _rows(job: Job, iteration: int, prompts: torch.Tensor) -> torch.Tensor:
+    """Return which prompts an iteration compares completions of, each once."""
+    groups = job.batch // job.samples
+    return (iteration * groups + torch.arange(groups)) % len(prompts)
 
 
 def _memory(name: str) -> float:

@@ -105,7 +105,7 @@ def seconds(function: Callable[[], torch.Tensor]) -> float:
 def measure(size: _jobs.Size, config: Config, device: torch.device) -> None:
     dtype: torch.dtype = getattr(torch, config.dtype)
     positions = max(64, config.prompt + config.response)
-    model = _jobs.model(size, "llama" if size == "1b" else "gpt2", positions=positions).to(device, dtype)
+    model = _jobs.model(size, positions=positions).to(device, dtype)
     env = make_env(model, batch=config.batch, prompt=config.prompt, response=config.response)
     matrix = torch.randn(config.side, config.side, device=device, dtype=dtype)
     peak = 2 * config.side**3 / seconds(lambda: matrix @ matrix)

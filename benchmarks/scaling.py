@@ -134,12 +134,15 @@ def main(config: Config) -> None:
         )  # fmt: skip
         before = response
     shape = _jobs.SHAPES[config.size]
+    kept = shape.width
+    if config.architecture == "llama" and shape.key_value_heads is not None:
+        kept = shape.width // shape.heads * shape.key_value_heads
     show(
         f"{config.architecture} {config.size}: batch {config.batch}, prompt {config.prompt}",
         ("response", "µs a token", "attention alone", "the rest", f"to {config.responses[0]}'s", "KiB a row",
          "bytes a row and further token"),
         rows,
-        f"One cache of keys and values in fp32 is {2 * 4 * shape.layers * shape.width:,} bytes a row and token. "
+        f"One cache of keys and values in fp32 is {2 * 4 * shape.layers * kept:,} bytes a row and token. "
         + remark(results.values()),
     )  # fmt: skip
 

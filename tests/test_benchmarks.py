@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import (
+    _echoes,
     _jobs,
     books,
     contention,
+    environments,
     gpu,
     labels,
     overhead,
@@ -29,6 +33,7 @@ from benchmarks import (
 )
 from benchmarks._measure import Case, Effort, Load, environment, interleave, rate, remark
 from benchmarks._ours import make_env
+from benchmarks._train import Trainer
 from textenv.compare.plan import Compare, make_plan
 from textenv.feedback.agreement import Share
 from textenv.models.policy import TextPolicy
@@ -147,6 +152,26 @@ def test_texts_end_with_the_probability_that_was_asked_for(architecture: _jobs.A
     assert probabilities[..., _jobs.PAD].max() < 1e-9
 
 
+@pytest.mark.parametrize("hazard", [0.0, 0.2])
+def test_texts_of_a_tied_llama_end_with_that_probability_too(hazard: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = _jobs.Shape(2, 36, 3, 300, "llama", mlp=48, key_value_heads=1, tied=True)
+    monkeypatch.setitem(_jobs.SHAPES, "toy", shape)
+    model = _jobs.model("toy", hazard=hazard)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.config.num_key_value_heads == 1
+    ids = torch.randint(2, 300, (4, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        probabilities = model(input_ids=ids).logits.softmax(dim=-1)
+    assert probabilities[..., _jobs.END].numpy() == pytest.approx(hazard, rel=0.1, abs=1e-9)
+    assert probabilities[..., _jobs.PAD].max() < 1e-9
+
+
+def test_the_shape_of_smollm2_has_as_many_weights_as_the_model() -> None:
+    with torch.device("meta"):
+        model = _jobs._llama(_jobs.SHAPES["smollm2"], 64, {})
+    assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
+
+
 def test_prompts_have_as_many_tokens_as_were_asked_for() -> None:
     tokenizer = _jobs.tokenizer(300)
     ids = tokenizer(_jobs.prompts(5, 7, 300))["input_ids"]
@@ -172,9 +197,57 @@ def test_memory_counts_buffers_once_and_no_weights() -> None:
     assert scaling.held(env, policy) == before + 8000 + 32
 
 
-def test_a_trainer_whose_environment_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"setup_peers\.sh .* leave trl-grpo out"):
-        ppo_iteration.interpreter("trl-grpo", tmp_path)
+@pytest.mark.parametrize("trainer", ["trl-ppo", "trl-grpo", "torchrl-grpo", "agilerl-grpo"])
+def test_a_trainer_whose_environment_is_missing_is_named(trainer: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"setup_peers\.sh .* leave {trainer} out"):
+        ppo_iteration.interpreter(trainer, tmp_path)
+
+
+@pytest.mark.parametrize("side", ["textenv-world", "textenv-rows", "textenv-tokens"])
+def test_our_sides_are_the_echo(side: _echoes.Side) -> None:
+    job = _echoes.Job(side, rows=2, turns=3, seconds=0.0)
+    steps = _echoes.SIDES[side](job)
+    _echoes.check(steps, job)
+    steps.close()
+
+
+class Deaf(_echoes.TextenvWorld):
+    """Answers nothing."""
+
+    def step(self) -> _echoes.Answers:
+        return super().step()._replace(texts=["", ""])
+
+
+def test_a_side_that_is_no_echo_is_refused() -> None:
+    job = _echoes.Job("textenv-world", rows=2, turns=3, seconds=0.0)
+    with pytest.raises(RuntimeError, match="in turn 1 of 3, which is no echo"):
+        _echoes.check(Deaf(job), job)
+
+
+@pytest.mark.parametrize("side", sorted(set(get_args(_echoes.Side)) - {"textenv-world"}))
+def test_a_side_of_another_package_runs_in_its_environment(side: _echoes.Side, tmp_path: Path) -> None:
+    if side.startswith("textenv"):
+        assert environments.interpreter(side, tmp_path) == Path(sys.executable)
+    else:
+        with pytest.raises(SystemExit, match=rf"setup_peers\.sh .* leave {side} out"):
+            environments.interpreter(side, tmp_path)
+
+
+def test_trainers_that_cannot_do_the_job_are_left_out_or_named() -> None:
+    config = ppo_iteration.Config()
+    assert "textenv-rloo" not in ppo_iteration.trainers_of(config)
+    with pytest.raises(SystemExit, match=r"textenv-rloo learns once .* --epochs 1"):
+        ppo_iteration.trainers_of(replace(config, trainers=("textenv-rloo",)))
+    with pytest.raises(SystemExit, match=r"agilerl-grpo always learns an adapter: give --lora-rank, or leave it out"):
+        ppo_iteration.trainers_of(replace(config, trainers=("trl-grpo", "agilerl-grpo")))
+    adapters = ppo_iteration.trainers_of(replace(config, epochs=1, lora_rank=8))
+    assert {"textenv-rloo", "agilerl-grpo"} <= set(adapters)
+    assert not {"textenv-model", "trl-ppo", "torchrl-grpo"} & set(adapters)
+
+
+def test_forwards_of_another_size_than_the_batch_are_refused() -> None:
+    with pytest.raises(SystemExit, match="--micro-batch 5 does not divide --batch 64"):
+        ppo_iteration.main(ppo_iteration.Config(micro_batch=5))
 
 
 @pytest.mark.parametrize("file", sorted(Path("benchmarks").glob("*.toml")), ids=lambda file: file.stem)
@@ -279,6 +352,26 @@ def test_ppo_iteration_runs(capsys: pytest.CaptureFixture[str]) -> None:
     ppo_iteration.main(config)
     printed = capsys.readouterr().out
     assert "24" in printed  # two batches of four episodes of three tokens
+
+
+@pytest.mark.slow
+def test_a_job_with_adapters_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft")
+    config = ppo_iteration.Config(
+        ("textenv-grpo", "textenv-rloo"), episodes=4, size="toy", batch=4, prompt=4, response=3, epochs=1, samples=2,
+        micro_batch=2, lora_rank=2, effort=QUICK,
+    )  # fmt: skip
+    ppo_iteration.main(config)
+    assert "LoRA of rank 2" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_environments_run(capsys: pytest.CaptureFixture[str]) -> None:
+    sides: tuple[_echoes.Side, ...] = ("textenv-world", "textenv-tokens")
+    environments.main(environments.Config(sides, rows=(2,), turns=2, effort=QUICK, seconds=0.0))
+    printed = capsys.readouterr().out
+    assert "2 rows, episodes of 2 turns" in printed
+    assert printed.count("textenv-tokens") == 1
 
 
 def test_labels_merges_seeds_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
