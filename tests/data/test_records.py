@@ -258,13 +258,13 @@ def test_records_are_added_all_or_not_at_all(tmp_path: Path) -> None:
     append_records(path, [{"a": 2}])
     assert [row for _, row in read_records(path)] == [{"a": 1}, {"a": "♦"}, {"a": 2}]
     before = path.read_bytes()
-    for name, rows, told in (
-        ("x.jsonl", [{"a": 3}, {"a": float("nan")}], "x.jsonl: the record to add: "),
-        ("x.csv", [{"a": 3}], "its kind is '.csv'"),
-        ("none/x.jsonl", [{"a": 3}], "there is no folder"),
+    for name, value, told in (
+        ("x.jsonl", float("nan"), "x.jsonl: the record to add: "),
+        ("x.csv", 4, "its kind is '.csv'"),
+        ("none/x.jsonl", 4, "there is no folder"),
     ):
         with one_line(told):
-            append_records(tmp_path / name, rows)
+            append_records(tmp_path / name, [{"a": 3}, {"a": value}])
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["x.jsonl"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Dialog, Page, expect, sync_playwright
 
 from tests.browser import find_chromium
 from tests.webs import PAGES, QUESTIONS, small_web
@@ -67,6 +67,11 @@ def begin(folder: Path, *web: Any, **settings: Any) -> BrowseSession:
 def visit(chromium: Chromium) -> Iterator[Open]:
     """Open the page of a session; the browser must complain of nothing but refusals, and ask nobody else."""
     wrong: list[str] = []
+
+    def dismiss(dialog: Dialog) -> None:
+        wrong.append(dialog.message)
+        dialog.dismiss()
+
     with ExitStack() as stack:
 
         def visit(session: BrowseSession, **settings: Any) -> Page:
@@ -77,8 +82,8 @@ def visit(chromium: Chromium) -> Iterator[Open]:
             page.set_default_timeout(15_000)
             page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
             page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-            page.on("request", lambda request: None if request.url.startswith(url) else wrong.append(request.url))
+            page.on("dialog", dismiss)
+            page.on("request", lambda request: wrong.extend([] if request.url.startswith(url) else [request.url]))
             page.goto(url)
             return page
 

@@ -57,6 +57,7 @@ def create_browse_app(session: BrowseSession) -> FastAPI:
     app.add_middleware(Guard, hosts=known_hosts(()))
     page = _BrowsePage(session)
     app.add_exception_handler(HTTPException, page.on_error)
+    app.add_exception_handler(TextEnvError, page.on_error)
     app.add_api_route("/", page.show)
     app.add_api_route("/web/{name}", web_file)
     for path, handle in (("/act", page.act), ("/restart", page.restart), ("/skip", page.skip)):
@@ -74,7 +75,9 @@ class _BrowsePage:
 
     def on_error(self, request: Request, error: Exception) -> Response:
         """Say why a request was refused."""
-        status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+        status, message = (
+            (error.status_code, str(error.detail)) if isinstance(error, HTTPException) else (409, str(error))
+        )
         return self._page("error.html", status, heading="That did not work", message=message)
 
     def _page(self, template: str, status: int = 200, **context: Any) -> Response:
@@ -166,7 +169,6 @@ class _BrowsePage:
                 "back": world.can_go_back,
                 "up": start > 0,
                 "down": view is not None and end < len(view.text),
-                "quote": view is not None and view.is_page,
             },
         }
 
