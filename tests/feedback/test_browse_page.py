@@ -58,8 +58,10 @@ def session(tmp_path: Path) -> BrowseSession:
     return begin(tmp_path)
 
 
-def begin(folder: Path, *web: Any, **settings: Any) -> BrowseSession:
-    world = Browser(small_web(folder, *(web or (PAGES, QUESTIONS[:1]))), **{**BROWSE_V0, **settings})
+def begin(
+    folder: Path, pages: tuple[WebPage, ...] = PAGES, questions: tuple[Question, ...] = QUESTIONS[:1], **settings: Any
+) -> BrowseSession:
+    world = Browser(small_web(folder, pages, questions), **{**BROWSE_V0, **settings})
     return BrowseSession(world, folder / "d.jsonl", annotator="ann")
 
 
@@ -101,6 +103,7 @@ def recorded(folder: Path) -> list[str]:
 
 def drag(page: Page, words: str) -> None:
     """Select words of the page with the mouse."""
+    page.wait_for_load_state("load")  # with the script, which follows the selection
     page.locator("#page").scroll_into_view_if_needed()
     box = page.evaluate(
         """(words) => {
@@ -280,6 +283,7 @@ def test_a_hostile_page_changes_nothing_but_what_is_shown(tmp_path: Path, visit:
         page.locator("label.link").click()
         expect(page.locator(".place h2")).to_have_text(title)
     assert written(session)[1:] == ["Clicked on link 0"] * 3
+    page.wait_for_load_state("load")  # with the style sheet
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.locator("#quote").fill(EVIL)
     page.locator("#quote-form button").click()
