@@ -47,7 +47,7 @@ from textenv.training.configs import RewardModelConfig, SftConfig
 from textenv.training.reward_models import train_reward_model
 from textenv.training.sft import sft
 from textenv.types import Ranking
-from textenv.worlds.browser import Browser, Quote, answering_prompt
+from textenv.worlds.browser import Browser, Quote, answering_prompt, quoted_answer
 
 LINES = (
     ("{}\n", "{}"),
@@ -238,21 +238,18 @@ def judge(config: Config, cloned: Path, episodes: Sequence[Columns]) -> Path | N
 def rankings(episodes: Sequence[Columns], samples: int) -> Iterator[Ranking]:
     """Yield a ranking of the different answers to each question, right ones first, where there are right and wrong."""
     for at in range(0, len(episodes), samples):
-        group = {as_text(each): is_right(each) for each in episodes[at : at + samples] if each["answer"] is not None}
+        answered = [each for each in episodes[at : at + samples] if each["answer"] is not None]
+        group = {compared(each): is_right(each) for each in answered}
         if len(set(group.values())) == 2:
-            yield Ranking(asked(episodes[at]), tuple(group), tuple(int(not right) for right in group.values()))
+            (prompt,) = {prompt for prompt, _ in group}
+            completions = tuple(completion for _, completion in group)
+            yield Ranking(prompt, completions, tuple(int(not right) for right in group.values()))
 
 
-def asked(episode: Columns) -> str:
-    """Return what the reward model reads of an episode as its prompt: the question."""
-    return answering_prompt(episode["question"], ()).removesuffix("■")
-
-
-def as_text(episode: Columns) -> str:
-    """Return what it reads of it as its completion: the quotes and the answer."""
+def compared(episode: Columns) -> tuple[str, str]:
+    """Return what the reward model reads of an episode: the question, and the quotes with the answer."""
     quotes = [Quote(**quote) for quote in episode["quotes"]]
-    references = answering_prompt(episode["question"], quotes).removeprefix(asked(episode))
-    return f"{references}{episode['answer']}"
+    return quoted_answer(answering_prompt(episode["question"], quotes), str(episode["answer"]))
 
 
 # Sampling
@@ -418,7 +415,8 @@ def scorer(model: Learned) -> Callable[[Columns], float]:
     def score(episode: Columns) -> float:
         if episode["answer"] is None:
             return -math.inf
-        return model(prompts=[asked(episode)], completions=[as_text(episode)], completion_ids=[[]])[0]
+        prompt, completion = compared(episode)
+        return model(prompts=[prompt], completions=[completion], completion_ids=[[]])[0]
 
     return score
 

@@ -168,6 +168,8 @@ def test_commands(
         Path("pages/heron.html").write_text("<title>Heron</title><p>A heron is a <a href='bird.html'>bird</a>.")
         Path("pages/bird.html").write_text("<title>Bird</title><p>A bird has feathers.")
         Path("questions.jsonl").write_text(json.dumps({"question": "What is a heron?", "answers": ["bird", "a bird"]}))
+        answer = {"prompt": "What is a heron?■[1] Bird (pages)\n\nA bird has feathers.■", "completion": "A bird [1]."}
+        Path("ann.jsonl").write_text(json.dumps({**answer, "annotator": "ann"}))
     if block.hint == "compare":
         (file,) = (each.code for each in BLOCKS if each.language == "toml")
         Path("compare.toml").write_text(re.sub("60_000", "200", file).replace("seeds = 5", "seeds = 1"))
@@ -178,7 +180,7 @@ def test_commands(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])  # that of the page may be taken
     with contextlib.ExitStack() as background:
-        code = block.code.replace("8900", port)
+        code = re.sub("8900|8903", port, block.code)
         if block.hint == "engine":
             code = code.replace("http://127.0.0.1:8000", background.enter_context(serving(build_lm())).url)
         for line in code.splitlines():

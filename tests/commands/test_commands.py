@@ -16,7 +16,7 @@ COMMANDS = [
     "summarize",
     "clips train",
     "reward serve", "reward train", "reward eval", "reward data",
-    "browse index", "browse demonstrate",
+    "browse index", "browse demonstrate", "browse record", "browse compare",
     "feedback add", "feedback import", "feedback export", "feedback annotate", "feedback status",
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from textenv.data.records import RECORD_KINDS, json_cells, read_records, read_rows, write_records
+from tests.complaints import one_line
+from textenv.data.records import RECORD_KINDS, append_records, json_cells, read_records, read_rows, write_records
 from textenv.data.values import DEEPEST, as_annotator, as_conversation, as_prompt, as_text
 from textenv.env.prompts import read_prompts
 from textenv.feedback.exchange import read_questions
@@ -247,6 +249,33 @@ def test_any_bytes_are_rows_or_one_clear_error(kind: str, data: bytes, tmp_path:
         assert str(error).startswith(str(tmp_path / f"x{kind}"))  # noqa: PT017 (either is right)
     else:
         assert rows
+
+
+def test_records_are_added_all_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    append_records(path, [{"a": 1}, {"a": "♦"}])
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))  # as an editor may leave it
+    append_records(path, [{"a": 2}])
+    assert [row for _, row in read_records(path)] == [{"a": 1}, {"a": "♦"}, {"a": 2}]
+    before = path.read_bytes()
+    for name, value, told in (
+        ("x.jsonl", float("nan"), "x.jsonl: the record to add: "),
+        ("x.csv", 4, "its kind is '.csv'"),
+        ("none/x.jsonl", 4, "there is no folder"),
+    ):
+        with one_line(told):
+            append_records(tmp_path / name, [{"a": 3}, {"a": value}])
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_what_several_add_at_the_same_time_is_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: append_records(path, [{"a": number}, {"b": number}]), range(40)))
+    rows = [dict(row) for _, row in read_records(path)]
+    assert sorted(row["a"] for row in rows[::2]) == list(range(40))
+    assert [row["b"] for row in rows[1::2]] == [row["a"] for row in rows[::2]]
 
 
 @pytest.mark.parametrize("kind", RECORD_KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -426,6 +427,25 @@ def test_a_small_screen(site: Site, visit: Open, width: int) -> None:
         assert recorded(site.store)[-1][shown[best]] == 0
     page.goto(f"{site.url}state")
     assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_answers_with_quotes(site: Site, visit: Open, scheme: str, width: int) -> None:
+    quotes = "".join(
+        f"[{number}] {'Heron ' * 5 * number}(birds.example)\n\n{'It eats fish. ' * 12}\n\n" for number in (1, 2)
+    )
+    answers = [f"{quotes.strip()}■{answer}" for answer in ("It eats fish [1], and frogs [2].", "verylong" * 30)]
+    add_task(site.store, answers, prompt="What does a heron eat?■")
+    page = visit(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    assert page.locator(".prompt .text").inner_text() == "What does a heron eat?"
+    assert page.locator(".card blockquote").count() == 4
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if folder := os.environ.get("TEXTENV_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"quoted-{scheme}-{width}.png"), full_page=True)
+    press(page, "1")
+    submit(page)
+    assert sorted(recorded(site.store)[0]) == sorted(answers)
 
 
 def test_without_scripts_the_form_still_works(site: Site, visit: Open) -> None:

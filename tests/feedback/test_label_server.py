@@ -419,6 +419,18 @@ def test_an_answer_beside_a_ranking(store: FeedbackStore) -> None:
     assert len(store.judgements()) == 1
 
 
+def test_answers_are_shown_with_their_quotes(store: FeedbackStore) -> None:
+    quoted = "[1] <b>Heron</b> (birds.example)\n\nIt eats fish.\n\n[2] Fish (x)\n\nwet■"
+    add_task(store, [f"{quoted}Fish [1].", f"{quoted}meat"], prompt="What does a heron eat?■")
+    page = visit(store).html
+    assert "■" not in page
+    assert page.count("[1] &lt;b&gt;Heron&lt;/b&gt; (birds.example)</h3>") == 2
+    assert page.count('aria-label="Quote 2">wet</div>') == 2
+    assert re.search(r'aria-label="Answer of completion [12]">Fish \[1\].</div>', page)
+    assert "Write a better answer" not in page, "which would have no quotes"
+    assert "not in the quotes is not shown to be true" in page
+
+
 def test_only_whoever_wrote_an_answer_can_change_it(store: FeedbackStore) -> None:
     add_chat(store)
     add_chat(store)

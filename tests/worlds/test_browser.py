@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.complaints import one_line
-from tests.webs import PAGES, small_web
+from tests.webs import PAGES, QUESTIONS, small_web
 from tests.worlds.checks import env_of, write
 from textenv.data.web_pages import Question, WebPage
 from textenv.testing import WorldContract
-from textenv.worlds.browser import Browser
+from textenv.worlds.browser import Browser, answering_prompt, question_in, question_line
 
 MARKS = "♦■【】†━"
 
@@ -112,6 +112,26 @@ def test_an_episode_from_the_question_to_the_answer(browser: Browser) -> None:
     }
     with one_line("call reset first"):
         browser.step("Top")
+
+
+def test_what_a_page_shows_of_it(browser: Browser) -> None:
+    """Its properties say what the observation says."""
+    assert [each.question for each in browser.drawn_from] == [each.question for each in QUESTIONS]
+    said = begin(browser, " Why ♦\n? ")
+    assert question_in(said) == question_line(" Why ♦\n? ") == r"Why \u2666 ?"
+    assert question_in(answering_prompt("Why?", ())) is None
+    assert (browser.view, browser.can_go_back) == (None, False)
+    take(browser, "Search water")
+    assert not browser.can_go_back
+    said = take(browser, "Clicked on link 0", "Scrolled down 1", "Top")
+    assert browser.can_go_back
+    assert browser.view is not None
+    pieces = browser.view.pieces(*browser.shown)
+    assert [tuple(piece) for piece in pieces] == [
+        ("A fish lives in water; the ", None, None), ("heron", 0, "birds.example"), (" eats it.", None, None),
+    ]  # fmt: skip
+    shown = "".join(text if link is None else f"【{link}†{text}†{domain}】" for text, link, domain in pieces)
+    assert section(said, "Text").rstrip() == shown.rstrip()
 
 
 def test_a_link_to_another_domain_names_it(browser: Browser) -> None:

@@ -14,7 +14,7 @@ from textenv.commands.base import Command, use_threads
 from textenv.commands.flags import optional_watermark, parse_reward
 from textenv.data.files import read_json
 from textenv.data.outputs import OutputFile
-from textenv.data.records import append_record, kind_of, write_records
+from textenv.data.records import append_records, kind_of, write_records
 from textenv.types import Conversation, Episode, Prompt, TextEnvError
 from textenv.validation import Count, Positive, Seed, Threads
 
@@ -452,7 +452,7 @@ def _save(dialogue: Dialogue, name: str) -> None:
         raise TextEnvError("/save names no file; expected one that ends in .jsonl, such as /save talks.jsonl.")
     if not dialogue.ids:
         raise TextEnvError("/save: nothing has been said yet.")
-    append_record(Path(name), {"messages": [dict(message) for message in dialogue.messages]})
+    append_records(Path(name), [{"messages": [dict(message) for message in dialogue.messages]}])
     sys.stdout.write(f"{len(dialogue.messages)} messages added to {name}\n")
 
 

@@ -267,7 +267,10 @@ def _acquire(path: Path, *, wait: bool) -> int:
     """Return the open file that holds the lock."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # whoever held the lock may have removed it
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # or has done so since
+            continue
         try:
             _lock(file, path, wait=wait)
             with contextlib.suppress(FileNotFoundError):

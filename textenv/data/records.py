@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from textenv.data.files import to_json, write_atomically
+from textenv.data.files import locked, to_json, write_atomically
 from textenv.data.values import DEEPEST, check_cell, short
 from textenv.types import TextEnvError
 
@@ -177,27 +177,35 @@ def write_records(path: Path, rows: Sequence[Row], *, json_columns: Collection[s
         raise TextEnvError(f"{path}: cannot be written ({error})") from error
 
 
-def append_record(path: Path, row: Row) -> None:
-    """Add a record to a JSON-lines file, which is made if it is missing, and holds it whole or not at all.
+def append_records(path: Path, rows: Sequence[Row]) -> None:
+    """Add records to a JSON-lines file, which is made if it is missing, and holds all of them or none.
+
+    Several processes may add to one file at the same time.
 
     Args:
         path: The file, ``.jsonl``.
-        row: The record.
+        rows: The records.
 
     Raises:
-        TextEnvError: It could not be read again, or the file is of another kind or cannot be read or written; nothing
+        TextEnvError: One could not be read again, or the file is of another kind or cannot be read or written; nothing
             was written then.
     """
     kind_of(path, (".jsonl",))
-    before = _bytes(path) if path.exists() else b""
-    before += b"" if before.endswith(b"\n") or not before else b"\n"
+    for row in rows:
+        try:
+            check_cell(row, "it")
+        except TextEnvError as error:
+            raise TextEnvError(f"{path}: the record to add: {error}") from error
+    if not path.parent.is_dir():
+        raise TextEnvError(f"{path}: cannot be written, there is no folder {str(path.parent)!r}. Make it first.")
     try:
-        check_cell(row, "it")
-    except TextEnvError as error:
-        raise TextEnvError(f"{path}: the record to add: {error}") from error
-    try:
-        write_atomically(path, before + _serialized(path, [row], ".jsonl", ()))
+        with locked(path.with_name(f".{path.name}.lock"), wait=True):
+            before = _bytes(path) if path.exists() else b""
+            before += b"" if before.endswith(b"\n") or not before else b"\n"
+            write_atomically(path, before + _serialized(path, rows, ".jsonl", ()))
     except (OSError, TypeError, ValueError) as error:
+        if isinstance(error, TextEnvError):
+            raise
         raise TextEnvError(f"{path}: cannot be written ({error})") from error
 
 

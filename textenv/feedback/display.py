@@ -16,13 +16,16 @@ from starlette.exceptions import HTTPException
 
 from textenv.env.render import turns_of, visible
 from textenv.feedback.store import Assignment
+from textenv.worlds.browser import QuotedAnswer, read_quoted_answer
 
 __all__ = [
     "ANSWER_GUIDELINES",
     "GUIDELINES",
     "MEDIA_TYPES",
+    "QUOTED_GUIDELINES",
     "MediaFiles",
     "blocks",
+    "has_quotes",
     "make_templates",
     "only_visible",
     "shown_items",
@@ -35,6 +38,7 @@ _PAGE_FILES = {
     "page.css": "text/css",
     "page.js": "text/javascript",
     "chat.js": "text/javascript",
+    "browse.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
 MEDIA_TYPES = {
@@ -53,6 +57,16 @@ Choose the better one: what a careful reader would rather have been given for th
 - Use Tie if they are equally good, Both bad if none is of any use, and Can't tell if you cannot judge them.
 - Say how sure you are where you can, and leave a note where something is odd.
 - Where you know a better answer than all of them, write it, or edit one.
+"""
+
+QUOTED_GUIDELINES = """\
+Choose the better one: what a careful reader would rather have been given for this question.
+
+- Read both answers, and what they quote.
+- What is not in the quotes is not shown to be true, and a quote that does not bear on the question shows nothing.
+- Judge what is said and shown, not how long it is.
+- Use Tie if they are equally good, Both bad if none is of any use, and Can't tell if you cannot judge them.
+- Say how sure you are where you can, and leave a note where something is odd.
 """
 
 ANSWER_GUIDELINES = """\
@@ -101,15 +115,22 @@ class MediaFiles:
         return any(path.is_relative_to(folder) for folder in self._folders)
 
 
-def shown_items(assignment: Assignment, token: Callable[[int], str], files: MediaFiles) -> list[str | _Clip | None]:
-    """Return what is shown at each place: a text, a clip, or None for a clip without a file."""
+def shown_items(
+    assignment: Assignment, token: Callable[[int], str], files: MediaFiles
+) -> list[str | QuotedAnswer | _Clip | None]:
+    """Return what is shown at each place: a text, an answer with quotes, a clip, or None for a clip without a file."""
     if assignment.kind == "completion":
-        return [item.text for item in assignment.items]
+        return [read_quoted_answer(item.text) or item.text for item in assignment.items]
     paths = [files.of(item.path) for item in assignment.items]
     return [
         None if path is None else _Clip(f"/media/{token(place)}", MEDIA_TYPES[path.suffix.lower()].startswith("video"))
         for place, path in enumerate(paths)
     ]
+
+
+def has_quotes(assignment: Assignment) -> bool:
+    """Tell whether answers with quotes are compared, which are written in the browser and not on the labeling page."""
+    return any(read_quoted_answer(item.text) for item in assignment.items)
 
 
 def web_file(name: str) -> FileResponse:
@@ -134,9 +155,8 @@ def make_templates() -> jinja2.Environment:
     environment.filters["pieces"] = _pieces
     environment.filters["turns"] = turns_of
     macros: Any = environment.get_template("macros.html").module
-    environment.globals.update(
-        {name: getattr(macros, name) for name in ("marked", "written", "prompt_of", "progress_of", "boxes", "guide")}
-    )
+    names = ("marked", "written", "prompt_of", "quotes_of", "progress_of", "boxes", "guide")
+    environment.globals.update({name: getattr(macros, name) for name in names})
     return environment
 
 

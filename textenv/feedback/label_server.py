@@ -40,8 +40,10 @@ from textenv.feedback.display import (
     ANSWER_GUIDELINES,
     GUIDELINES,
     MEDIA_TYPES,
+    QUOTED_GUIDELINES,
     MediaFiles,
     blocks,
+    has_quotes,
     make_templates,
     only_visible,
     shown_items,
@@ -153,6 +155,7 @@ class _LabelPage:
         self._agreement = LiveAgreement(store)
         given = settings.guidelines.strip()
         self._guidelines = list(blocks(given or GUIDELINES))
+        self._quoted_guidelines = list(blocks(given or QUOTED_GUIDELINES))
         self._answer_guidelines = list(blocks(given or ANSWER_GUIDELINES))
 
     # -- answers in general
@@ -264,23 +267,28 @@ class _LabelPage:
         def token(place: int) -> str:
             return self._signer.numbers("media", session, assignment.id, place)
 
+        asked, guidelines = assignment.prompt, self._guidelines
+        if assignment.kind == "demonstration":
+            guidelines = self._answer_guidelines
+        elif has_quotes(assignment):
+            asked, guidelines = str(asked).removesuffix("■"), self._quoted_guidelines
         return {
             "assignment": self._signer.numbers("assignment", session, assignment.id),
-            "prompt": assignment.prompt,
+            "prompt": asked,
             "clips": assignment.kind == "clip",
             "items": shown_items(assignment, token, self._media_files),
-            "guidelines": self._answer_guidelines if assignment.kind == "demonstration" else self._guidelines,
+            "guidelines": guidelines,
             "lease_seconds": self._lease_seconds,
             "alive_seconds": max(0.5, min(15.0, self._lease_seconds / 3)),
         }
 
     def _own_answer(self, session: Session, assignment: Assignment, edit: str, change: str) -> dict[str, Any] | None:
-        """Return what the template needs of the answer that the annotator may write; None for clips.
+        """Return what the template needs of the answer that the annotator may write; None for clips, and with quotes.
 
         The boxes hold a completion that is to be edited, an answer that is to be changed, or, where nothing but an
         answer is asked for, the one that was undone.
         """
-        if assignment.prompt is None:
+        if assignment.prompt is None or has_quotes(assignment):
             return None
         written = self._store.demonstrations(assignment=assignment.id)
         place = place_of(edit, len(assignment.items))

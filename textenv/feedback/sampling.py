@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import gymnasium as gym
 import tyro
@@ -25,7 +25,10 @@ from textenv.feedback.store import FeedbackStore
 from textenv.types import Conversation, TextEnvError
 from textenv.validation import Count, Probability, Seed, Temperature, validate
 
-__all__ = ["AddTasks", "add_tasks", "sample_completions"]
+if TYPE_CHECKING:
+    from textenv.models.policy import TextPolicy
+
+__all__ = ["AddTasks", "add_tasks", "named_folders", "open_policy", "sample_completions"]
 
 _ROWS = 32  # completions that are sampled at once
 _OF_DEMONSTRATIONS = ("store", "prompts", "demonstrations", "max_prompts", "judgements", "chat", "seed")
@@ -91,7 +94,7 @@ def add_tasks(command: AddTasks) -> list[str]:
             "Name policies that write completions (--policies NAME=FOLDER), or ask annotators to write "
             "(--demonstrations)."
         )
-    policies = _policies(command.policies)
+    policies = named_folders(command.policies)
     _check_task_count(command, len(policies))
     rng = random.Random(command.seed)
     prompts, columns = read_prompts(command.prompts)
@@ -212,8 +215,30 @@ def sample_completions(
     """
     import torch  # noqa: PLC0415 (slow to load, here and below, and the help needs this module)
 
+    from textenv.rollouts.collect import sample_episodes  # noqa: PLC0415
+
+    wanted = [prompt for prompt in prompts for _ in range(samples)]
+    envs, policy = open_policy(folder, "textenv/Text-v0", len(wanted), prompts=list(prompts), **settings)
+    generator = torch.Generator(policy.lm.device).manual_seed(seed)
+    texts = [episode.completion for episode in sample_episodes(envs, policy, generator, wanted)]
+    envs.close()
+    return [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
+
+
+def open_policy(folder: str, env: str, episodes: int, **settings: Any) -> tuple[Any, TextPolicy]:
+    """Return a vectorized environment without a reward, and a policy that acts in it.
+
+    Args:
+        folder: As in ``sample_completions``.
+        env: Id of the environment.
+        episodes: How many are wanted; there are no more rows.
+        **settings: As in ``sample_completions``.
+
+    Raises:
+        TextEnvError: The folder holds no model, or a setting is not what is expected.
+    """
     from textenv.models.policy import TextPolicy  # noqa: PLC0415
-    from textenv.rollouts.collect import sample_episodes, text_env  # noqa: PLC0415
+    from textenv.rollouts.collect import text_env  # noqa: PLC0415
 
     run = Path(folder)
     config: Mapping[str, Any] = {}
@@ -231,12 +256,10 @@ def sample_completions(
         settings = {**kept, "model": config["model"], **settings}
     else:
         settings = {"model": folder, **settings}
-    wanted = [prompt for prompt in prompts for _ in range(samples)]
     envs: Any = gym.make_vec(
-        "textenv/Text-v0",
-        num_envs=min(_ROWS, len(wanted)),
+        env,
+        num_envs=min(_ROWS, episodes),
         autoreset_mode=AutoresetMode.DISABLED,
-        prompts=list(prompts),
         reward=unscored,
         kl_mode="lump",
         **settings,
@@ -245,13 +268,10 @@ def sample_completions(
     policy = TextPolicy(base.reference, value="none", temperature=base.settings.temperature, trainable=bool(config))
     if config:
         policy.load(run / "policy")
-    generator = torch.Generator(policy.lm.device).manual_seed(seed)
-    texts = [episode.completion for episode in sample_episodes(envs, policy, generator, wanted)]
-    envs.close()
-    return [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
+    return envs, policy
 
 
-def _policies(given: Sequence[str]) -> dict[str, str]:
+def named_folders(given: Sequence[str]) -> dict[str, str]:
     """Return where policies are by name: absolute paths, and ids.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Demonstrations of browsing, written by a script that recognizes a right answer where it sees one."""
+"""Demonstrations of browsing, and a script that writes them: it recognizes a right answer where it sees one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ASKING = re.compile("(?i:an?|the|what|which|who|where|when|is|are|was|were|do|d
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """How a script answered a question.
+    """How a script, or a person, answered a question.
 
     Attributes:
         steps: What was read and what was written, of each turn.
@@ -29,12 +29,17 @@ class Demonstration:
 
     @property
     def answered(self) -> bool:
-        """Whether it ends with an answer, which is then a right one."""
+        """Whether it ends with an answer; that of the script is a right one."""
         return self.columns["answer"] is not None
 
-    def records(self) -> list[dict[str, str]]:
-        """Return a record with ``prompt`` and ``completion`` for each turn, as ``textenv sft`` reads them."""
-        return [{"prompt": read, "completion": written} for read, written in self.steps]
+    def records(self, annotator: str = "") -> list[dict[str, str]]:
+        """Return a record with ``prompt`` and ``completion`` for each turn, as ``textenv sft`` reads them.
+
+        Args:
+            annotator: Whose name stands in each as ``annotator``; ``""`` for none.
+        """
+        named = {"annotator": annotator} if annotator else {}
+        return [{"prompt": read, "completion": written, **named} for read, written in self.steps]
 
 
 def demonstrate(world: Browser, *, seed: int) -> Demonstration:

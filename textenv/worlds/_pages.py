@@ -7,10 +7,11 @@ import functools
 import itertools
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from textenv.data.offline_web import Found, Link, StoredPage
 
-__all__ = ["View", "escaped", "one_line", "page_view", "results_view", "without_links"]
+__all__ = ["Piece", "View", "escaped", "one_line", "page_view", "results_view", "without_links"]
 
 _UNSHOWN = [
     *map(ord, "♦■【】†━"),  # the observation's own marks
@@ -42,6 +43,20 @@ def without_links(text: str) -> str:
     return _SHOWN_LINK.sub(r"\1", text)
 
 
+class Piece(NamedTuple):
+    """A piece of a text.
+
+    Attributes:
+        text: What stands in it.
+        link: The number of the link that it is; None if it is none.
+        domain: Where the page is from that the link leads to; None if that is where the text is from.
+    """
+
+    text: str
+    link: int | None = None
+    domain: str | None = None
+
+
 class View:
     """A page, or the results of a search, as the browser shows it. All its texts are escaped.
 
@@ -67,18 +82,25 @@ class View:
         self.links = tuple(Link(start, end, link.target, domains[link.domain]) for link, start, end in places)
         self._starts = [link.start for link in self.links]
 
-    def shown(self, start: int, end: int) -> str:
-        """Return a stretch of the text with its links marked."""
-        parts, at = [], start
+    def pieces(self, start: int, end: int) -> list[Piece]:
+        """Return a stretch of the text in pieces: those of links, and what stands between them."""
+        found, at = list[Piece](), start
         first = bisect.bisect_right(self._starts, start)
         if first and self.links[first - 1].end > start:
             first -= 1
         for number in range(first, bisect.bisect_left(self._starts, end)):
             link = self.links[number]
-            inside = self.text[max(link.start, start) : min(link.end, end)]
-            parts += [self.text[at : max(link.start, start)], f"【{number}†{inside}{self._domain_of(link)}】"]
-            at = min(link.end, end)
-        return "".join([*parts, self.text[at:end]])
+            begin, at_end = max(link.start, start), min(link.end, end)
+            found += [Piece(self.text[at:begin]), Piece(self.text[begin:at_end], number, self._elsewhere(link))]
+            at = at_end
+        return [*found, Piece(self.text[at:end])]
+
+    def shown(self, start: int, end: int) -> str:
+        """Return a stretch of the text with its links marked."""
+        return "".join(
+            piece.text if piece.link is None else _marked(piece.link, piece.text, piece.domain)
+            for piece in self.pieces(start, end)
+        )
 
     def window_end(self, start: int, size: int) -> int:
         """Return where a window ends that begins at a place and shows about ``size`` characters, marks included."""
@@ -146,11 +168,12 @@ class View:
 
     def _cost(self, start: int, end: int) -> int:
         first, last = bisect.bisect_left(self._starts, start), bisect.bisect_left(self._starts, end)
-        marks = sum(len(f"【{number}†】{self._domain_of(self.links[number])}") for number in range(first, last))
+        marks = sum(len(_marked(number, "", self._elsewhere(self.links[number]))) for number in range(first, last))
         return end - start + marks
 
-    def _domain_of(self, link: Link) -> str:
-        return "" if link.domain == self.domain else f"†{link.domain}"
+    def _elsewhere(self, link: Link) -> str | None:
+        """Return where the page is from that a link leads to; None if that is where this one is from."""
+        return None if link.domain == self.domain else link.domain
 
 
 def page_view(page: StoredPage) -> View:
@@ -166,6 +189,10 @@ def results_view(query: str, found: Sequence[Found]) -> View:
         links.append(Link(len(text), len(text) + len(title), result.id, result.domain))
         text += f"{title}\n{' '.join(result.excerpt.split())}\n"
     return View(f"Search results for: {query}", "", text.rstrip("\n"), links, is_page=False)
+
+
+def _marked(number: int, text: str, domain: str | None) -> str:
+    return f"【{number}†{text}】" if domain is None else f"【{number}†{text}†{domain}】"
 
 
 def _folded(text: str) -> str:

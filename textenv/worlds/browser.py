@@ -18,11 +18,22 @@ from textenv.types import TextEnvError
 from textenv.validation import Count, FilePath, validate
 from textenv.worlds._pages import View, one_line, page_view, results_view, without_links
 
-__all__ = ["Browser", "Quote", "answering_prompt"]
+__all__ = [
+    "Browser",
+    "Quote",
+    "QuotedAnswer",
+    "answering_prompt",
+    "question_in",
+    "question_line",
+    "quoted_answer",
+    "read_quoted_answer",
+    "references_of",
+]
 
 _LONGEST_PAST = 80  # characters of an action that is past
 _LONGEST_ACTION = 10_000  # characters of a command
 _INVALID = "Invalid action"
+_BEGINS = "♦Question\n"  # of an observation
 
 
 class Quote(NamedTuple):
@@ -37,6 +48,19 @@ class Quote(NamedTuple):
     title: str
     domain: str
     extract: str
+
+
+class QuotedAnswer(NamedTuple):
+    """An answer with its references.
+
+    Attributes:
+        references: Of each quote the line that says where it is from, such as ``"[1] Heron (birds.example)"``, and what
+            was quoted.
+        answer: The answer.
+    """
+
+    references: tuple[tuple[str, str], ...]
+    answer: str
 
 
 class _Place(NamedTuple):
@@ -154,6 +178,11 @@ class Browser:
         return ("" if self._phase == "over" else self._observation()), 0.0, self._phase == "over", False, self._info()
 
     @property
+    def drawn_from(self) -> tuple[Question, ...]:
+        """The questions that one is drawn from."""
+        return self._questions
+
+    @property
     def view(self) -> View | None:
         """What is shown now, a page or the results of a search; None before the first."""
         return None if self._place is None else self._place.view
@@ -165,6 +194,11 @@ class Browser:
             return 0, 0
         view, start = self._place
         return start, view.window_end(start, self.window)
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether something was shown before ``view``."""
+        return bool(self._history)
 
     @property
     def quotes(self) -> tuple[Quote, ...]:
@@ -276,7 +310,7 @@ class Browser:
         past = "".join(f"{each}\n" for each in self._past)
         shown = view.shown(start, end).strip()
         return (
-            f"♦Question\n{one_line(self._question.question)}\n♦Quotes\n{quotes}♦Past actions\n{past}♦Title\n"
+            f"{_BEGINS}{question_line(self._question.question)}\n♦Quotes\n{quotes}♦Past actions\n{past}♦Title\n"
             f"{view.title}\n♦Scrollbar: {bar[0]} - {bar[1]}\n♦Text\n{shown}\n"
             f"♦Actions left: {self.max_actions - len(self._past)}\n♦Next action\n"
         )
@@ -296,10 +330,56 @@ class Browser:
 
 def answering_prompt(question: str, quotes: Sequence[Quote]) -> str:
     """Return what an answer is asked for with: the question, and its quotes as references."""
-    references = "\n\n".join(
-        f"[{number}] {quote.title} ({quote.domain})\n\n{quote.extract}" for number, quote in enumerate(quotes, start=1)
+    references = "\n\n".join("\n\n".join(reference) for reference in references_of(quotes))
+    return f"{question_line(question)}■{references}■"
+
+
+def references_of(quotes: Sequence[Quote]) -> tuple[tuple[str, str], ...]:
+    """Return quotes as the references of an answer, as in ``QuotedAnswer``."""
+    return tuple(
+        (f"[{number}] {quote.title} ({quote.domain})", quote.extract) for number, quote in enumerate(quotes, start=1)
     )
-    return f"{one_line(question)}■{references}■"
+
+
+def quoted_answer(read: str, written: str) -> tuple[str, str]:
+    """Return an answer with its quotes as people compare it and a reward model reads it.
+
+    Args:
+        read: What the answer was asked for with, as ``answering_prompt`` does.
+        written: The answer.
+
+    Returns:
+        A prompt, which is the question, and a completion, the references and the answer; together they are what was
+        read and written.
+
+    Raises:
+        TextEnvError: ``read`` is nothing of the kind.
+    """
+    question, mark, references = read.partition("■")
+    if read.count("■") != 2 or not references.endswith("■"):
+        raise TextEnvError(f"{short(read)} asks for no answer with quotes; expected question■references■.")
+    return question + mark, references + written
+
+
+def read_quoted_answer(completion: str) -> QuotedAnswer | None:
+    """Return the references and the answer of which ``quoted_answer`` made a completion; None of another text."""
+    references, mark, answer = completion.partition("■")
+    parts = references.split("\n\n")
+    sources, extracts = parts[::2], parts[1::2]
+    numbered = all(source.startswith(f"[{number}] ") for number, source in enumerate(sources, start=1))
+    if not mark or len(sources) != len(extracts) or not numbered:
+        return None
+    return QuotedAnswer(tuple(zip(sources, extracts, strict=True)), answer)
+
+
+def question_line(question: str) -> str:
+    """Return a question as observations show it: in one line, and escaped."""
+    return one_line(question)
+
+
+def question_in(observation: str) -> str | None:
+    """Return the question that an observation shows, as ``question_line`` does; None of a text that is none."""
+    return observation.removeprefix(_BEGINS).partition("\n")[0] if observation.startswith(_BEGINS) else None
 
 
 _NOTHING = View("", "", "", (), is_page=False)
