@@ -48,7 +48,7 @@ class Config:
     out: Path
     recipe: str = "chatgpt"
     ptx_coefs: tuple[float, ...] = (0.0, 0.05, 0.2, 0.8)
-    kl_coefs: tuple[float, ...] = (0.2, 0.8)
+    kl_coefs: tuple[float, ...] = (0.05, 0.2)
     seeds: int = 1
     quick: bool = False
 

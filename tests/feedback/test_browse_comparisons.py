@@ -76,7 +76,9 @@ def test_two_different_answers_of_two_are_compared(store: FeedbackStore) -> None
     ]
     pairs = pair_answers(found)
     assert pairs == {"q1■": (("a", "x"), ("b", "y")), "q2■": (("a", "x"), ("a", "y"))}, "of one where one has answered"
-    add_comparisons(store, found, pairs, judgements=2)
+    assert add_comparisons(store, found, pairs, judgements=2) == 2
+    swapped = {prompt: (second, first) for prompt, (first, second) in pairs.items()}
+    assert add_comparisons(store, found, swapped) == 0, "they are asked for already"
     names = {policy.id: policy.name for policy in store.policies()}
     items = {item.id: item for item in store.completions()}
     prompts = store.prompts()
@@ -91,6 +93,8 @@ def test_two_different_answers_of_two_are_compared(store: FeedbackStore) -> None
     assert {task.judgements for task in store.tasks()} == {2}
     with one_line("No question has two different answers, of 2 that a, b answered"):
         pair_answers([Answers("a", "", [("q1■", "x"), ("q2■", "x")]), Answers("b", "", [("q1■", "x")])])
+    with one_line("b (b.jsonl) has not answered any question"):
+        pair_answers([found[0], Answers("b", "b.jsonl", [])])
     many = [Answers("a", "", [(f"q{number}■", text) for number in range(30) for text in "xyz"])]
     assert pair_answers(many, 1) == pair_answers(many, 1) != pair_answers(many, 2)
 
@@ -132,6 +136,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         return line
 
     assert run(*answers) == "f.sqlite: 1 comparisons added, of 1 questions that were answered."
+    told = "f.sqlite: 0 comparisons added, of 1 questions that were answered. 1 were there already."
+    assert run(*answers, "--seed", "3") == told
     with FeedbackStore("f.sqlite") as store:
         assert list(store.prompts().values()) == [FISH[0]]
         assert [item.text for item in store.completions()] == [FISH[1], FISH[1].replace("■fish", "■Fish [1].")]
@@ -148,7 +154,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (("--answers", "a=none.jsonl"), "none.jsonl: no such file"),
         (("--answers", "a=script.jsonl", "--policies", "a=bundled"), "'a' names both answers and a policy"),
         (("--policies", "bundled"), "expected NAME=FOLDER"),
-        (("--policies", "a=bundled"), "No question has two different answers, of 0 that a answered"),
+        (("--policies", "a=bundled"), "a (bundled) has not answered any question"),
         (("--policies", "a=bundled", "--browser", "{"), "--browser is no JSON"),
     ):
         assert told in run(*flags, status=1), flags

@@ -86,7 +86,7 @@ def test_what_cannot_be_done_is_refused_and_what_was_typed_stays(site: Site) -> 
     assert 'id="quote"' not in site.text, "results are not quoted"
     site.act("Clicked on link 0")
     page = site.act("Quote:", "a <b>stork", 409)
-    assert "It is not on this page; select words there." in site.alert()
+    assert "It is not on this page, or longer than is left; select words there." in site.alert()
     assert "a &lt;b&gt;stork</textarea>" in page
     assert "Actions <small>6 left</small>" in page
     site.act("Find in page:", 'a "stork"', 409)

@@ -162,6 +162,30 @@ def test_it_goes_on_behind_what_is_recorded(out: Path) -> None:
     assert (other.annotator, other.recorded, other.question) == ("bob", 0, order[0])
 
 
+def test_nobody_answers_a_question_twice_in_two_commands(out: Path) -> None:
+    first, second = begin(out), begin(out)
+    asked = first.question
+    assert second.question == asked
+    write(first, *ANSWERED)
+    write(second, *ANSWERED[:-1])
+    with one_line("holds an answer of ann to this question by now"):
+        second.act(ANSWERED[-1])
+    assert len(rows(out)) == len(ANSWERED)
+    second.skip()
+    assert second.question not in {None, asked}
+    write(second, "End: Nonsense")
+    with one_line("by now"):
+        first.act("End: Nonsense")
+
+
+def test_what_another_command_has_recorded_is_not_asked(out: Path) -> None:
+    first, second = begin(out), begin(out)
+    write(first, "End: Nonsense", "End: Nonsense")
+    second.skip()
+    assert (first.question, second.question) == (None, None)
+    assert len(rows(out)) == 2
+
+
 def test_questions_that_read_alike_are_asked_once(out: Path) -> None:
     session = begin(out, questions=(Question("Why?", ("a",)), Question(" Why? ", ("b",))))
     assert session.wanted == 1

@@ -99,8 +99,11 @@ def pair_answers(answers: Sequence[Answers], seed: int = 0) -> dict[str, Pair]:
         seed: Seeds which two.
 
     Raises:
-        TextEnvError: No question has two.
+        TextEnvError: No question has two, or a source has no answers.
     """
+    for name, source, found in answers:
+        if not found:
+            raise TextEnvError(f"{name} ({source}) has not answered any question; expected at least one answer.")
     by_question: dict[str, dict[tuple[str, str], None]] = {}  # a set in order, so that equal answers of one are one
     for name, _, found in answers:
         for prompt, completion in found:
@@ -121,18 +124,30 @@ def pair_answers(answers: Sequence[Answers], seed: int = 0) -> dict[str, Pair]:
 
 def add_comparisons(
     store: FeedbackStore, answers: Sequence[Answers], pairs: Mapping[str, Pair], *, judgements: int = 1
-) -> None:
-    """Ask for comparisons of two answers.
+) -> int:
+    """Ask for comparisons of two answers, but for those that the store asks for already.
 
     Args:
         store: Where the tasks are added.
         answers: Where answers are from; each source is a policy of the store.
         pairs: What ``pair_answers`` has chosen of them.
         judgements: From how many annotators a judgement of each task is wanted.
+
+    Returns:
+        How many were added.
     """
     with store.transaction():
-        policies = {name: store.add_policy(name, folder=source) for name, source, _ in answers}
-        for prompt, pair in pairs.items():
-            number = store.add_prompt(prompt)
+        texts = {item.id: item.text for item in store.completions()}
+        asked = {(task.prompt, frozenset(texts[item] for item in task.items)) for task in store.tasks() if task.prompt}
+        numbers = {prompt: store.add_prompt(prompt) for prompt in pairs}
+        new = {
+            prompt: pair
+            for prompt, pair in pairs.items()
+            if (numbers[prompt], frozenset(completion for _, completion in pair)) not in asked
+        }
+        policies = {name: store.add_policy(name, folder=source) for name, source, _ in answers} if new else {}
+        for prompt, pair in new.items():
+            number = numbers[prompt]
             items = [store.add_completion(number, completion, policy=policies[name]) for name, completion in pair]
             store.add_task(items, judgements=judgements)
+    return len(new)

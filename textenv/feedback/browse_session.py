@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from textenv.data.records import append_records, kind_of, read_records
+from textenv.data.web_pages import Question
 from textenv.feedback.store import annotator_name
 from textenv.training.browsing import Demonstration
 from textenv.types import TextEnvError, short
@@ -21,7 +22,7 @@ _HINTS = {
     "Search": "Write what to search for.",
     "Clicked on link": "There is no such link.",
     "Find in page:": "It is not on this page.",
-    "Quote:": "It is not on this page; select words there.",
+    "Quote:": "It is not on this page, or longer than is left; select words there.",
 }
 
 
@@ -65,8 +66,7 @@ class BrowseSession:
                 f"The web {world.web} has no questions; put them into it: textenv browse index SOURCE --questions FILE."
             )
         asked = random.Random(seed).sample(known, min(questions or len(known), len(known)))
-        there = _recorded(out, self.annotator)
-        left = [each for each in asked if question_line(each.question) not in there]
+        left = [each for each in asked if not self._is_recorded(each)]
         self.wanted, self.recorded, self.skipped = len(asked), len(asked) - len(left), 0
         if not left:
             raise TextEnvError(
@@ -75,6 +75,10 @@ class BrowseSession:
             )
         self._left = left[::-1]
         self._next()
+
+    def _is_recorded(self, question: Question) -> bool:
+        """Tell whether the file holds the annotator's answer to a question by now, of this command or of another."""
+        return question_line(question.question) in _recorded(self._out, self.annotator)
 
     @property
     def columns(self) -> Mapping[str, Any]:
@@ -120,7 +124,10 @@ class BrowseSession:
             self._next()
 
     def _next(self) -> None:
-        self.question = self._left.pop() if self._left else None
+        self.question = None
+        while self._left and self.question is None:
+            drawn = self._left.pop()
+            self.question = None if self._is_recorded(drawn) else drawn
         self._begin()
 
     def _begin(self, written: Sequence[str] = ()) -> None:
@@ -149,6 +156,11 @@ class BrowseSession:
         return self.world.phase == "over" and (self._columns["answer"] is not None or aside)
 
     def _record(self) -> None:
+        if self.question is not None and self._is_recorded(self.question):
+            raise TextEnvError(
+                f"{self._out} holds an answer of {self.annotator} to this question by now: another command of the same "
+                "name adds to it. Skip the question."
+            )
         found = Demonstration(tuple(self.steps), self._columns)
         append_records(self._out, found.records(self.annotator))
         self.recorded += 1

@@ -55,7 +55,7 @@ class ChatGPT(Recipe):
             "num_envs": 64,
             "sft_epochs": 3,
         },
-        {"max_new_tokens": _ANSWER, "kl_coef": 0.05},
+        {"max_new_tokens": _ANSWER, "kl_coef": 0.8},
         {"ptx_coef": 0.2},
     )
     quick: ClassVar[Settings] = Settings(

@@ -64,9 +64,10 @@ class Compare(Command):
             raise TextEnvError("Name files of answers (--answers NAME=FILE), or policies (--policies NAME=FOLDER).")
         pairs = pair_answers(found, self.seed)
         with FeedbackStore(self.store) as store:
-            add_comparisons(store, found, pairs, judgements=self.judgements)
+            added = add_comparisons(store, found, pairs, judgements=self.judgements)
         questions = len({prompt for each in found for prompt, _ in each.found})
-        tell(f"{self.store}: {len(pairs)} comparisons added, of {questions} questions that were answered.")
+        known = f" {len(pairs) - added} were there already." if added < len(pairs) else ""
+        tell(f"{self.store}: {added} comparisons added, of {questions} questions that were answered.{known}")
         return 0
 
     def _read(self) -> Sequence[Answers]:
