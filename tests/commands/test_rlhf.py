@@ -99,7 +99,7 @@ def test_bias_of_every_stage(settings: Callable[..., Rlhf], monkeypatch: pytest.
     assert (config.out / "bias.png").exists()
 
 
-STAGES = ["_ask", "annotate", "train_reward_model", "train", "_Measure.policy", "report"]
+STAGES = ["_ask", "annotate", "train_reward_model", "train", "Measure.policy", "report"]
 
 
 @pytest.mark.slow
