@@ -66,7 +66,7 @@ class BrowseSession:
                 f"The web {world.web} has no questions; put them into it: textenv browse index SOURCE --questions FILE."
             )
         asked = random.Random(seed).sample(known, min(questions or len(known), len(known)))
-        left = [each for each in asked if not self._is_recorded(each)]
+        left = self._unrecorded(asked)
         self.wanted, self.recorded, self.skipped = len(asked), len(asked) - len(left), 0
         if not left:
             raise TextEnvError(
@@ -76,9 +76,10 @@ class BrowseSession:
         self._left = left[::-1]
         self._next()
 
-    def _is_recorded(self, question: Question) -> bool:
-        """Tell whether the file holds the annotator's answer to a question by now, of this command or of another."""
-        return question_line(question.question) in _recorded(self._out, self.annotator)
+    def _unrecorded(self, questions: Sequence[Question]) -> list[Question]:
+        """Return the questions to which the file holds no answer of the annotator by now, by whichever command."""
+        there = _recorded(self._out, self.annotator)
+        return [each for each in questions if question_line(each.question) not in there]
 
     @property
     def columns(self) -> Mapping[str, Any]:
@@ -124,10 +125,8 @@ class BrowseSession:
             self._next()
 
     def _next(self) -> None:
-        self.question = None
-        while self._left and self.question is None:
-            drawn = self._left.pop()
-            self.question = None if self._is_recorded(drawn) else drawn
+        self._left = self._unrecorded(self._left)
+        self.question = self._left.pop() if self._left else None
         self._begin()
 
     def _begin(self, written: Sequence[str] = ()) -> None:
@@ -156,7 +155,7 @@ class BrowseSession:
         return self.world.phase == "over" and (self._columns["answer"] is not None or aside)
 
     def _record(self) -> None:
-        if self.question is not None and self._is_recorded(self.question):
+        if self.question is not None and not self._unrecorded([self.question]):
             raise TextEnvError(
                 f"{self._out} holds an answer of {self.annotator} to this question by now: another command of the same "
                 "name adds to it. Skip the question."

@@ -28,7 +28,7 @@ from textenv.validation import Count, Probability, Seed, Temperature, validate
 if TYPE_CHECKING:
     from textenv.models.policy import TextPolicy
 
-__all__ = ["AddTasks", "add_tasks", "named_folders", "open_policy", "sample_completions"]
+__all__ = ["AddTasks", "add_tasks", "named", "named_folders", "open_policy", "sample_completions"]
 
 _ROWS = 32  # completions that are sampled at once
 _OF_DEMONSTRATIONS = ("store", "prompts", "demonstrations", "max_prompts", "judgements", "chat", "seed")
@@ -279,13 +279,27 @@ def named_folders(given: Sequence[str]) -> dict[str, str]:
     """
     from textenv.models.loading import resolve_model  # noqa: PLC0415 (loads torch)
 
-    policies: dict[str, str] = {}
+    return {name: resolve_model(folder) for name, folder in named("--policies", given, "FOLDER").items()}
+
+
+def named(flag: str, given: Sequence[str], what: str) -> dict[str, str]:
+    """Return values by name, of a flag that is given NAME=VALUE once or more.
+
+    Args:
+        flag: The flag.
+        given: What it is given.
+        what: What the message calls a value.
+
+    Raises:
+        TextEnvError: One is not NAME=VALUE, or a name comes twice.
+    """
+    found: dict[str, str] = {}
     for each in given:
-        name, equals, folder = each.partition("=")
-        if not name or not equals or not folder or name in policies:
-            raise TextEnvError(f"--policies {' '.join(given)}: expected NAME=FOLDER of each, and names that differ.")
-        policies[name] = resolve_model(folder)
-    return policies
+        name, _, value = each.partition("=")
+        if not name or not value or name in found:
+            raise TextEnvError(f"{flag} {' '.join(given)}: expected NAME={what} of each, and names that differ.")
+        found[name] = value
+    return found
 
 
 def _check_task_count(command: AddTasks, policies: int) -> None:

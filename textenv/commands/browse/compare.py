@@ -59,7 +59,7 @@ class Compare(Command):
         from textenv.feedback.browse_comparisons import add_comparisons, pair_answers  # noqa: PLC0415 (slow)
         from textenv.feedback.store import FeedbackStore  # noqa: PLC0415
 
-        found = [*self._read(), *self._sampled()]
+        found = self._answers()
         if not found:
             raise TextEnvError("Name files of answers (--answers NAME=FILE), or policies (--policies NAME=FOLDER).")
         pairs = pair_answers(found, self.seed)
@@ -70,32 +70,21 @@ class Compare(Command):
         tell(f"{self.store}: {added} comparisons added, of {questions} questions that were answered.{known}")
         return 0
 
-    def _read(self) -> Sequence[Answers]:
-        from textenv.feedback.browse_comparisons import Answers, read_answers  # noqa: PLC0415
-
-        files = dict[str, str]()
-        for each in self.answers:
-            name, equals, file = each.partition("=")
-            if not name or not equals or not file or name in files:
-                raise TextEnvError(f"--answers {each}: expected NAME=FILE, and names that differ.")
-            files[name] = file
-        return [Answers(name, str(Path(file).resolve()), read_answers(Path(file))) for name, file in files.items()]
-
-    def _sampled(self) -> Sequence[Answers]:
+    def _answers(self) -> Sequence[Answers]:
+        """Return the answers in files, and those that policies give."""
         from textenv.data.files import parse_json  # noqa: PLC0415
-        from textenv.feedback.browse_comparisons import Answers, sample_answers  # noqa: PLC0415
-        from textenv.feedback.sampling import named_folders  # noqa: PLC0415
+        from textenv.feedback.browse_comparisons import Answers, read_answers, sample_answers  # noqa: PLC0415
+        from textenv.feedback.sampling import named, named_folders  # noqa: PLC0415
 
+        files = named("--answers", self.answers, "FILE")
+        read = [Answers(name, str(Path(file).resolve()), read_answers(Path(file))) for name, file in files.items()]
         folders = named_folders(self.policies) if self.policies else {}
-        if both := [name for name in folders if name in {each.partition("=")[0] for each in self.answers}]:
+        if both := [name for name in folders if name in files]:
             raise TextEnvError(f"{both[0]!r} names both answers and a policy; give them names that differ.")
         settings: dict[str, Any] = {"temperature": self.temperature} if self.temperature is not None else {}
         settings |= {"web": self.web, "split": self.split, "browser": parse_json(self.browser, "--browser")}
+        counts = {"questions": self.questions, "samples": self.samples, "seed": self.seed}
         return [
-            Answers(
-                name,
-                folder,
-                sample_answers(folder, questions=self.questions, samples=self.samples, seed=self.seed, **settings),
-            )
-            for name, folder in folders.items()
+            *read,
+            *(Answers(name, folder, sample_answers(folder, **counts, **settings)) for name, folder in folders.items()),
         ]
